@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Process-wide settings. Filled once from the environment by kl_config_init() (the
+ * preload constructor or the first library call) before any thread uses them; read-only
+ * afterwards.
+ *
+ *   KVMLET_LOG=FILE     warnings and errors go to FILE (default: stderr, warnings up)
+ *   KVMLET_TRACE=FILE   one line per ioctl, exit and memory event
+ *   KVMLET_STATS=1      table at exit, on stderr
+ *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
+ */
+#pragma once
+
+#include <stdbool.h>
+
+struct kl_config {
+	const char *log_path;
+	const char *trace_path;
+	bool stats;
+	bool keep_seccomp;
+};
+
+extern struct kl_config kl_config;
+
+/* Idempotent; not thread-safe (constructor context). */
+void kl_config_init(void);

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * racepoint(NAME): a named place where a test can park a thread, so that interleavings are
+ * forced and not hoped for. Compiled to nothing unless KL_RACEPOINTS is defined (debug and
+ * sanitizer builds).
+ *
+ * Test side:
+ *     kl_racepoint_arm("fault-populate", 1);     next thread to arrive stops there
+ *     kl_racepoint_wait("fault-populate");       until it has
+ *     ...
+ *     kl_racepoint_release("fault-populate");
+ */
+#pragma once
+
+#include "base/compiler.h"
+
+#ifdef KL_RACEPOINTS
+void kl_racepoint_hit(const char *name);
+#define racepoint(name) kl_racepoint_hit(name)
+#else
+#define racepoint(name)                                                                            \
+	do {                                                                                       \
+	} while (0)
+#endif
+
+/* Park the next @count threads that arrive at @name. */
+void kl_racepoint_arm(const char *name, int count);
+/* Wait until a thread is parked at @name; false after @timeout_ms. */
+bool kl_racepoint_wait(const char *name, int timeout_ms);
+/* Let all threads parked at @name go on, and disarm it. */
+void kl_racepoint_release(const char *name);
+/* True where racepoints are compiled in. */
+bool kl_racepoints_enabled(void);

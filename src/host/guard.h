@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guarded access to memory that may vanish (N7) or block (M6).
+ *
+ * kl_guard_enter() is setjmp: it returns KL_GUARD_NONE at first; when an access faults it
+ * returns again with the reason. The code between enter and leave holds no lock and owns
+ * nothing that must be released, or releases it after the second return.
+ *
+ *     jmp_buf here;
+ *     int why = kl_guard_enter(&here);
+ *     if (why == KL_GUARD_NONE) { ...access...; }
+ *     kl_guard_leave(saved);
+ *
+ * SIGSEGV and SIGBUS are synchronous and always land here while a guard is set. An
+ * asynchronous abandon (KL_GUARD_INTR) happens only when the interrupted instruction is one
+ * of host/access.h's, so that an interpreter never loses half of an instruction.
+ */
+#pragma once
+
+#include "host/thread.h"
+
+/* Install SIGSEGV/SIGBUS/kick handlers once per process. 0 or -errno. Idempotent. */
+int kl_guard_init(void);
+
+/* For whoever owns the process's handlers: true if the engine consumed the signal. */
+bool kl_guard_signal(int sig, siginfo_t *info, void *uc);
+
+/* The signal with which the engine interrupts its own vCPU threads. */
+#define KL_KICK_SIGNAL (SIGRTMAX)
+/* Interrupt whatever guarded access thread @tid is blocked in. Any thread. */
+void kl_guard_kick(pid_t tid);
+
+#define kl_guard_enter(env) (kl_self.guard = (env), (enum kl_guard_reason)_setjmp(*(env)))
+KL_INLINE void kl_guard_leave(jmp_buf *outer)
+{
+	kl_self.guard = outer;
+}
+
+/* Copies between the engine and program memory. 0, -EFAULT, -EINTR, or -EHWPOISON. */
+int kl_guard_copy(void *dst, const void *src, size_t len) KL_MUST_CHECK;
+
+/*
+ * Copies from/to the program for ioctl arguments; @uptr may be any value, NULL too.
+ * 0 or -EFAULT.
+ */
+KL_INLINE int KL_MUST_CHECK kl_copy_from_user(void *dst, const void *uptr, size_t len)
+{
+	return kl_guard_copy(dst, uptr, len) ? -14 : 0;
+}
+KL_INLINE int KL_MUST_CHECK kl_copy_to_user(void *uptr, const void *src, size_t len)
+{
+	return kl_guard_copy(uptr, src, len) ? -14 : 0;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Making a host page present, as KVM's hva_to_pfn does.
+ */
+#pragma once
+
+#include <kvmlet/types.h>
+
+#include "base/compiler.h"
+
+/*
+ * Touch the page at @hva so that it is resident; for writing if @write.
+ *
+ * On success *writable says whether the mapping can be written (a read populate tries the
+ * write protection of the mapping only if @want_writable).
+ *
+ * Context: no lock, no reader section; may sleep for as long as a userfaultfd handler
+ * pleases; interruptible by a program signal while the thread runs a vCPU.
+ * Returns: 0; -EFAULT nothing there, or not writable and @write; -EINTR; -EHWPOISON.
+ */
+int kl_host_populate(kl_hva_t hva, bool write, bool *writable) KL_MUST_CHECK;

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the engine knows about the calling thread, and where the program's signals meet it.
+ *
+ * Every entry from the program brackets its work with kl_engine_enter() and
+ * kl_engine_leave(); they nest. Between the two the program's signal handlers do not run
+ * (U3): the preload library's handler calls kl_thread_defer_signal() instead, which
+ *   - queues the signal to this thread again, with its siginfo,
+ *   - blocks the program's signals in the context that the handler returns to,
+ *   - sets sig_pending, and KL_REQ_SIGNAL on the vCPU that this thread runs.
+ * The outermost kl_engine_leave() restores the mask and the kernel then delivers the signal
+ * on a thread that holds nothing of the engine.
+ */
+#pragma once
+
+#include <setjmp.h>
+#include <signal.h>
+
+#include "base/compiler.h"
+
+struct kl_vcpu_core;
+
+/* Why control came back to a guard (host/guard.h). */
+enum kl_guard_reason {
+	KL_GUARD_NONE = 0,
+	KL_GUARD_FAULT,	 /* SIGSEGV or SIGBUS at fault_addr */
+	KL_GUARD_HWPOISON, /* SIGBUS BUS_MCEERR_AR at fault_addr */
+	KL_GUARD_INTR,	 /* a blocked access was abandoned: signal or flush request */
+};
+
+struct kl_thread {
+	int depth;			  /* nesting of kl_engine_enter */
+	volatile sig_atomic_t sig_pending; /* a program signal waits for the engine to leave */
+	jmp_buf *volatile guard;	  /* where a fault on guarded memory goes, or NULL */
+	uint64_t fault_addr;
+	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
+	sigset_t saved_mask;	  /* valid while sig_pending: mask to restore */
+	int brackets;		  /* notifier brackets that this thread has open (S7) */
+};
+
+extern KL_TLS struct kl_thread kl_self;
+
+KL_INLINE void kl_engine_enter(void)
+{
+	kl_self.depth++;
+	atomic_signal_fence(memory_order_seq_cst);
+}
+
+void kl_engine_leave_slow(void);
+
+KL_INLINE void kl_engine_leave(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+	if (--kl_self.depth == 0) {
+		atomic_signal_fence(memory_order_seq_cst);
+		if (KL_UNLIKELY(kl_self.sig_pending))
+			kl_engine_leave_slow();
+	}
+}
+
+KL_INLINE bool kl_engine_active(void)
+{
+	return kl_self.depth > 0;
+}
+
+/* From a handler on this thread, when kl_engine_active(). @uc as given to the handler. */
+void kl_thread_defer_signal(int sig, siginfo_t *info, void *uc);

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Everything that the memory layer tells a higher one, in the order in which it tells it.
+ * The functions are implemented by the layer named; this list is the only way up.
+ *
+ *   1. gpc    (to come with the gfn->pfn caches)
+ *   2. mmu    stage 2
+ *   3. track  (to come with page tracking)
+ */
+#pragma once
+
+#include <kvmlet/types.h>
+
+#include "base/compiler.h"
+
+struct kl_vm;
+struct kl_memslot;
+
+/* mmu: birth and death with the VM. 0 or -ENOMEM. */
+int kl_mmu_create(struct kl_vm *vm) KL_MUST_CHECK;
+void kl_mmu_destroy(struct kl_vm *vm);
+
+/*
+ * mmu: [first, last] of address space @as_id is being invalidated (N2). Raises in_progress,
+ * zaps, flushes and waits. !may_block: -EAGAIN, nothing changed, if it would wait.
+ */
+struct kl_gfn_range {
+	unsigned as_id;
+	kl_gfn_t start, end; /* end exclusive */
+};
+int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_gfn_range *r, unsigned n,
+			    bool may_block);
+void kl_mmu_invalidate_end(struct kl_vm *vm);
+
+/* mmu: the slot is invalid in the published set and readers have left: zap and flush (S4). */
+void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
+/* mmu: LOG_DIRTY or READONLY changed: what is mapped writable must fault again. */
+void kl_mmu_protect_slot(struct kl_vm *vm, const struct kl_memslot *slot);
+/* mmu: the MMIO generation wrapped (S6). */
+void kl_mmu_zap_mmio(struct kl_vm *vm);

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The part of a vCPU that the memory engine knows: its mode and its requests (M6).
+ *
+ * Invariants
+ *   - A host pointer that came from stage 2 or from a vCPU TLB is used only while the
+ *     vCPU's mode is IN_GUEST, by its own thread.
+ *   - The vCPU thread goes OUTSIDE before it takes any engine lock, opens a reader section,
+ *     sleeps, or runs anything that can wait for another vCPU.
+ *   - Entering: mode = IN_GUEST, then read requests (both sequentially consistent). A
+ *     flusher: set request, then read mode. One of the two sees the other.  PAIR(vcpu-mode)
+ *   - A flusher returns when, for each vCPU, mode left IN_GUEST or KL_REQ_TLB_FLUSH was
+ *     consumed. The vCPU consumes it by dropping its whole TLB, at a point where it holds
+ *     no pointer.
+ */
+#pragma once
+
+#include <sys/types.h>
+
+#include "base/compiler.h"
+#include "base/stats.h"
+
+struct kl_vm;
+
+enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
+
+/* Bits of kl_vcpu_core.requests. */
+#define KL_REQ_TLB_FLUSH (1u << 0) /* drop the TLB; waited for */
+#define KL_REQ_SIGNAL	 (1u << 1) /* the thread has a pending program signal: leave with EINTR */
+#define KL_REQ_EVENT	 (1u << 2) /* an interrupt, NMI or exception may have become deliverable */
+#define KL_REQ_UNHALT	 (1u << 3) /* wake from HLT */
+#define KL_REQ_VM_DEAD	 (1u << 4) /* never consumed: KVM_RUN returns EIO */
+
+struct kl_vcpu_core {
+	_Atomic uint32_t requests; /* futex word of a halted vCPU */
+	_Atomic uint32_t mode;
+	struct kl_vm *vm;
+	unsigned index; /* in vm->vcpus */
+	unsigned id;	/* the APIC id given to KVM_CREATE_VCPU */
+	_Atomic pid_t tid; /* thread inside KVM_RUN, or 0 */
+	struct kl_vcpu_stats stats;
+};
+
+KL_INLINE void kl_vcpu_enter_guest(struct kl_vcpu_core *c)
+{
+	atomic_store_explicit(&c->mode, KL_IN_GUEST, memory_order_seq_cst); /* PAIR(vcpu-mode) */
+}
+
+KL_INLINE void kl_vcpu_leave_guest(struct kl_vcpu_core *c)
+{
+	atomic_store_explicit(&c->mode, KL_OUTSIDE_GUEST, memory_order_release);
+}
+
+/* After entering, and at every block boundary. */
+KL_INLINE uint32_t kl_vcpu_requests(struct kl_vcpu_core *c)
+{
+	return atomic_load_explicit(&c->requests, memory_order_seq_cst);
+}
+
+/* Own thread: take @bits off; returns those that were set. */
+KL_INLINE uint32_t kl_vcpu_take_requests(struct kl_vcpu_core *c, uint32_t bits)
+{
+	return atomic_fetch_and_explicit(&c->requests, ~bits, memory_order_acq_rel) & bits;
+}
+
+/* Set @bits and wake a halted vCPU. Any thread; async-signal-safe; never waits. */
+void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);
+
+/*
+ * Every vCPU of @vm drops its TLB before its next guest access; on return none holds a
+ * pointer that it obtained before the call.
+ * Context: may hold mmu_lock; the caller is not in guest mode. @may_wait false: instead of
+ * waiting returns -EAGAIN at once if some vCPU is in guest mode (and sets no request).
+ */
+int kl_vcpus_flush(struct kl_vm *vm, bool may_wait);
+
+/* Registration in vm->vcpus. 0, -EEXIST (id), -EINVAL (id or count over the limits). */
+int kl_vcpu_core_add(struct kl_vm *vm, struct kl_vcpu_core *c, unsigned id) KL_MUST_CHECK;
+/* Take it off again: creation failed after add. The vCPU never ran. */
+void kl_vcpu_core_remove(struct kl_vcpu_core *c);

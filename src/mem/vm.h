@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A VM as the memory engine sees it. The x86 and uapi layers embed it.
+ */
+#pragma once
+
+#include "base/lock.h"
+#include "base/srcu.h"
+#include "base/stats.h"
+#include "mem/memslot.h"
+#include "mem/vcpu_core.h"
+
+#define KL_MAX_VCPUS	1024
+#define KL_MAX_VCPU_IDS 4096
+
+struct kl_mmu;
+
+struct kl_vm {
+	/* Memslots. */
+	struct kl_mutex slots_lock;
+	struct kl_srcu srcu;
+	_Atomic(struct kl_memslots *) memslots[KL_NR_AS];
+	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */
+
+	/*
+	 * Invalidations in flight. active counts brackets from before slots are looked at
+	 * until after everything else of end(); a slot change waits for 0 and holds new
+	 * brackets off (S7). The rest is under mmu_lock for writing.
+	 */
+	pthread_mutex_t notifier_lock;
+	pthread_cond_t notifier_cond;
+	int active_invalidate_count;
+	int update_waiting;
+	int mmu_invalidate_in_progress;	  /* mmu_lock */
+	kl_gfn_t mmu_invalidate_start, mmu_invalidate_end; /* mmu_lock */
+	_Atomic uint64_t mmu_invalidate_seq;
+
+	/* vCPUs, by index; entries are published with release and never change while set. */
+	struct kl_mutex vcpus_lock;
+	_Atomic(struct kl_vcpu_core *) vcpus[KL_MAX_VCPUS];
+	_Atomic unsigned nr_vcpus;
+
+	struct kl_mmu *mmu; /* mmu/ */
+
+	_Atomic bool dead; /* internal error: every later call is -EIO */
+	struct kl_vm_stats stats;
+	uint64_t serial; /* for log and trace */
+
+	struct kl_vm *next; /* list of VMs that notifiers walk; VMS lock */
+};
+
+/* 0 or -ENOMEM. */
+int kl_vm_init(struct kl_vm *vm) KL_MUST_CHECK;
+/* No vCPU runs and nobody else uses @vm. Waits for brackets in flight. */
+void kl_vm_destroy(struct kl_vm *vm);
+
+/* An internal inconsistency: log, mark dead, make vCPUs leave. */
+void kl_vm_bug(struct kl_vm *vm, const char *what);
+#define KL_BUG_ON(cond, vm)                                                                        \
+	({                                                                                         \
+		bool b_ = (cond);                                                                  \
+		if (KL_UNLIKELY(b_))                                                               \
+			kl_vm_bug(vm, #cond);                                                      \
+		b_;                                                                                \
+	})
+
+/* fork(): in the child every VM of the parent is unusable and no notifier sees it (U5). */
+void kl_vms_after_fork(void);

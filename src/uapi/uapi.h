@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * KVM's ioctl interface on kvmlet objects: what the preload library (and tests) call.
+ *
+ * An object (system device, VM, vCPU, statistics file) is reference-counted. A descriptor is
+ * a memfd; the preload library maps descriptors to objects and holds one reference for each
+ * descriptor that it knows.
+ *
+ * Every function: Context: kl_engine_enter() done, no engine lock. Values are the kernel's:
+ * >= 0 or -errno.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/compiler.h"
+
+enum kl_object_kind { KL_OBJ_SYSTEM, KL_OBJ_VM, KL_OBJ_VCPU, KL_OBJ_STATS };
+
+struct kl_object {
+	enum kl_object_kind kind;
+	_Atomic unsigned refs;
+	uint64_t ino; /* of the memfd that stands for it, and its device: identity of a fd */
+	uint64_t dev;
+	pid_t owner; /* process that made it; elsewhere: -EIO (VM, vCPU, stats) */
+};
+
+/* Open /dev/kvm: a new descriptor (O_CLOEXEC in @flags honoured) and its object with one
+ * reference, or -errno. */
+int kl_uapi_open_system(int flags, struct kl_object **obj);
+
+/*
+ * ioctl(2). @new_obj: set, with one reference, when the call returned a new descriptor.
+ */
+long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd, unsigned long arg,
+		   struct kl_object **new_obj);
+
+void kl_object_get(struct kl_object *obj);
+/* The last one destroys the object. */
+void kl_object_put(struct kl_object *obj);
+/* The object with this identity, with a new reference, or NULL (SCM_RIGHTS, inherited). */
+struct kl_object *kl_object_find(uint64_t dev, uint64_t ino);
+
+/*
+ * mmap(2) of a descriptor: may this be mapped, and what must be mapped over it?
+ * 0: map @fd itself as asked; > 0: that many bytes at *overlay_off within the request must be
+ * mapped from descriptor *overlay_fd (offset 0) instead; -errno.
+ */
+long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t off,
+		  int *overlay_fd, size_t *overlay_off);
+
+/* read(2)/pread(2): -EINVAL for everything but statistics. @pos NULL: the file position. */
+ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos);
+/* lseek(2) on a statistics file moves its position; others: -ESPIPE as anon inodes do. */
+off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence);
+
+/* Exit table of `kvmlet run --stats`, of everything that this process did. */
+void kl_uapi_print_stats(int fd);
+
+/* fork(): in the child. */
+void kl_uapi_after_fork(void);

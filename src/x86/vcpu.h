@@ -1,0 +1,554 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The x86 vCPU: its state, its TLB, how an instruction ends early, and the interface
+ * between the parts of src/x86 and of uapi/ to it.
+ *
+ *   decode.c block.c interp.c ops_*.c thunk.c   instructions (insn.h)
+ *   access.c paging.c                           guest memory: TLB, guest page walks, MMIO
+ *   exception.c segment.c system.c msr.c cpuid.c  what the system sees
+ *   run.c                                       KVM_RUN: events, requests, halt, exits
+ *   state.c                                     get/set as KVM's ioctls want it
+ *
+ * Everything here belongs to the vCPU's own thread (uapi holds the vCPU's mutex), except
+ * core.requests and core.mode.
+ *
+ * How an instruction ends early: any handler may call kl_raise*(), or touch guest memory
+ * in a way that raises or exits; control then goes by longjmp to run.c. So a handler makes
+ * every memory access that can fail before it changes a register, and owns no resource.
+ */
+#pragma once
+
+#include <linux/kvm.h>
+#include <setjmp.h>
+
+#include "base/compiler.h"
+#include "base/lock.h"
+#include "host/access.h"
+#include "host/guard.h"
+#include "mem/vm.h"
+#include "mmu/mmu.h"
+
+enum kl_gpr {
+	KL_RAX,
+	KL_RCX,
+	KL_RDX,
+	KL_RBX,
+	KL_RSP,
+	KL_RBP,
+	KL_RSI,
+	KL_RDI,
+	KL_R8,
+	KL_R9,
+	KL_R10,
+	KL_R11,
+	KL_R12,
+	KL_R13,
+	KL_R14,
+	KL_R15
+};
+
+/* Encoding order of segment registers. */
+enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SEGS };
+
+#define KL_CR0_PE (1u << 0)
+#define KL_CR0_MP (1u << 1)
+#define KL_CR0_EM (1u << 2)
+#define KL_CR0_TS (1u << 3)
+#define KL_CR0_ET (1u << 4)
+#define KL_CR0_NE (1u << 5)
+#define KL_CR0_WP (1u << 16)
+#define KL_CR0_AM (1u << 18)
+#define KL_CR0_NW (1u << 29)
+#define KL_CR0_CD (1u << 30)
+#define KL_CR0_PG (1u << 31)
+
+#define KL_CR4_VME	  (1u << 0)
+#define KL_CR4_PVI	  (1u << 1)
+#define KL_CR4_TSD	  (1u << 2)
+#define KL_CR4_DE	  (1u << 3)
+#define KL_CR4_PSE	  (1u << 4)
+#define KL_CR4_PAE	  (1u << 5)
+#define KL_CR4_MCE	  (1u << 6)
+#define KL_CR4_PGE	  (1u << 7)
+#define KL_CR4_PCE	  (1u << 8)
+#define KL_CR4_OSFXSR	  (1u << 9)
+#define KL_CR4_OSXMMEXCPT (1u << 10)
+#define KL_CR4_UMIP	  (1u << 11)
+#define KL_CR4_LA57	  (1u << 12)
+#define KL_CR4_FSGSBASE	  (1u << 16)
+#define KL_CR4_PCIDE	  (1u << 17)
+#define KL_CR4_OSXSAVE	  (1u << 18)
+#define KL_CR4_SMEP	  (1u << 20)
+#define KL_CR4_SMAP	  (1u << 21)
+#define KL_CR4_PKE	  (1u << 22)
+
+#define KL_EFER_SCE   (1u << 0)
+#define KL_EFER_LME   (1u << 8)
+#define KL_EFER_LMA   (1u << 10)
+#define KL_EFER_NX    (1u << 11)
+#define KL_EFER_SVME  (1u << 12)
+#define KL_EFER_FFXSR (1u << 14)
+
+#define KL_FL_CF   (1u << 0)
+#define KL_FL_PF   (1u << 2)
+#define KL_FL_AF   (1u << 4)
+#define KL_FL_ZF   (1u << 6)
+#define KL_FL_SF   (1u << 7)
+#define KL_FL_TF   (1u << 8)
+#define KL_FL_IF   (1u << 9)
+#define KL_FL_DF   (1u << 10)
+#define KL_FL_OF   (1u << 11)
+#define KL_FL_IOPL (3u << 12)
+#define KL_FL_NT   (1u << 14)
+#define KL_FL_RF   (1u << 16)
+#define KL_FL_VM   (1u << 17)
+#define KL_FL_AC   (1u << 18)
+#define KL_FL_VIF  (1u << 19)
+#define KL_FL_VIP  (1u << 20)
+#define KL_FL_ID   (1u << 21)
+#define KL_FL_STATUS (KL_FL_CF | KL_FL_PF | KL_FL_AF | KL_FL_ZF | KL_FL_SF | KL_FL_OF)
+
+#define KL_EXC_DE 0
+#define KL_EXC_DB 1
+#define KL_EXC_BP 3
+#define KL_EXC_OF 4
+#define KL_EXC_BR 5
+#define KL_EXC_UD 6
+#define KL_EXC_NM 7
+#define KL_EXC_DF 8
+#define KL_EXC_TS 10
+#define KL_EXC_NP 11
+#define KL_EXC_SS 12
+#define KL_EXC_GP 13
+#define KL_EXC_PF 14
+#define KL_EXC_MF 16
+#define KL_EXC_AC 17
+#define KL_EXC_MC 18
+#define KL_EXC_XM 19
+
+/*
+ * The vCPU TLB: gva page -> host page. One array per access mode, because what a page
+ * allows depends on it. A tag is the page's linear address if the access is allowed, else
+ * KL_TLB_NONE, which no page address equals. Writable tags are set only when the guest's D
+ * bit is set and the page is not logged or tracked.
+ */
+#define KL_TLB_BITS 9
+#define KL_TLB_SIZE (1u << KL_TLB_BITS)
+#define KL_TLB_NONE 1ull
+
+struct kl_tlb_entry {
+	uint64_t rtag, wtag, xtag;
+	int64_t addend; /* host address = linear address + addend */
+};
+
+enum kl_tlb_mode {
+	KL_TLB_SUPER, /* CPL 0-2, AC set or no SMAP */
+	KL_TLB_SUPER_SMAP, /* CPL 0-2 with SMAP and AC clear */
+	KL_TLB_USER,  /* CPL 3 */
+	KL_NR_TLB_MODES
+};
+
+/* Execution mode of code: how bytes are decoded. Part of a block's key. */
+enum kl_code_mode { KL_CODE16, KL_CODE32, KL_CODE64 };
+
+#define KL_XSAVE_SIZE 4096
+
+/* An exit to the program. What KVM_RUN's kvm_run says, before uapi/ encodes it. */
+struct kl_exit {
+	uint32_t reason; /* KVM_EXIT_* */
+	union {
+		struct { /* KVM_EXIT_IO; data in vcpu.pio_data */
+			uint8_t in;
+			uint8_t size;
+			uint16_t port;
+			uint32_t count;
+		} io;
+		struct { /* KVM_EXIT_MMIO; a read's answer is put into data by uapi */
+			uint64_t gpa;
+			uint8_t data[8];
+			uint32_t len;
+			uint8_t is_write;
+		} mmio;
+		struct { /* KVM_EXIT_X86_RDMSR/WRMSR; data and error are the program's answer */
+			uint32_t index;
+			uint32_t why; /* KVM_MSR_EXIT_REASON_* */
+			uint64_t data;
+			uint8_t error;
+		} msr;
+		struct { /* KVM_EXIT_INTERNAL_ERROR */
+			uint32_t suberror;
+			uint32_t ndata;
+			uint64_t data[16];
+			uint8_t insn_len; /* emulation failure: bytes, if known */
+			uint8_t insn[15];
+		} internal;
+		struct {
+			uint64_t hardware_entry_failure_reason;
+			uint32_t cpu;
+		} fail_entry;
+		struct {
+			uint64_t nr, args[6], ret;
+			uint32_t longmode;
+		} hypercall;
+		struct {
+			uint32_t exception;
+			uint64_t pc, dr6, dr7;
+		} debug;
+	};
+};
+
+/* What must be finished when KVM_RUN is called again, before anything else. */
+enum kl_pending {
+	KL_PENDING_NONE,
+	KL_PENDING_PIO_IN,    /* simple IN: data to rAX, advance */
+	KL_PENDING_PIO_OUT,   /* simple OUT: advance */
+	KL_PENDING_PIO_STRING, /* INS: restart the instruction, which finds pio_data; OUTS */
+	KL_PENDING_MMIO_READ, /* restart the instruction, which finds the data in mmio[] */
+	KL_PENDING_MMIO_WRITE, /* next fragment, or done */
+	KL_PENDING_MSR,
+	KL_PENDING_HYPERCALL,
+};
+
+/* MMIO of the instruction that is being executed: fragments of at most 8 bytes. */
+#define KL_MAX_MMIO_FRAGMENTS 8
+struct kl_mmio_fragment {
+	uint64_t gpa;
+	uint8_t len;
+	bool is_write;
+	bool done;
+	uint8_t data[8];
+};
+
+struct kl_event_exception {
+	bool pending;	/* raised, not yet being delivered */
+	bool injected;	/* delivery was begun or asked for by the program; must be redone */
+	bool has_error;
+	bool has_payload;
+	uint8_t nr;
+	uint32_t error;
+	uint64_t payload;
+};
+
+struct kl_msr_entry; /* msr.c */
+struct kl_x86_vm;
+struct kl_block_cache; /* block.c */
+struct kl_op;
+
+struct kl_vcpu {
+	struct kl_vcpu_core core;
+	struct kl_x86_vm *kvm;
+
+	/* Integer state. */
+	uint64_t gpr[16] KL_CACHELINE;
+	uint64_t rip; /* of the current instruction while a handler runs */
+	uint64_t rflags; /* bit 1 always set; all flags exact at block ends and faults */
+	struct kvm_segment seg[KL_NR_SEGS];
+	uint8_t cpl;
+	uint8_t code_mode; /* enum kl_code_mode, from CS and EFER */
+	uint8_t tlb_mode;  /* enum kl_tlb_mode, from CPL, CR4.SMAP, EFLAGS.AC */
+	bool long_mode;	   /* EFER.LMA && CS.L */
+
+	/* How control leaves a handler early (run.c sets it). */
+	jmp_buf jmp;
+	bool in_run; /* jmp is valid */
+
+	/* Memory. */
+	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
+	uint8_t *code_page;  /* host page that the current block lies in, or NULL */
+	bool code_written; /* a store hit code_page: leave the block after this instruction */
+
+	/* System state. */
+	uint64_t cr0, cr2, cr3, cr4, cr8, efer, xcr0;
+	uint64_t dr[4], dr6, dr7;
+	struct kvm_dtable gdt, idt;
+	uint64_t apic_base;
+	uint64_t pdptrs[4]; /* PAE */
+	bool pdptrs_valid;
+
+	/* Vector and x87 state, in the standard (non-compacted) XSAVE layout. */
+	uint8_t xsave[KL_XSAVE_SIZE] __attribute__((aligned(64)));
+
+	/* MSRs with storage, by name (msr.c); the rest of them live where they act. */
+	uint64_t msr_star, msr_lstar, msr_cstar, msr_fmask, msr_kernel_gs_base, msr_tsc_aux;
+	uint64_t msr_sysenter_cs, msr_sysenter_esp, msr_sysenter_eip;
+	uint64_t msr_pat, msr_misc_enable, msr_debugctl, msr_tsc_adjust, msr_tsc_deadline;
+	uint64_t msr_spec_ctrl, msr_xss, msr_feature_control, msr_arch_capabilities;
+	uint64_t msr_mtrr[32]; /* msr.c has the order */
+	uint64_t tsc_offset;   /* guest TSC = host TSC + offset */
+	bool msr_feature_control_set;
+
+	/* CPUID as the program set it. */
+	struct kvm_cpuid_entry2 *cpuid;
+	unsigned nr_cpuid;
+	unsigned maxphyaddr;
+	uint64_t cr4_reserved, efer_allowed; /* derived from CPUID */
+
+	/* Events. */
+	struct kl_event_exception exc;
+	struct {
+		bool injected, soft;
+		uint8_t nr;
+	} irq; /* KVM_INTERRUPT, or an injected one */
+	struct {
+		bool injected, masked;
+		_Atomic uint32_t pending; /* KVM_NMI: any thread */
+	} nmi;
+	uint8_t int_shadow; /* KVM_X86_SHADOW_INT_* */
+	bool triple_fault_pending;
+	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
+	struct kvm_guest_debug debug;
+
+	/* Exit to the program and its completion. */
+	struct kl_exit exit;
+	bool exit_pending; /* this KVM_RUN is over: exit is filled */
+	int exit_errno;	   /* != 0: KVM_RUN fails with it (-EINTR, -EFAULT, ...) */
+	enum kl_pending pending;
+	uint64_t pending_rip; /* linear address of the instruction that exited */
+	uint8_t pio_page_[KL_PAGE_SIZE]; /* used until uapi points pio_data at the run area */
+	uint8_t *pio_data; /* one page, shared with the program */
+	struct kl_mmio_fragment mmio[KL_MAX_MMIO_FRAGMENTS];
+	unsigned nr_mmio, cur_mmio; /* collected in this instruction; next to exit with */
+	bool mmio_replay; /* the instruction is being restarted with read data */
+
+	/* Settings from kvm_run, read by uapi at each KVM_RUN. */
+	bool request_interrupt_window;
+	bool immediate_exit;
+
+	/* Instructions. */
+	struct kl_block_cache *blocks;
+	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */
+	uint64_t insn_count; /* guest instructions, published to core.stats at exits */
+
+	bool userspace_irqchip; /* no KVM_CREATE_IRQCHIP */
+	bool runnable_once; /* run at least once: SET_CPUID rules */
+};
+
+/* x86 state of a VM. uapi embeds it. */
+struct kl_x86_vm {
+	struct kl_vm mem; /* first */
+	struct kl_mutex lock; /* rank VM */
+	bool irqchip;
+	bool pit;
+	uint64_t tss_addr, identity_map_addr;
+	uint32_t boot_cpu_id, max_vcpu_ids;
+	uint64_t disabled_quirks;
+	uint32_t user_space_msr_mask; /* KVM_CAP_X86_USER_SPACE_MSR */
+	bool exception_payload;	   /* KVM_CAP_EXCEPTION_PAYLOAD */
+	bool triple_fault_event;   /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
+	bool exit_on_emulation_error; /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
+	uint64_t disabled_exits;	   /* KVM_CAP_X86_DISABLE_EXITS */
+	uint32_t tsc_khz;
+	uint64_t tsc_offset; /* for new vCPUs */
+	/* Immutable once set, replaced whole; read under mem.srcu. */
+	_Atomic(struct kl_msr_filter *) msr_filter;
+	/*
+	 * In-engine devices: coalesced MMIO/PIO and ioeventfds. 0 if handled, else
+	 * -EOPNOTSUPP. Called OUTSIDE guest mode, no lock held. Set by uapi; may be NULL.
+	 */
+	int (*io_write)(struct kl_x86_vm *vm, bool pio, uint64_t addr, unsigned len,
+			const void *data);
+};
+
+KL_INLINE struct kl_x86_vm *kl_x86_vm_of(struct kl_vm *vm)
+{
+	return (struct kl_x86_vm *)vm;
+}
+
+/* ---- leaving an instruction ------------------------------------------------------ */
+
+/* What longjmp(v->jmp) brings to run.c. (Guard reasons come through kl_self.guard.) */
+enum kl_leave {
+	KL_LEAVE_NONE,
+	KL_LEAVE_EXCEPTION, /* v->exc is pending; rip is the faulting instruction */
+	KL_LEAVE_EXIT,	    /* v->exit or v->exit_errno is filled; rip not advanced */
+	KL_LEAVE_RESTART,   /* nothing happened; poll requests and run the instruction again */
+};
+
+void kl_leave(struct kl_vcpu *v, enum kl_leave why) KL_NORETURN;
+/* Raise a fault from a handler. #DB/#BP/#OF traps go through kl_x86_soft_int or trap. */
+void kl_raise(struct kl_vcpu *v, unsigned vector) KL_NORETURN KL_COLD;
+void kl_raise_error(struct kl_vcpu *v, unsigned vector, uint32_t error) KL_NORETURN KL_COLD;
+/* #PF: cr2 is set when it is delivered (payload). */
+void kl_raise_pf(struct kl_vcpu *v, uint64_t gva, uint32_t error) KL_NORETURN KL_COLD;
+/* KVM_INTERNAL_ERROR_EMULATION with the current instruction's bytes, or #UD where KVM
+ * injects one (user mode without exit_on_emulation_error). */
+void kl_emulation_failure(struct kl_vcpu *v) KL_NORETURN KL_COLD;
+
+/* ---- guest memory (access.c, paging.c) ------------------------------------------- */
+
+/*
+ * Linear-address access with the current mode's rights: fast path here, everything else
+ * (TLB miss, page crossing, MMIO, faults) out of line. Sizes 1, 2, 4, 8. May leave.
+ * A store is complete when it returns; a page-crossing store has checked both pages first.
+ */
+uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size);
+void kl_write_slow(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size);
+
+KL_INLINE struct kl_tlb_entry *kl_tlb_entry(struct kl_vcpu *v, unsigned mode, uint64_t lin)
+{
+	return &v->tlb[mode][(lin >> KL_PAGE_SHIFT) & (KL_TLB_SIZE - 1)];
+}
+
+KL_INLINE uint64_t kl_read(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+
+	if (KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
+		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE))
+		return kl_load((void *)(lin + (uint64_t)e->addend), size);
+	return kl_read_slow(v, lin, size);
+}
+
+KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+
+	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) &&
+		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE)) {
+		uint8_t *p = (uint8_t *)(lin + (uint64_t)e->addend);
+
+		kl_store(p, val, size);
+		if (KL_UNLIKELY((uint8_t *)((uint64_t)p & KL_PAGE_MASK) == v->code_page))
+			v->code_written = true;
+		return;
+	}
+	kl_write_slow(v, lin, val, size);
+}
+
+/* Any length (vector operands, descriptors); same rules. */
+void kl_read_bytes(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len);
+void kl_write_bytes(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len);
+
+/* Supervisor access whatever CPL is (descriptor tables, TSS, IDT); same rules. */
+void kl_read_system(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len);
+void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len);
+
+/*
+ * Pointer for a locked read-modify-write: @size bytes at @lin, checked for writing, usable
+ * until the handler returns. NULL if the access crosses a page or hits MMIO: the caller then
+ * does it unlocked with kl_read/kl_write (MMIO), or kl_rmw_split() stops other vCPUs (page
+ * crossing). The page has just been touched.
+ */
+void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size);
+
+/* Host pointer of the code at @lin for fetching up to the page end; NULL: call the slow
+ * path kl_fetch_slow(), which fills the TLB, raises #PF, or ends in an emulation failure. */
+KL_INLINE const uint8_t *kl_fetch_pointer(struct kl_vcpu *v, uint64_t lin)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+
+	return KL_LIKELY(e->xtag == (lin & KL_PAGE_MASK)) ?
+		       (const uint8_t *)(lin + (uint64_t)e->addend) :
+		       NULL;
+}
+const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin);
+
+/* The whole TLB / one page. */
+void kl_tlb_flush(struct kl_vcpu *v);
+void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin);
+/* Derived fields after CR0/CR4/EFER/CS/CPL/RFLAGS.AC changed: code_mode, tlb_mode... */
+void kl_x86_update_mode(struct kl_vcpu *v);
+
+/*
+ * Segmentation: linear address of @ea in segment @s for an access of @size bytes; raises
+ * #GP/#SS. In 64-bit mode only the FS/GS base is added and canonical form is checked by the
+ * slow path of the access (a non-canonical address is never in the TLB).
+ */
+uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size, bool write);
+
+KL_INLINE uint64_t kl_seg_linear(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size,
+				 bool write)
+{
+	if (KL_LIKELY(v->long_mode))
+		return s >= KL_FS ? ea + v->seg[s].base : ea;
+	return kl_seg_linear_slow(v, s, ea, size, write);
+}
+
+/* Guest-physical access outside an instruction (ioctls, walks). Not IN_GUEST. 0 or -errno. */
+int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len) KL_MUST_CHECK;
+
+/* KVM_TRANSLATE: gva -> gpa for a supervisor read. 0, or -EFAULT if it would fault. */
+int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writable,
+		     bool *usermode) KL_MUST_CHECK;
+
+/* ---- instructions (interp.c) ------------------------------------------------------- */
+
+int kl_blocks_create(struct kl_vcpu *v) KL_MUST_CHECK;
+void kl_blocks_destroy(struct kl_vcpu *v);
+/*
+ * Run guest code. Context: IN_GUEST, v->jmp and kl_self.guard set. Returns when
+ * core.requests is nonzero, v->exit_pending is set, an instruction asked for it
+ * (kl_x86_end_block), or debug.control/TF asks for one instruction at a time.
+ */
+void kl_interp_run(struct kl_vcpu *v);
+/* Execute exactly one instruction, then return (single-step; interrupt shadow). */
+void kl_interp_one(struct kl_vcpu *v);
+
+/* ---- events and control (exception.c, run.c) --------------------------------------- */
+
+/* INT n, INT3, INTO, INT1 as instructions; @next_rip is what is pushed. May leave. */
+void kl_x86_soft_int(struct kl_vcpu *v, unsigned vector, uint64_t next_rip);
+/* Begin delivery of what is pending. Called by run.c between instructions. */
+void kl_x86_deliver(struct kl_vcpu *v, unsigned vector, bool has_error, uint32_t error,
+		    bool soft, uint64_t push_rip);
+
+/*
+ * KVM_RUN. 0: v->exit is filled; or -errno (-EINTR, -EFAULT, -EIO...).
+ * uapi has copied the program's answer to the previous exit into v->exit / pio_data.
+ */
+int kl_x86_run(struct kl_vcpu *v) KL_MUST_CHECK;
+
+/* ---- life and state (state.c, cpuid.c, msr.c) -------------------------------------- */
+
+int kl_x86_vm_init(struct kl_x86_vm *vm) KL_MUST_CHECK;
+void kl_x86_vm_destroy(struct kl_x86_vm *vm);
+/* Allocates, resets to the power-on state, registers with the VM. */
+int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out) KL_MUST_CHECK;
+void kl_x86_vcpu_destroy(struct kl_vcpu *v);
+void kl_x86_reset(struct kl_vcpu *v, bool init_event);
+
+void kl_x86_get_regs(struct kl_vcpu *v, struct kvm_regs *r);
+void kl_x86_set_regs(struct kl_vcpu *v, const struct kvm_regs *r);
+void kl_x86_get_sregs(struct kl_vcpu *v, struct kvm_sregs *s);
+int kl_x86_set_sregs(struct kl_vcpu *v, const struct kvm_sregs *s) KL_MUST_CHECK;
+void kl_x86_get_sregs2(struct kl_vcpu *v, struct kvm_sregs2 *s);
+int kl_x86_set_sregs2(struct kl_vcpu *v, const struct kvm_sregs2 *s) KL_MUST_CHECK;
+void kl_x86_get_fpu(struct kl_vcpu *v, struct kvm_fpu *f);
+void kl_x86_set_fpu(struct kl_vcpu *v, const struct kvm_fpu *f);
+void kl_x86_get_xsave(struct kl_vcpu *v, void *buf, unsigned size);
+int kl_x86_set_xsave(struct kl_vcpu *v, const void *buf, unsigned size) KL_MUST_CHECK;
+void kl_x86_get_xcrs(struct kl_vcpu *v, struct kvm_xcrs *x);
+int kl_x86_set_xcrs(struct kl_vcpu *v, const struct kvm_xcrs *x) KL_MUST_CHECK;
+void kl_x86_get_debugregs(struct kl_vcpu *v, struct kvm_debugregs *d);
+int kl_x86_set_debugregs(struct kl_vcpu *v, const struct kvm_debugregs *d) KL_MUST_CHECK;
+void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e);
+int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e) KL_MUST_CHECK;
+int kl_x86_get_mp_state(struct kl_vcpu *v, struct kvm_mp_state *m) KL_MUST_CHECK;
+int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m) KL_MUST_CHECK;
+
+/* Host-initiated MSR access: 0, or -EINVAL (refused or unknown). */
+int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data) KL_MUST_CHECK;
+int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data) KL_MUST_CHECK;
+/* KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST, system KVM_GET_MSRS. */
+extern const uint32_t kl_x86_msr_list[], kl_x86_feature_msr_list[];
+extern const unsigned kl_x86_nr_msrs, kl_x86_nr_feature_msrs;
+int kl_x86_get_feature_msr(uint32_t index, uint64_t *data) KL_MUST_CHECK;
+
+/* KVM_X86_SET_MSR_FILTER, from a checked copy. Takes ownership of nothing. 0 or -errno. */
+int kl_x86_set_msr_filter(struct kl_x86_vm *vm, const struct kvm_msr_filter *f) KL_MUST_CHECK;
+
+/* KVM_GET_SUPPORTED_CPUID / KVM_GET_EMULATED_CPUID: entries written, or -E2BIG. */
+int kl_x86_supported_cpuid(struct kvm_cpuid_entry2 *e, unsigned max) KL_MUST_CHECK;
+int kl_x86_emulated_cpuid(struct kvm_cpuid_entry2 *e, unsigned max) KL_MUST_CHECK;
+/* KVM_SET_CPUID2: copies @e. 0, -EINVAL, -ENOMEM. */
+int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *e, unsigned n) KL_MUST_CHECK;
+/* KVM_GET_CPUID2. Entries in v->cpuid with dynamic bits (OSXSAVE, APIC...) up to date. */
+void kl_x86_refresh_cpuid(struct kl_vcpu *v);
+const struct kvm_cpuid_entry2 *kl_x86_find_cpuid(struct kl_vcpu *v, uint32_t fn, uint32_t index);
+
+/* KVM_INTERRUPT (userspace irqchip): 0, -EINVAL, -EEXIST, -ENXIO. */
+int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector) KL_MUST_CHECK;
+bool kl_x86_ready_for_interrupt(struct kl_vcpu *v); /* kvm_run.ready_for_interrupt_injection */
+
+/* The guest's TSC now. */
+uint64_t kl_x86_tsc(struct kl_vcpu *v);
