@@ -11,6 +11,9 @@
 
 enum kl_log_level { KL_LOG_ERR, KL_LOG_WARN, KL_LOG_INFO, KL_LOG_DEBUG };
 
+/* Opens the files that kl_config names. Called by kl_config_init(). */
+void kl_log_init(void);
+
 void kl_log(enum kl_log_level level, const char *fmt, ...) KL_PRINTF(2, 3);
 
 /* --trace: test the flag first, formatting is not free. */

@@ -13,11 +13,7 @@
 #include <time.h>
 
 #include "base/compiler.h"
-
-long kl_syscall6(long nr, long a, long b, long c, long d, long e, long f);
-#define kl_sys(nr, ...)			     KL_SYS_N_(nr, __VA_ARGS__, 0, 0, 0, 0, 0, 0)
-#define KL_SYS_N_(nr, a, b, c, d, e, f, ...) \
-	kl_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#include "base/syscall.h"
 
 /* An anonymous private mapping, or NULL. */
 void *kl_sys_map(size_t len);

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT */
+#include <stdlib.h>
+
+#include "base/config.h"
+#include "base/log.h"
+
+struct kl_config kl_config;
+
+static bool env_set(const char *name)
+{
+	const char *v = getenv(name);
+
+	return v && *v && !(v[0] == '0' && !v[1]);
+}
+
+static const char *env_path(const char *name)
+{
+	const char *v = getenv(name);
+
+	return v && *v ? v : NULL;
+}
+
+void kl_config_init(void)
+{
+	static bool done;
+
+	if (done)
+		return;
+	done = true;
+	kl_config.log_path = env_path("KVMLET_LOG");
+	kl_config.trace_path = env_path("KVMLET_TRACE");
+	kl_config.stats = env_set("KVMLET_STATS");
+	kl_config.keep_seccomp = env_set("KVMLET_KEEP_SECCOMP");
+	kl_log_init();
+}
