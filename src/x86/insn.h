@@ -126,5 +126,20 @@ KL_INLINE uint64_t kl_next_rip(struct kl_vcpu *v, const struct kl_op *op)
 KL_SYSTEM_OPS(KL_DECLARE_OP)
 #undef KL_DECLARE_OP
 
+/*
+ * What decode.c puts into a system instruction's op:
+ *   reg, rm   as ModRM has them: the reg field and the r/m field (if it is a register). LAR
+ *             and LSL: reg is the destination; ARPL: rm is. MOV to and from segment, control
+ *             and debug registers: reg is that register's number, rm the general one.
+ *             One register operand only (STR, LTR, RDFSBASE, ...): both, PUSH/POP sreg too.
+ *   opsize    of the operand: memory operands have their own size (MOV m16,sreg: 2); far
+ *             pointers, IRET, far RET, SYSRET, PUSHF, string I/O: the effective operand size;
+ *             LGDT and the like: 8 in 64-bit mode, else the effective operand size.
+ *   imm       INT's vector, far RET's count, a port, ptr16:xx as selector << 32 | offset.
+ *   IN/OUT    rm is KL_NOREG if the port is in imm, else DX's offset.
+ *   seg       of the memory operand; for INS/OUTS/MONITOR of the implicit one.
+ * Each of them ends its block, unless it changes nothing that a block depends on.
+ */
+
 /* SYSCALL/SYSRET family variants, far transfers: which form is in op->mnemonic, op->opsize,
  * op->flags (memory operand m16:xx) and op->imm (ptr16:xx as selector << 32 | offset). */
