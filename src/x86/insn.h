@@ -141,5 +141,28 @@ KL_SYSTEM_OPS(KL_DECLARE_OP)
  * Each of them ends its block, unless it changes nothing that a block depends on.
  */
 
-/* SYSCALL/SYSRET family variants, far transfers: which form is in op->mnemonic, op->opsize,
- * op->flags (memory operand m16:xx) and op->imm (ptr16:xx as selector << 32 | offset). */
+/*
+ * Operands of the system handlers. "value": op->rm (byte offset into gpr[]) or, with
+ * KL_OPF_MEM, the memory operand.
+ *
+ *   in, out             opsize = data size; port: op->rm == KL_NOREG ? imm : DX
+ *   ins, outs           opsize = element size, addrsize, seg (outs), KL_OPF_REP
+ *   mov_to/from_sreg    reg = enum kl_seg; value; opsize of a register destination
+ *   push_sreg, pop_sreg reg = enum kl_seg; opsize = size on the stack
+ *   load_far_ptr        reg = destination byte offset; imm = enum kl_seg; opsize of the offset
+ *   far_jmp, far_call   KL_OPF_MEM: m16:opsize, else imm = selector << 32 | offset; opsize
+ *   far_ret, iret       imm = bytes to drop (far_ret); opsize
+ *   int_n               imm = vector
+ *   mov_to/from_cr/dr   reg = number; rm = general register; opsize 4 or 8
+ *   lmsw smsw lldt sldt ltr str verr verw     value; opsize of a register destination
+ *   lar, lsl            reg = destination byte offset; value = selector; opsize
+ *   arpl                reg = source byte offset; value = destination
+ *   lgdt lidt sgdt sidt invlpg clflush fxsave fxrstor xsave xrstor ldmxcsr stmxcsr
+ *                       memory operand; opsize 8 where REX.W matters (fxsave64, xsave64...)
+ *   invpcid             reg = byte offset of the type register; memory operand
+ *   rd/wrfsbase, rd/wrgsbase, rdpid           rm = general register; opsize
+ *   sysret, sysexit     opsize 8: REX.W
+ *   pushf, popf         opsize
+ *
+ * Which form of an instruction (XSAVE, XSAVEOPT...) is in op->mnemonic.
+ */

@@ -254,6 +254,7 @@ struct kl_vcpu {
 
 	/* Memory. */
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
+	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
 	uint8_t *code_page;  /* host page that the current block lies in, or NULL */
 	bool code_written; /* a store hit code_page: leave the block after this instruction */
 
@@ -274,6 +275,7 @@ struct kl_vcpu {
 	uint64_t msr_pat, msr_misc_enable, msr_debugctl, msr_tsc_adjust, msr_tsc_deadline;
 	uint64_t msr_spec_ctrl, msr_xss, msr_feature_control, msr_arch_capabilities;
 	uint64_t msr_mtrr[32]; /* msr.c has the order */
+	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
 	uint64_t tsc_offset;   /* guest TSC = host TSC + offset */
 	bool msr_feature_control_set;
 
@@ -282,6 +284,8 @@ struct kl_vcpu {
 	unsigned nr_cpuid;
 	unsigned maxphyaddr;
 	uint64_t cr4_reserved, efer_allowed; /* derived from CPUID */
+	uint64_t supported_xcr0;
+	bool intel_compatible; /* the vendor that the program chose: SYSENTER, far transfers */
 
 	/* Events. */
 	struct kl_event_exception exc;
@@ -295,6 +299,7 @@ struct kl_vcpu {
 	} nmi;
 	uint8_t int_shadow; /* KVM_X86_SHADOW_INT_* */
 	bool triple_fault_pending;
+	bool delivering; /* in kl_x86_deliver() for a hardware event or exception: EXT */
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
 	struct kvm_guest_debug debug;
 
@@ -306,8 +311,13 @@ struct kl_vcpu {
 	uint64_t pending_rip; /* linear address of the instruction that exited */
 	uint8_t pio_page_[KL_PAGE_SIZE]; /* used until uapi points pio_data at the run area */
 	uint8_t *pio_data; /* one page, shared with the program */
+	unsigned pio_left, pio_pos; /* INS: elements that came in and were not stored yet */
+	uint64_t guard_addr; /* last vanished host page, and how often in a row (run.c) */
+	uint64_t guard_insn;
+	unsigned guard_repeat;
 	struct kl_mmio_fragment mmio[KL_MAX_MMIO_FRAGMENTS];
 	unsigned nr_mmio, cur_mmio; /* collected in this instruction; next to exit with */
+	unsigned mmio_used; /* fragments that this attempt of the instruction consumed */
 	bool mmio_replay; /* the instruction is being restarted with read data */
 
 	/* Settings from kvm_run, read by uapi at each KVM_RUN. */
@@ -356,10 +366,12 @@ KL_INLINE struct kl_x86_vm *kl_x86_vm_of(struct kl_vm *vm)
 
 /* ---- leaving an instruction ------------------------------------------------------ */
 
-/* What longjmp(v->jmp) brings to run.c. (Guard reasons come through kl_self.guard.) */
+/*
+ * What longjmp(v->jmp) brings to run.c. kl_self.guard points to the same jmp_buf, so these
+ * must not collide with enum kl_guard_reason.
+ */
 enum kl_leave {
-	KL_LEAVE_NONE,
-	KL_LEAVE_EXCEPTION, /* v->exc is pending; rip is the faulting instruction */
+	KL_LEAVE_EXCEPTION = 16, /* v->exc is pending; rip is the faulting instruction */
 	KL_LEAVE_EXIT,	    /* v->exit or v->exit_errno is filled; rip not advanced */
 	KL_LEAVE_RESTART,   /* nothing happened; poll requests and run the instruction again */
 };
