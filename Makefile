@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+# A thin face over meson and ninja. `make help` lists the targets.
+
+BUILD ?= build
+PREFIX ?= /usr/local
+BUILDTYPE ?= debugoptimized
+MESON ?= meson
+NINJA ?= ninja
+# At most this many compilers at once; empty: as ninja likes
+JOBS ?=
+j = $(if $(JOBS),-j$(JOBS))
+
+.PHONY: all build run test test-asan test-tsan test-all conformance bench install uninstall \
+	check-format format tidy check-docs deps clean distclean help
+
+all: build
+
+build: $(BUILD)/build.ninja
+	@$(NINJA) -C $(BUILD) $(j)
+
+# Installs missing packages through apt first; says what is missing where it cannot.
+$(BUILD)/build.ninja: | deps
+	@PKG_CONFIG_PATH= $(MESON) setup --prefix=$(PREFIX) -Dbuildtype=$(BUILDTYPE) -Dtests=enabled \
+		$(BUILD) $(MESONFLAGS)
+
+deps:
+	@tools/install-deps build
+
+run: build
+	$(BUILD)/kvmlet run --stats -- $(BUILD)/examples/hello-vmm
+
+test: build
+	@$(MESON) test -C $(BUILD) --no-rebuild --print-errorlogs $(if $(TESTS),$(TESTS))
+
+build-asan/build.ninja: | deps
+	@$(MESON) setup -Db_sanitize=address,undefined -Db_lundef=false -Dtests=enabled build-asan
+build-tsan/build.ninja: | deps
+	@$(MESON) setup -Db_sanitize=thread -Db_lundef=false -Dtests=enabled build-tsan
+
+test-asan test-tsan: test-%: build-%/build.ninja
+	@$(NINJA) -C build-$* $(j)
+	@$(MESON) test -C build-$* --no-rebuild --print-errorlogs --timeout-multiplier 5 \
+		$(if $(TESTS),$(TESTS))
+
+test-all: test test-asan test-tsan
+
+# TESTS="name ..." selects; REAL=1 runs each on /dev/kvm beside it
+conformance: build
+	@tests/conformance/run --kvmlet $(BUILD)/kvmlet $(if $(REAL),--real) $(TESTS)
+
+bench: build
+	@bench/run $(BUILD)
+
+install: build
+	@DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild
+
+uninstall:
+	@$(NINJA) -C $(BUILD) uninstall
+
+SOURCES = $(shell git ls-files '*.c' '*.h' 2>/dev/null || find . -name '*.[ch]')
+
+check-format:
+	@tools/install-deps format
+	@clang-format --dry-run -Werror $(SOURCES)
+
+format:
+	@tools/install-deps format
+	@clang-format -i $(SOURCES)
+
+tidy: build
+	@tools/install-deps tidy
+	@clang-tidy -p $(BUILD) --quiet $(filter src/%.c,$(SOURCES))
+
+clean:
+	@[ ! -f $(BUILD)/build.ninja ] || $(NINJA) -C $(BUILD) clean
+
+distclean:
+	rm -rf build build-asan build-tsan
+
+help:
+	@echo 'make               build everything into $(BUILD)/'
+	@echo 'make run           run examples/hello-vmm under kvmlet run --stats'
+	@echo 'make test          all tests (TESTS="name ..." selects)'
+	@echo 'make test-asan     the tests under AddressSanitizer and UBSan, in build-asan/'
+	@echo 'make test-tsan     the tests under ThreadSanitizer, in build-tsan/'
+	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
+	@echo 'make bench         measure, side by side with /dev/kvm where there is one'
+	@echo 'make install       PREFIX=$(PREFIX), DESTDIR honoured'
+	@echo 'make check-format  clang-format; make tidy: clang-tidy'
+	@echo 'make deps          install the Debian packages that building needs'
