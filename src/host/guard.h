@@ -22,6 +22,18 @@
 /* Install SIGSEGV/SIGBUS/kick handlers once per process. 0 or -errno. Idempotent. */
 int kl_guard_init(void);
 
+/*
+ * Somebody else (the preload library) owns the process's handlers and calls
+ * kl_guard_signal(): kl_guard_init() then installs nothing. Before the first VM.
+ */
+void kl_guard_external_handlers(void);
+
+/*
+ * In a handler: if the interrupted instruction is a guarded access of this thread, return
+ * from the handler to its guard with KL_GUARD_INTR instead.
+ */
+void kl_guard_abandon(void *uc);
+
 /* For whoever owns the process's handlers: true if the engine consumed the signal. */
 bool kl_guard_signal(int sig, siginfo_t *info, void *uc);
 

@@ -34,7 +34,7 @@ struct kl_thread {
 	jmp_buf *volatile guard;	  /* where a fault on guarded memory goes, or NULL */
 	uint64_t fault_addr;
 	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
-	sigset_t saved_mask;	  /* valid while sig_pending: mask to restore */
+	uint64_t saved_mask; /* valid while sig_pending: kernel sigset to restore */
 	int brackets;		  /* notifier brackets that this thread has open (S7) */
 };
 
@@ -63,5 +63,26 @@ KL_INLINE bool kl_engine_active(void)
 	return kl_self.depth > 0;
 }
 
-/* From a handler on this thread, when kl_engine_active(). @uc as given to the handler. */
+/* KL_REQ_SIGNAL of the running vCPU; requests is the first member of struct kl_vcpu_core. */
+#define KL_THREAD_SIGNAL_REQUEST (1u << 1)
+
+/*
+ * From a handler on this thread, when kl_engine_active(). @uc as given to the handler.
+ * Not for synchronous signals (SIGILL, SIGFPE, SIGTRAP with si_code > 0): those are the
+ * engine's or the program's own mistake and must be acted upon at once.
+ */
 void kl_thread_defer_signal(int sig, siginfo_t *info, void *uc);
+
+/*
+ * KVM_SET_SIGNAL_MASK: the thread's mask is @mask (KVM's 8-byte sigset) between begin and
+ * end; what arrives meanwhile and @old blocks stays pending after end. Both inside the
+ * engine. SIGSEGV, SIGBUS and KL_KICK_SIGNAL stay deliverable whatever @mask says.
+ * @on_unblock (may be NULL) sees the signals that @mask lets through and @old blocks: whoever
+ * owns the handlers makes sure that none of them has its default action in the kernel.
+ */
+extern void (*kl_thread_on_unblock)(uint64_t signals);
+void kl_thread_mask_begin(uint64_t mask, uint64_t *old);
+void kl_thread_mask_end(uint64_t old);
+
+/* In a forked child: this thread is the only one, and its tid is new. */
+void kl_thread_after_fork(void);

@@ -41,9 +41,17 @@ struct kl_memslot {
 	bool invalid; /* being deleted or moved (S4): faults retry */
 };
 
+/*
+ * Generations (S5). vm->generation is even while the set is stable and odd while a change is
+ * being installed: raised before the new set is published, and again after all readers of the
+ * old set have left. A reader takes it *first*, then the set; so a tag made from the old set
+ * is the old even value or odd, and neither equals the value after the change.
+ * The first value is close below the wrap of the MMIO field (S6).
+ */
+uint64_t kl_generation(struct kl_vm *vm, unsigned as_id);
+
 /* One immutable set. Arrays are sorted: by_gfn by base_gfn; by_hva by hva. */
 struct kl_memslots {
-	uint64_t generation; /* even: stable, odd: a change is being installed (S5) */
 	unsigned n;
 	const struct kl_memslot *const *by_gfn;
 	const struct kl_memslot *const *by_hva;
@@ -55,6 +63,14 @@ const struct kl_memslots *kl_memslots(struct kl_vm *vm, unsigned as_id);
 /* The slot that holds @gfn, or NULL. Same context; the result lives as long as it. */
 const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, kl_gfn_t gfn);
 
+/*
+ * Walk the slots that overlap host memory [start, end): call with *cursor = s->n, until NULL.
+ * [*first, *last) are the gfns that lie in the range. Invalid slots included.
+ */
+const struct kl_memslot *kl_memslots_next_overlap(const struct kl_memslots *s, uint64_t start,
+						  uint64_t end, unsigned *cursor, kl_gfn_t *first,
+						  kl_gfn_t *last);
+
 KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
 {
 	return (kl_hva_t){s->hva + ((gfn - s->base_gfn) << KL_PAGE_SHIFT)};
@@ -64,9 +80,21 @@ KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
  * KVM_SET_USER_MEMORY_REGION(2) [api.rst 4.35]: create, delete, move or change the flags of
  * a slot, from a caller's unchecked structure.
  * Context: may sleep; not inside a notifier bracket of this thread.
- * Returns: 0; -EINVAL; -EEXIST; -ENOMEM; after any error the set is as it was (S2).
+ * Returns: 0; -EINVAL; -EEXIST; -ENOMEM; -EDEADLK inside a bracket of this thread. After any error the set is as it was (S2).
  */
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r) KL_MUST_CHECK;
+
+/* Birth (-ENOMEM) and death with the VM. */
+int kl_memslots_init(struct kl_vm *vm) KL_MUST_CHECK;
+void kl_memslots_destroy(struct kl_vm *vm);
+
+/*
+ * The MMIO generation (S6): the generation without its low bit, cut to the width of the field
+ * in an SPTE. A new VM starts 150 changes below the wrap.
+ */
+#define KL_MMIO_GEN_BITS    19
+#define KL_MMIO_GEN(gen)    (((gen) >> 1) & ((1u << KL_MMIO_GEN_BITS) - 1))
+#define KL_FIRST_GENERATION ((2ull << KL_MMIO_GEN_BITS) - 300)
 
 /* Largest gfn that a slot may contain, from the guest's physical address width. */
 #define KL_MAX_GFN ((1UL << (52 - KL_PAGE_SHIFT)) - 1)

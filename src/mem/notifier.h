@@ -31,9 +31,6 @@ struct kl_notifier_range {
 	uint64_t start, end; /* hva, bytes; rounded outwards to pages by begin() */
 	enum kl_notifier_event event;
 	bool may_block;
-	/* private to the implementation */
-	uint64_t armed; /* bitmap slot of affected VMs, 0 if none */
-	struct kl_vm *vms[16];
 };
 
 /* Returns 0; -EAGAIN if !may_block and it would have had to wait (nothing changed then). */
@@ -41,5 +38,17 @@ int kl_notifier_begin(struct kl_notifier_range *r) KL_MUST_CHECK;
 /* Must follow a begin() that returned 0, on the same thread, with the same object. */
 void kl_notifier_end(struct kl_notifier_range *r);
 
-/* True if some VM has a slot: everything else can be skipped if not. */
+/*
+ * A change of what brackets look at (a set of slots, the list of VMs) waits until no bracket
+ * of another thread is in flight, and holds new ones off (S7). Between the two calls: no
+ * sleep, no lock but leaves.
+ * Returns 0, or -EDEADLK if the calling thread has a bracket open itself.
+ */
+int kl_notifier_update_begin(void) KL_MUST_CHECK;
+void kl_notifier_update_end(void);
+
+/*
+ * False while the process has no VM: a wrapper then has nothing to bracket. (A host call that
+ * began before the first VM was created is not seen; KVM's registration waits for those.)
+ */
 bool kl_notifier_active(void);

@@ -21,16 +21,14 @@ int kl_mmu_create(struct kl_vm *vm) KL_MUST_CHECK;
 void kl_mmu_destroy(struct kl_vm *vm);
 
 /*
- * mmu: [first, last] of address space @as_id is being invalidated (N2). Raises in_progress,
- * zaps, flushes and waits. !may_block: -EAGAIN, nothing changed, if it would wait.
+ * mmu: host memory [start, end) is being invalidated (N2), and some slot of @vm overlaps it.
+ * begin() raises in_progress over the overlapping gfns, zaps, flushes and waits; end() is
+ * called for exactly the VMs whose begin() returned 0.
+ * !may_block: -EAGAIN, with nothing left changed, if it would wait.
+ * Context: inside the process's bracket, so the sets of slots do not change.
  */
-struct kl_gfn_range {
-	unsigned as_id;
-	kl_gfn_t start, end; /* end exclusive */
-};
-int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_gfn_range *r, unsigned n,
-			    bool may_block);
-void kl_mmu_invalidate_end(struct kl_vm *vm);
+int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool may_block);
+void kl_mmu_invalidate_end(struct kl_vm *vm, uint64_t start, uint64_t end);
 
 /* mmu: the slot is invalid in the published set and readers have left: zap and flush (S4). */
 void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);

@@ -24,7 +24,7 @@ struct kl_vm;
 
 enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 
-/* Bits of kl_vcpu_core.requests. */
+/* Bits of kl_vcpu_core.requests (KL_REQ_SIGNAL = KL_THREAD_SIGNAL_REQUEST of host/thread.h). */
 #define KL_REQ_TLB_FLUSH (1u << 0) /* drop the TLB; waited for */
 #define KL_REQ_SIGNAL	 (1u << 1) /* the thread has a pending program signal: leave with EINTR */
 #define KL_REQ_EVENT	 (1u << 2) /* an interrupt, NMI or exception may have become deliverable */
@@ -34,6 +34,7 @@ enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 struct kl_vcpu_core {
 	_Atomic uint32_t requests; /* futex word of a halted vCPU */
 	_Atomic uint32_t mode;
+	_Atomic uint32_t sleeping; /* set around the futex wait of a halted vCPU */
 	struct kl_vm *vm;
 	unsigned index; /* in vm->vcpus */
 	unsigned id;	/* the APIC id given to KVM_CREATE_VCPU */
@@ -62,6 +63,12 @@ KL_INLINE uint32_t kl_vcpu_take_requests(struct kl_vcpu_core *c, uint32_t bits)
 {
 	return atomic_fetch_and_explicit(&c->requests, ~bits, memory_order_acq_rel) & bits;
 }
+
+/*
+ * The thread of a halted vCPU: sleep until a request other than KL_REQ_TLB_FLUSH is set or a
+ * signal arrives. OUTSIDE guest mode.
+ */
+void kl_vcpu_sleep(struct kl_vcpu_core *c);
 
 /* Set @bits and wake a halted vCPU. Any thread; async-signal-safe; never waits. */
 void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);

@@ -20,19 +20,13 @@ struct kl_vm {
 	struct kl_mutex slots_lock;
 	struct kl_srcu srcu;
 	_Atomic(struct kl_memslots *) memslots[KL_NR_AS];
+	const struct kl_memslot **slot_by_id[KL_NR_AS]; /* slots_lock */
+	_Atomic uint64_t generation[KL_NR_AS];
 	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */
 
-	/*
-	 * Invalidations in flight. active counts brackets from before slots are looked at
-	 * until after everything else of end(); a slot change waits for 0 and holds new
-	 * brackets off (S7). The rest is under mmu_lock for writing.
-	 */
-	pthread_mutex_t notifier_lock;
-	pthread_cond_t notifier_cond;
-	int active_invalidate_count;
-	int update_waiting;
-	int mmu_invalidate_in_progress;	  /* mmu_lock */
-	kl_gfn_t mmu_invalidate_start, mmu_invalidate_end; /* mmu_lock */
+	/* Invalidations in flight; see mmu/invalidate.c. */
+	int mmu_invalidate_in_progress;			       /* mmu_lock for writing */
+	kl_gfn_t mmu_invalidate_start, mmu_invalidate_end;     /* mmu_lock for writing */
 	_Atomic uint64_t mmu_invalidate_seq;
 
 	/* vCPUs, by index; entries are published with release and never change while set. */

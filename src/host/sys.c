@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include "host/sys.h"
+#include "host/thread.h"
+
+#define HIGH_FD_RESERVE 64
+
+int (*kl_sys_sigaction)(int, const struct sigaction *, struct sigaction *) = sigaction;
+
+static KL_TLS pid_t cached_tid;
+
+void *kl_sys_map(size_t len)
+{
+	long p = kl_sys(SYS_mmap, NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			-1, 0);
+
+	return p < 0 ? NULL : (void *)p;
+}
+
+void kl_sys_unmap(void *p, size_t len)
+{
+	kl_sys(SYS_munmap, p, len);
+}
+
+/* As high as the limit allows, out of the way of "lowest free descriptor". */
+static int move_up(int fd)
+{
+	struct rlimit lim = {1024, 1024};
+	long high, base;
+
+	kl_sys(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &lim);
+	base = lim.rlim_cur > 4 * HIGH_FD_RESERVE ? (long)kl_min(lim.rlim_cur, 1ul << 20) : 0;
+	if (base == 0)
+		return fd;
+	high = kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base - HIGH_FD_RESERVE);
+	if (high < 0)
+		return fd;
+	kl_sys(SYS_close, fd);
+	return (int)high;
+}
+
+int kl_sys_memfd(const char *name, size_t size, unsigned seals)
+{
+	long fd = kl_sys(SYS_memfd_create, name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	long r;
+
+	if (fd < 0)
+		return (int)fd;
+	r = kl_sys(SYS_ftruncate, fd, size);
+	if (!r && seals)
+		r = kl_sys(SYS_fcntl, fd, F_ADD_SEALS, seals);
+	if (r < 0) {
+		kl_sys(SYS_close, fd);
+		return (int)r;
+	}
+	return move_up((int)fd);
+}
+
+int kl_futex_wait(_Atomic uint32_t *addr, uint32_t val, const struct timespec *timeout)
+{
+	return (int)kl_sys(SYS_futex, addr, FUTEX_WAIT_PRIVATE, val, timeout);
+}
+
+void kl_futex_wake(_Atomic uint32_t *addr, int n)
+{
+	kl_sys(SYS_futex, addr, FUTEX_WAKE_PRIVATE, n);
+}
+
+pid_t kl_gettid(void)
+{
+	if (KL_UNLIKELY(!cached_tid))
+		cached_tid = (pid_t)kl_sys(SYS_gettid, 0);
+	return cached_tid;
+}
+
+void kl_thread_after_fork(void)
+{
+	cached_tid = 0;
+	kl_self.running = NULL;
+	kl_self.brackets = 0;
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Deferral of the program's signals while a thread is inside the engine (U3).
+ *
+ * Only the kernel's eight bytes of a signal mask are read or written in a handler's context:
+ * glibc's sigset_t is longer than what the kernel put into the frame.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "host/guard.h"
+#include "host/sys.h"
+#include "host/thread.h"
+
+KL_TLS struct kl_thread kl_self;
+void (*kl_thread_on_unblock)(uint64_t signals);
+
+static uint64_t sig_bit(int sig)
+{
+	return 1ull << (sig - 1);
+}
+
+/*
+ * Signals that are never held back: faults, the engine's own kick, and the two that libc uses
+ * for cancellation and set*id.
+ */
+static uint64_t never_blocked(void)
+{
+	return sig_bit(SIGSEGV) | sig_bit(SIGBUS) | sig_bit(SIGILL) | sig_bit(SIGFPE) |
+	       sig_bit(SIGTRAP) | sig_bit(SIGKILL) | sig_bit(SIGSTOP) | sig_bit(32) | sig_bit(33) |
+	       sig_bit(KL_KICK_SIGNAL);
+}
+
+static void set_mask(uint64_t mask, uint64_t *old)
+{
+	kl_sys(SYS_rt_sigprocmask, SIG_SETMASK, &mask, old, sizeof(mask));
+}
+
+void kl_engine_leave_slow(void)
+{
+	uint64_t mask = kl_self.saved_mask;
+
+	kl_self.sig_pending = 0;
+	atomic_signal_fence(memory_order_seq_cst);
+	/* What is pending is delivered here, before the call returns. */
+	set_mask(mask, NULL);
+}
+
+void kl_thread_defer_signal(int sig, siginfo_t *info, void *context)
+{
+	ucontext_t *uc = context;
+	uint64_t *uc_mask = (uint64_t *)(void *)&uc->uc_sigmask;
+	long r = kl_sys(SYS_rt_tgsigqueueinfo, getpid(), kl_gettid(), sig, info);
+
+	/* The queue of pending signals is full: better without siginfo than lost. */
+	if (r < 0)
+		kl_sys(SYS_tgkill, getpid(), kl_gettid(), sig);
+	if (!kl_self.sig_pending) {
+		kl_self.saved_mask = *uc_mask;
+		kl_self.sig_pending = 1;
+	}
+	*uc_mask = ~never_blocked();
+	if (kl_self.running)
+		atomic_fetch_or((_Atomic uint32_t *)(void *)kl_self.running,
+				KL_THREAD_SIGNAL_REQUEST);
+	kl_guard_abandon(context);
+}
+
+void kl_thread_mask_begin(uint64_t mask, uint64_t *old)
+{
+	/*
+	 * A signal that was deferred since this thread entered the engine has everything
+	 * blocked already; the mask to come back to is then in saved_mask, and KVM_RUN is about
+	 * to return EINTR anyway.
+	 */
+	if (kl_self.sig_pending) {
+		*old = kl_self.saved_mask;
+		return;
+	}
+	mask &= ~(never_blocked() & ~(sig_bit(32) | sig_bit(33)));
+	if (kl_thread_on_unblock) {
+		set_mask(~never_blocked(), old);
+		kl_thread_on_unblock(~mask & *old);
+		set_mask(mask, NULL);
+	} else {
+		set_mask(mask, old);
+	}
+}
+
+void kl_thread_mask_end(uint64_t old)
+{
+	/*
+	 * First hold everything off, then decide: whatever was deferred up to here has left
+	 * KVM's mask in saved_mask, and kl_engine_leave() must restore the program's instead.
+	 */
+	set_mask(~never_blocked(), NULL);
+	if (kl_self.sig_pending)
+		kl_self.saved_mask = old;
+	else
+		set_mask(old, NULL);
+}

@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Sets of memslots, and how one follows another (S1-S5).
+ *
+ * A set is three arrays that never change after publication. An update builds the next set
+ * beside it (that can fail and changes nothing), and installs it in steps that cannot fail:
+ *
+ *   CREATE, FLAGS_ONLY   publish(final)
+ *   DELETE, MOVE         publish(old slot marked invalid); zap and flush; publish(final)
+ *
+ *   publish(set): gate (no bracket in flight, S7) { generation odd; pointer } ;
+ *                 wait for readers of the old set; generation even; free the old set
+ *
+ * Slots themselves are immutable too: a change of flags, or "invalid", is another slot object.
+ * An object is freed with the last set that holds it, which the updater knows: it is the one
+ * it replaced.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/racepoint.h"
+#include "host/sys.h"
+#include "host/thread.h"
+#include "mem/notifier.h"
+#include "mem/subscribers.h"
+#include "mem/vm.h"
+
+#define USER_ADDRESS_END 0x00007ffffffff000ull
+
+const struct kl_memslots *kl_memslots(struct kl_vm *vm, unsigned as_id)
+{
+	return atomic_load_explicit(&vm->memslots[as_id], memory_order_acquire);
+}
+
+uint64_t kl_generation(struct kl_vm *vm, unsigned as_id)
+{
+	return atomic_load_explicit(&vm->generation[as_id], memory_order_acquire);
+}
+
+/* Index of the first slot with base_gfn > @gfn. */
+static unsigned upper_gfn(const struct kl_memslots *s, kl_gfn_t gfn)
+{
+	unsigned lo = 0, hi = s->n;
+
+	while (lo < hi) {
+		unsigned mid = lo + (hi - lo) / 2;
+
+		if (s->by_gfn[mid]->base_gfn > gfn)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, kl_gfn_t gfn)
+{
+	unsigned i = upper_gfn(s, gfn);
+	const struct kl_memslot *slot;
+
+	if (!i)
+		return NULL;
+	slot = s->by_gfn[i - 1];
+	return gfn - slot->base_gfn < slot->npages ? slot : NULL;
+}
+
+static uint64_t hva_end(const struct kl_memslot *slot)
+{
+	return slot->hva + (slot->npages << KL_PAGE_SHIFT);
+}
+
+/* Index of the first slot with hva >= @hva. */
+static unsigned lower_hva(const struct kl_memslots *s, uint64_t hva)
+{
+	unsigned lo = 0, hi = s->n;
+
+	while (lo < hi) {
+		unsigned mid = lo + (hi - lo) / 2;
+
+		if (s->by_hva[mid]->hva >= hva)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+const struct kl_memslot *kl_memslots_next_overlap(const struct kl_memslots *s, uint64_t start,
+						  uint64_t end, unsigned *cursor, kl_gfn_t *first,
+						  kl_gfn_t *last)
+{
+	unsigned i = *cursor;
+
+	/* From the last slot that begins before @end, backwards until none can reach @start. */
+	if (i == s->n)
+		i = lower_hva(s, end);
+	while (i > 0 && s->max_end[i - 1] > start) {
+		const struct kl_memslot *slot = s->by_hva[--i];
+		uint64_t from, to;
+
+		if (hva_end(slot) <= start)
+			continue;
+		from = kl_max(start, slot->hva) - slot->hva;
+		to = kl_min(end, hva_end(slot)) - slot->hva;
+		*first = slot->base_gfn + (from >> KL_PAGE_SHIFT);
+		*last = slot->base_gfn + (to >> KL_PAGE_SHIFT);
+		*cursor = i;
+		return slot;
+	}
+	*cursor = 0;
+	return NULL;
+}
+
+/* ---- building sets --------------------------------------------------------------- */
+
+static struct kl_memslots *set_alloc(unsigned n)
+{
+	struct kl_memslots *s;
+	char *p;
+
+	p = malloc(sizeof(*s) + n * (2 * sizeof(void *) + sizeof(uint64_t)));
+	if (!p)
+		return NULL;
+	s = (struct kl_memslots *)(void *)p;
+	p += sizeof(*s);
+	s->n = n;
+	s->by_gfn = (void *)p;
+	s->by_hva = (void *)(p + n * sizeof(void *));
+	s->max_end = (void *)(p + 2 * n * sizeof(void *));
+	return s;
+}
+
+#define NOWHERE UINT_MAX
+
+/* @dst: @src[0..n) without the element at @del and, after that, with @add put in at @ins. */
+static void copy_edit(const struct kl_memslot **dst, const struct kl_memslot *const *src,
+		      unsigned n, unsigned del, unsigned ins, const struct kl_memslot *add)
+{
+	unsigned head = kl_min(del, n);
+
+	memcpy(dst, src, head * sizeof(*dst));
+	if (head < n) {
+		n--;
+		memcpy(dst + head, src + head + 1, (n - head) * sizeof(*dst));
+	}
+	if (add) {
+		memmove(dst + ins + 1, dst + ins, (n - ins) * sizeof(*dst));
+		dst[ins] = add;
+	}
+}
+
+static unsigned index_by_hva(const struct kl_memslots *s, const struct kl_memslot *slot)
+{
+	unsigned i = lower_hva(s, slot->hva);
+
+	while (s->by_hva[i] != slot)
+		i++;
+	return i;
+}
+
+/* A new set: @old with @del taken out and @add put in (either may be NULL). */
+static struct kl_memslots *set_build(const struct kl_memslots *old, const struct kl_memslot *del,
+				     const struct kl_memslot *add)
+{
+	unsigned n = old->n - (del != NULL) + (add != NULL);
+	unsigned gdel = NOWHERE, gins = NOWHERE, hdel = NOWHERE, hins = NOWHERE, dirty;
+	struct kl_memslots *s = set_alloc(n);
+	uint64_t *max_end;
+
+	if (!s)
+		return NULL;
+	if (del) {
+		gdel = upper_gfn(old, del->base_gfn) - 1;
+		hdel = index_by_hva(old, del);
+	}
+	if (add) {
+		gins = upper_gfn(old, add->base_gfn);
+		gins -= gdel < gins;
+		hins = lower_hva(old, add->hva);
+		hins -= hdel < hins;
+	}
+	copy_edit((const struct kl_memslot **)s->by_gfn, old->by_gfn, old->n, gdel, gins, add);
+	copy_edit((const struct kl_memslot **)s->by_hva, old->by_hva, old->n, hdel, hins, add);
+
+	/* Largest ends change from the first edit on; before it they are the old ones. */
+	dirty = kl_min(kl_min(hdel, hins), n);
+	max_end = (uint64_t *)s->max_end;
+	memcpy(max_end, old->max_end, dirty * sizeof(*max_end));
+	for (unsigned i = dirty; i < n; i++)
+		max_end[i] = kl_max(i ? max_end[i - 1] : 0, hva_end(s->by_hva[i]));
+	return s;
+}
+
+/* ---- installing ------------------------------------------------------------------ */
+
+/*
+ * Context: slots_lock, no bracket of this thread (checked at the start of the update, so this
+ * cannot fail).
+ */
+static void publish(struct kl_vm *vm, unsigned as, struct kl_memslots *set)
+{
+	struct kl_memslots *old = atomic_load_explicit(&vm->memslots[as], memory_order_relaxed);
+	uint64_t gen = atomic_load_explicit(&vm->generation[as], memory_order_relaxed);
+	int r = kl_notifier_update_begin();
+
+	KL_BUG_ON(r, vm);
+	atomic_store(&vm->generation[as], gen + 1);
+	atomic_store(&vm->memslots[as], set);
+	kl_notifier_update_end();
+	racepoint("memslots-published");
+	kl_srcu_synchronize(&vm->srcu);
+	atomic_store(&vm->generation[as], gen + 2);
+	if (KL_MMIO_GEN(gen + 2) == 0)
+		kl_mmu_zap_mmio(vm);
+	free(old);
+}
+
+enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
+
+/*
+ * @old, @slot: before and after; either may be NULL. Takes ownership of @slot when it
+ * succeeds.
+ */
+static int install(struct kl_vm *vm, unsigned as, enum change change, const struct kl_memslot *old,
+		   const struct kl_memslot *slot)
+{
+	const struct kl_memslots *now = kl_memslots(vm, as);
+	struct kl_memslots *final, *without = NULL;
+	struct kl_memslot *invalid = NULL;
+
+	/* Prepare: everything that can fail. */
+	final = set_build(now, old, slot);
+	if (!final)
+		return -ENOMEM;
+	if (change == DELETE || change == MOVE) {
+		invalid = malloc(sizeof(*invalid));
+		if (invalid) {
+			*invalid = *old;
+			invalid->invalid = true;
+			without = set_build(now, old, invalid);
+		}
+		if (!without) {
+			free(invalid);
+			free(final);
+			return -ENOMEM;
+		}
+	}
+	/* Commit: nothing fails from here. */
+	if (without) {
+		publish(vm, as, without);
+		racepoint("memslot-invalid");
+		kl_mmu_zap_slot(vm, old);
+	}
+	publish(vm, as, final);
+	/*
+	 * A fault that looked the old slot up and slept in populate carries the old generation
+	 * and will not install (B31). What was mapped writable under other flags goes now.
+	 */
+	if (change == FLAGS_ONLY)
+		kl_mmu_protect_slot(vm, slot);
+	vm->slot_by_id[as][old ? old->id : slot->id] = slot;
+	free(invalid);
+	free((void *)old);
+	kl_stat_add(&vm->stats.memslot_changes, 1);
+	return 0;
+}
+
+/* Does [base, base + npages) meet a slot other than @self? */
+static bool overlaps(const struct kl_memslots *s, kl_gfn_t base, uint64_t npages,
+		     const struct kl_memslot *self)
+{
+	for (unsigned i = upper_gfn(s, base + npages - 1); i > 0; i--) {
+		const struct kl_memslot *e = s->by_gfn[i - 1];
+
+		if (e == self)
+			continue;
+		return e->base_gfn + e->npages > base;
+	}
+	return false;
+}
+
+static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
+			     const struct kl_uapi_memory_region2 *r)
+{
+	const struct kl_memslots *now = kl_memslots(vm, as);
+	const struct kl_memslot *old = vm->slot_by_id[as][id];
+	kl_gfn_t base = r->guest_phys_addr >> KL_PAGE_SHIFT;
+	uint64_t npages = r->memory_size >> KL_PAGE_SHIFT;
+	struct kl_memslot *slot;
+	enum change change;
+	int ret;
+
+	if (!npages)
+		return old ? install(vm, as, DELETE, old, NULL) : -EINVAL;
+	if (!old) {
+		change = CREATE;
+	} else {
+		if (r->userspace_addr != old->hva || npages != old->npages ||
+		    ((r->flags ^ old->flags) & KVM_MEM_READONLY))
+			return -EINVAL;
+		if (base != old->base_gfn)
+			change = MOVE;
+		else if (r->flags != old->flags)
+			change = FLAGS_ONLY;
+		else
+			return 0;
+	}
+	if (change != FLAGS_ONLY && overlaps(now, base, npages, old))
+		return -EEXIST;
+	if (change != FLAGS_ONLY && base + npages - 1 > KL_MAX_GFN)
+		return -EINVAL;
+	if (change == CREATE && now->n >= KL_USER_MEM_SLOTS)
+		return -EINVAL;
+
+	slot = malloc(sizeof(*slot));
+	if (!slot)
+		return -ENOMEM;
+	*slot = (struct kl_memslot){
+		.base_gfn = base,
+		.npages = npages,
+		.hva = r->userspace_addr,
+		.flags = r->flags,
+		.id = (uint16_t)id,
+		.as_id = (uint8_t)as,
+	};
+	ret = install(vm, as, change, old, slot);
+	if (ret)
+		free(slot);
+	return ret;
+}
+
+int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r)
+{
+	unsigned as = r->slot >> 16, id = r->slot & 0xffff;
+	int ret;
+
+	/* The order of checks decides which errno a program sees that is wrong twice. */
+	if (id >= KL_USER_MEM_SLOTS)
+		return -EINVAL;
+	if (r->flags & ~(uint32_t)KVM_MEM_READONLY)
+		return -EINVAL;
+	if ((r->memory_size | r->guest_phys_addr | r->userspace_addr) & ~KL_PAGE_MASK)
+		return -EINVAL;
+	if (r->userspace_addr > USER_ADDRESS_END ||
+	    r->memory_size > USER_ADDRESS_END - r->userspace_addr)
+		return -EINVAL;
+	if (as >= KL_NR_AS)
+		return -EINVAL;
+	if (r->guest_phys_addr + r->memory_size < r->guest_phys_addr)
+		return -EINVAL;
+	if (r->memory_size >> KL_PAGE_SHIFT > KL_MEM_MAX_PAGES)
+		return -EINVAL;
+
+	/* Inside one's own bracket an update could only wait for itself. */
+	if (kl_self.brackets)
+		return -EDEADLK;
+	kl_mutex_lock(&vm->slots_lock);
+	ret = set_region_locked(vm, as, id, r);
+	kl_mutex_unlock(&vm->slots_lock);
+	KL_TRACE("vm%llu memslot %u gpa=%#llx size=%#llx hva=%#llx flags=%#x -> %d",
+		 (unsigned long long)vm->serial, r->slot, (unsigned long long)r->guest_phys_addr,
+		 (unsigned long long)r->memory_size, (unsigned long long)r->userspace_addr, r->flags,
+		 ret);
+	return ret;
+}
+
+int kl_memslots_init(struct kl_vm *vm)
+{
+	for (unsigned as = 0; as < KL_NR_AS; as++) {
+		struct kl_memslots *empty = set_alloc(0);
+
+		vm->slot_by_id[as] = kl_sys_map(KL_USER_MEM_SLOTS * sizeof(void *));
+		if (!empty || !vm->slot_by_id[as]) {
+			free(empty);
+			return -ENOMEM;
+		}
+		atomic_init(&vm->memslots[as], empty);
+		atomic_init(&vm->generation[as], KL_FIRST_GENERATION);
+	}
+	return 0;
+}
+
+void kl_memslots_destroy(struct kl_vm *vm)
+{
+	for (unsigned as = 0; as < KL_NR_AS; as++) {
+		struct kl_memslots *s = atomic_load(&vm->memslots[as]);
+
+		for (unsigned i = 0; s && i < s->n; i++)
+			free((void *)s->by_gfn[i]);
+		free(s);
+		if (vm->slot_by_id[as])
+			kl_sys_unmap(vm->slot_by_id[as], KL_USER_MEM_SLOTS * sizeof(void *));
+	}
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the rest of mem/ tells the notifier gate: births and deaths of VMs.
+ */
+#pragma once
+
+struct kl_vm;
+
+/* A VM that has no slot yet. */
+void kl_notifier_add_vm(struct kl_vm *vm);
+/* Waits for brackets of other threads. Afterwards no bracket knows the VM. */
+void kl_notifier_remove_vm(struct kl_vm *vm);
+/* In a forked child: no VM, no bracket. */
+void kl_notifier_after_fork(void);

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <sched.h>
+
+#include "host/guard.h"
+#include "host/sys.h"
+#include "mem/vm.h"
+
+#define SPINS_BEFORE_YIELD  200
+#define YIELDS_BEFORE_KICK  64
+#define YIELDS_BETWEEN_KICK 1024
+
+_Static_assert(offsetof(struct kl_vcpu_core, requests) == 0, "host/thread.c relies on it");
+_Static_assert(KL_REQ_SIGNAL == KL_THREAD_SIGNAL_REQUEST, "one bit, two layers");
+
+void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits)
+{
+	atomic_fetch_or(&c->requests, bits); /* PAIR(vcpu-sleep) */
+	if (atomic_load(&c->sleeping))
+		kl_futex_wake(&c->requests, 1);
+}
+
+void kl_vcpu_sleep(struct kl_vcpu_core *c)
+{
+	atomic_store(&c->sleeping, 1); /* PAIR(vcpu-sleep) */
+	for (;;) {
+		uint32_t seen = atomic_load(&c->requests);
+
+		/*
+		 * A flush has nothing to wake for: the TLB is dropped before the next guest
+		 * access in any case (B14). A signal handler sets KL_REQ_SIGNAL, which changes
+		 * the word, so one that runs just before the wait is not lost.
+		 */
+		if (seen & ~KL_REQ_TLB_FLUSH)
+			break;
+		kl_futex_wait(&c->requests, seen, NULL);
+	}
+	atomic_store_explicit(&c->sleeping, 0, memory_order_relaxed);
+}
+
+static bool must_wait_for(struct kl_vcpu_core *c)
+{
+	return atomic_load(&c->mode) == KL_IN_GUEST && /* PAIR(vcpu-mode) */
+	       (atomic_load(&c->requests) & KL_REQ_TLB_FLUSH);
+}
+
+static void wait_for(struct kl_vcpu_core *c)
+{
+	kl_rank_wait(KL_RANK_VCPU_WAIT);
+	for (unsigned n = 0; must_wait_for(c); n++) {
+		unsigned yields;
+
+		if (n < SPINS_BEFORE_YIELD) {
+			kl_cpu_relax();
+			continue;
+		}
+		/* It may sit in a host page fault: signal it out of the access (M6). */
+		yields = n - SPINS_BEFORE_YIELD;
+		if (yields % YIELDS_BETWEEN_KICK == YIELDS_BEFORE_KICK) {
+			pid_t tid = atomic_load(&c->tid);
+
+			if (tid)
+				kl_guard_kick(tid);
+		}
+		sched_yield();
+	}
+}
+
+int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
+{
+	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
+
+	kl_stat_add(&vm->stats.remote_tlb_flush_requests, 1);
+	for (unsigned i = 0; i < n && !may_wait; i++) {
+		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+
+		if (c && atomic_load(&c->mode) == KL_IN_GUEST)
+			return -EAGAIN;
+	}
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+
+		if (c)
+			atomic_fetch_or(&c->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
+	}
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+
+		if (!c)
+			continue;
+		/* It entered between the two loops above. */
+		if (!may_wait && must_wait_for(c))
+			return -EAGAIN;
+		wait_for(c);
+	}
+	kl_stat_add(&vm->stats.remote_tlb_flush, 1);
+	return 0;
+}
+
+int kl_vcpu_core_add(struct kl_vm *vm, struct kl_vcpu_core *c, unsigned id)
+{
+	unsigned n;
+	int r = 0;
+
+	if (id >= KL_MAX_VCPU_IDS)
+		return -EINVAL;
+	kl_mutex_lock(&vm->vcpus_lock);
+	n = atomic_load_explicit(&vm->nr_vcpus, memory_order_relaxed);
+	if (n >= KL_MAX_VCPUS)
+		r = -EINVAL;
+	for (unsigned i = 0; !r && i < n; i++) {
+		struct kl_vcpu_core *other = atomic_load(&vm->vcpus[i]);
+
+		if (other && other->id == id)
+			r = -EEXIST;
+	}
+	if (!r) {
+		c->vm = vm;
+		c->id = id;
+		c->index = n;
+		atomic_store_explicit(&vm->vcpus[n], c, memory_order_release);
+		atomic_store_explicit(&vm->nr_vcpus, n + 1, memory_order_release);
+	}
+	kl_mutex_unlock(&vm->vcpus_lock);
+	return r;
+}
+
+void kl_vcpu_core_remove(struct kl_vcpu_core *c)
+{
+	struct kl_vm *vm = c->vm;
+	unsigned n;
+
+	kl_mutex_lock(&vm->vcpus_lock);
+	atomic_store(&vm->vcpus[c->index], NULL);
+	n = atomic_load(&vm->nr_vcpus);
+	/* Indexes never change; the last one can be given again. */
+	if (c->index == n - 1)
+		atomic_store(&vm->nr_vcpus, n - 1);
+	kl_mutex_unlock(&vm->vcpus_lock);
+}
