@@ -27,16 +27,29 @@ void kl_sys_unmap(void *p, size_t len)
 }
 
 /* As high as the limit allows, out of the way of "lowest free descriptor". */
-static int move_up(int fd)
+static long dup_high(int fd)
 {
 	struct rlimit lim = {1024, 1024};
-	long high, base;
+	long base;
 
 	kl_sys(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &lim);
 	base = lim.rlim_cur > 4 * HIGH_FD_RESERVE ? (long)kl_min(lim.rlim_cur, 1ul << 20) : 0;
 	if (base == 0)
-		return fd;
-	high = kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base - HIGH_FD_RESERVE);
+		return -EMFILE;
+	return kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base - HIGH_FD_RESERVE);
+}
+
+int kl_sys_dup(int fd)
+{
+	long high = dup_high(fd);
+
+	return (int)(high == -EMFILE ? kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0) : high);
+}
+
+static int move_up(int fd)
+{
+	long high = dup_high(fd);
+
 	if (high < 0)
 		return fd;
 	kl_sys(SYS_close, fd);
