@@ -11,6 +11,7 @@
 #include <pthread.h>
 
 #include "base/compiler.h"
+#include "base/log.h"
 
 enum kl_rank {
 #define KL_LOCK_RANK(id, kind, what) KL_RANK_##id,

@@ -81,11 +81,15 @@ static void end_until(const struct kl_notifier_range *r, const struct kl_vm *sto
 			kl_mmu_invalidate_end(vm, r->start, r->end);
 }
 
-int kl_notifier_begin(struct kl_notifier_range *r)
+static void round_to_pages(struct kl_notifier_range *r)
 {
 	r->start &= KL_PAGE_MASK;
 	r->end = (r->end + KL_PAGE_SIZE - 1) & KL_PAGE_MASK;
+}
 
+int kl_notifier_begin(struct kl_notifier_range *r)
+{
+	round_to_pages(r);
 	kl_mutex_lock(&gate);
 	while (waiting && !kl_self.brackets) {
 		if (!r->may_block) {
@@ -120,6 +124,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 
 void kl_notifier_end(struct kl_notifier_range *r)
 {
+	round_to_pages(r);
 	end_until(r, NULL);
 	leave_gate();
 }

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * MMU notifiers for programs that link the library.
+ *
+ * Every change of host memory that may lie behind a memslot (munmap, mremap, mmap over it,
+ * mprotect, discarding or truncating it) is bracketed:
+ *
+ *     struct kvmlet_notifier_range r = {.start = p, .end = p + len, .may_block = 1};
+ *     kvmlet_notifier_begin(&r);
+ *     munmap(p, len);
+ *     kvmlet_notifier_end(&r);
+ *
+ * When begin has returned, no vCPU and no engine code reaches the range through an old
+ * translation until it has faulted again, and no fault succeeds before end. Under
+ * `kvmlet run` the program's own calls are bracketed for it.
+ */
+#ifndef KVMLET_NOTIFIER_H
+#define KVMLET_NOTIFIER_H
+
+#include <kvmlet/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct kvmlet_notifier_range {
+	uint64_t start, end; /**< host virtual addresses in bytes; rounded outwards to pages */
+	int may_block;	     /**< 0: never sleep, fail with -EAGAIN instead */
+	int reserved;	     /**< 0 */
+};
+
+/**
+ * Open a bracket. Brackets of one thread nest.
+ *
+ * Context: any thread, also from inside a memory allocator: nothing is allocated. Sleeps only
+ * if may_block is set. Not from a signal handler.
+ * Returns: 0; -EAGAIN may_block is 0 and a vCPU or an update would have to be waited for
+ * (no bracket is open then); -EINVAL an empty range or reserved bits set.
+ */
+int kvmlet_notifier_begin(struct kvmlet_notifier_range *range);
+
+/**
+ * Close the bracket that begin opened with the same range, on the same thread.
+ * Context: as begin; does not sleep.
+ */
+void kvmlet_notifier_end(struct kvmlet_notifier_range *range);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
