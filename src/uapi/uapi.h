@@ -26,6 +26,7 @@ struct kl_object {
 	uint64_t ino; /* of the memfd that stands for it, and its device: identity of a fd */
 	uint64_t dev;
 	pid_t owner; /* process that made it; elsewhere: -EIO (VM, vCPU, stats) */
+	struct kl_object *hash_next; /* object.c */
 };
 
 /* Open /dev/kvm: a new descriptor (O_CLOEXEC in @flags honoured) and its object with one
@@ -33,7 +34,10 @@ struct kl_object {
 int kl_uapi_open_system(int flags, struct kl_object **obj);
 
 /*
- * ioctl(2). @new_obj: set, with one reference, when the call returned a new descriptor.
+ * ioctl(2). *new_obj: set, with one reference, when the call returned a new descriptor; else
+ * NULL. The caller holds a reference to @obj until it returns. What the kernel answers for
+ * every descriptor before it asks the driver (FIOCLEX, FIONCLEX, FIONBIO, FIOASYNC) is for
+ * the caller to pass on to the real descriptor.
  */
 long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd, unsigned long arg,
 		   struct kl_object **new_obj);
@@ -52,13 +56,20 @@ struct kl_object *kl_object_find(uint64_t dev, uint64_t ino);
 long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t off,
 		  int *overlay_fd, size_t *overlay_off);
 
-/* read(2)/pread(2): -EINVAL for everything but statistics. @pos NULL: the file position. */
+/*
+ * read(2)/pread(2): -EINVAL for everything but statistics. @pos NULL: the file position.
+ * (A statistics file is not open for writing: write(2) is EBADF there, EINVAL elsewhere.)
+ */
 ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos);
-/* lseek(2) on a statistics file moves its position; others: -ESPIPE as anon inodes do. */
+/* lseek(2): moves nothing and returns the position, as KVM's files do. */
 off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence);
 
 /* Exit table of `kvmlet run --stats`, of everything that this process did. */
 void kl_uapi_print_stats(int fd);
 
-/* fork(): in the child. */
+/*
+ * fork(): in the child, before anything else of the engine. Calls the lower layers' own
+ * kl_*_after_fork(). Objects that the child inherited stay in the table; of those only
+ * /dev/kvm works.
+ */
 void kl_uapi_after_fork(void);

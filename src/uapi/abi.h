@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * KVM's binary interface as of Linux 6.12, where Debian 12's <linux/kvm.h> (6.1) ends before
+ * it: numbers and layouts, declared once. struct kvm_userspace_memory_region2 is
+ * kl_uapi_memory_region2 in mem/memslot.h.
+ */
+#pragma once
+
+#include <linux/kvm.h>
+
+#include "base/compiler.h"
+#include "mem/memslot.h"
+
+#ifndef KVM_SET_USER_MEMORY_REGION2
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kl_uapi_memory_region2)
+#endif
+_Static_assert(sizeof(struct kl_uapi_memory_region2) == 0xa0, "ABI");
+_Static_assert(sizeof(struct kvm_userspace_memory_region) ==
+		       offsetof(struct kl_uapi_memory_region2, guest_memfd_offset),
+	       "the old structure is a prefix of the new one");
+
+#ifndef KVM_MEM_GUEST_MEMFD
+#define KVM_MEM_GUEST_MEMFD (1UL << 2)
+#endif
+#ifndef KVM_CAP_USER_MEMORY2
+#define KVM_CAP_USER_MEMORY2 231
+#endif
+#ifndef KVM_CAP_VM_TYPES
+#define KVM_CAP_VM_TYPES 235
+#endif
+#ifndef KVM_X86_DEFAULT_VM
+#define KVM_X86_DEFAULT_VM 0
+#endif
+#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
+#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)
+#endif
+#ifndef KVM_MSR_FILTER_RANGE_VALID_MASK
+#define KVM_MSR_FILTER_RANGE_VALID_MASK (KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE)
+#endif
+#ifndef KVM_MSR_FILTER_VALID_MASK
+#define KVM_MSR_FILTER_VALID_MASK KVM_MSR_FILTER_DEFAULT_DENY
+#endif
+#ifndef KVM_MSR_EXIT_REASON_VALID_MASK
+#define KVM_MSR_EXIT_REASON_VALID_MASK                                                             \
+	(KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
+#endif
+#define KL_MSR_FILTER_MAX_BITMAP 0x600
+
+/* What a vCPU descriptor maps, in pages. */
+#define KL_VCPU_MMAP_PAGES 3
+#define KL_PIO_PAGE	   1
+#define KL_COALESCED_PAGE  2
+
+#define KL_COALESCED_MAX                                                                           \
+	((KL_PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
+
+#define KL_STATS_NAME_SIZE	48
+#define KL_MAX_CPUID_ENTRIES	256
+#define KL_MAX_IO_MSRS		256 /* and so many are too many */
+#define KL_MIN_MMU_PAGES	64
+#define KL_KERNEL_SIGSET_SIZE	8
+#define KL_TSC_TOLERANCE_PPM	250
+#define KL_MAX_TSS_ADDR		0xffffd000u

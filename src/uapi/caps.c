@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Capabilities: what is there, in one table, and KVM_ENABLE_CAP of a VM.
+ *
+ * A capability is in the table when everything that it stands for works; what is missing is
+ * 0, and its ioctls answer as KVM does where it is configured out.
+ */
+#include <errno.h>
+#include <unistd.h>
+
+#include "uapi/object.h"
+
+/* Quirks that the engine has, and lets be disabled. */
+#define QUIRKS KVM_X86_QUIRK_SLOT_ZAP_ALL
+
+#define SYNC_FIELDS (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)
+
+static const int caps[] = {
+	[KVM_CAP_CHECK_EXTENSION_VM] = 1,
+	[KVM_CAP_ENABLE_CAP] = 1,
+	[KVM_CAP_ENABLE_CAP_VM] = 1,
+	[KVM_CAP_VM_TYPES] = 1 << KVM_X86_DEFAULT_VM,
+	[KVM_CAP_BINARY_STATS_FD] = 1,
+	[KVM_CAP_DISABLE_QUIRKS] = 1,
+	[KVM_CAP_DISABLE_QUIRKS2] = QUIRKS,
+
+	/* Memory. */
+	[KVM_CAP_USER_MEMORY] = 1,
+	[KVM_CAP_USER_MEMORY2] = 1,
+	[KVM_CAP_DESTROY_MEMORY_REGION_WORKS] = 1,
+	[KVM_CAP_JOIN_MEMORY_REGIONS_WORKS] = 1,
+	[KVM_CAP_NR_MEMSLOTS] = KL_USER_MEM_SLOTS,
+	[KVM_CAP_READONLY_MEM] = 1,
+	[KVM_CAP_SYNC_MMU] = 1,
+	[KVM_CAP_MMU_SHADOW_CACHE_CONTROL] = 1,
+	[KVM_CAP_SET_TSS_ADDR] = 1,
+	[KVM_CAP_SET_IDENTITY_MAP_ADDR] = 1,
+
+	/* Exits and in-engine devices. */
+	[KVM_CAP_COALESCED_MMIO] = KL_COALESCED_PAGE,
+	[KVM_CAP_COALESCED_PIO] = 1,
+	[KVM_CAP_IOEVENTFD] = 1,
+	[KVM_CAP_IOEVENTFD_NO_LENGTH] = 1,
+	[KVM_CAP_IOEVENTFD_ANY_LENGTH] = 1,
+	[KVM_CAP_IMMEDIATE_EXIT] = 1,
+	[KVM_CAP_SYNC_REGS] = SYNC_FIELDS,
+	[KVM_CAP_INTERNAL_ERROR_DATA] = 1,
+	[KVM_CAP_LAST_CPU] = 1,
+	[KVM_CAP_EXIT_ON_EMULATION_FAILURE] = 1,
+
+	/* vCPUs. */
+	[KVM_CAP_MAX_VCPUS] = KL_MAX_VCPUS,
+	[KVM_CAP_MAX_VCPU_ID] = KL_MAX_VCPU_IDS,
+	[KVM_CAP_SET_BOOT_CPU_ID] = 1,
+	[KVM_CAP_IRQCHIP] = 1,
+	[KVM_CAP_HLT] = 1,
+	[KVM_CAP_MP_STATE] = 1,
+	[KVM_CAP_USER_NMI] = 1,
+	[KVM_CAP_VCPU_EVENTS] = 1,
+	[KVM_CAP_EXCEPTION_PAYLOAD] = 1,
+	[KVM_CAP_X86_TRIPLE_FAULT_EVENT] = 1,
+	[KVM_CAP_DEBUGREGS] = 1,
+	[KVM_CAP_XSAVE] = 1,
+	[KVM_CAP_XSAVE2] = KL_XSAVE_SIZE,
+	[KVM_CAP_XCRS] = 1,
+	[KVM_CAP_SREGS2] = 1,
+	[KVM_CAP_GET_TSC_KHZ] = 1,
+
+	/* CPUID and MSRs. */
+	[KVM_CAP_EXT_CPUID] = 1,
+	[KVM_CAP_EXT_EMUL_CPUID] = 1,
+	[KVM_CAP_GET_MSR_FEATURES] = 1,
+	[KVM_CAP_X86_USER_SPACE_MSR] = 1,
+	[KVM_CAP_X86_MSR_FILTER] = 1,
+};
+
+static int nr_online_cpus(void)
+{
+	static _Atomic int cached;
+	int n = atomic_load_explicit(&cached, memory_order_relaxed);
+
+	if (!n) {
+		long online = sysconf(_SC_NPROCESSORS_ONLN);
+
+		n = online < 1 ? 1 : (int)kl_min(online, (long)KL_MAX_VCPUS);
+		atomic_store_explicit(&cached, n, memory_order_relaxed);
+	}
+	return n;
+}
+
+int kl_check_extension(struct kl_uvm *vm, long cap)
+{
+	(void)vm; /* nothing depends on the VM yet: there is one type */
+	if (cap == KVM_CAP_NR_VCPUS)
+		return nr_online_cpus();
+	if (cap < 0 || cap >= (long)KL_ARRAY_SIZE(caps))
+		return 0;
+	return caps[cap];
+}
+
+/* ---- KVM_ENABLE_CAP ---------------------------------------------------------------- */
+
+static int disable_quirks(struct kl_x86_vm *kvm, uint64_t quirks)
+{
+	kl_mutex_lock(&kvm->lock);
+	kvm->disabled_quirks |= quirks;
+	if (kvm->disabled_quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL)
+		atomic_store(&kvm->mem.slot_zap_all_quirk, false);
+	kl_mutex_unlock(&kvm->lock);
+	return 0;
+}
+
+/* Can be set once, and not below the boot CPU's id. */
+static int set_max_vcpu_id(struct kl_x86_vm *kvm, uint64_t max)
+{
+	int r = -EINVAL;
+
+	if (max > KL_MAX_VCPU_IDS)
+		return r;
+	kl_mutex_lock(&kvm->lock);
+	if (kvm->boot_cpu_id <= max && (!kvm->max_vcpu_ids || kvm->max_vcpu_ids == max)) {
+		kvm->max_vcpu_ids = (uint32_t)max;
+		r = 0;
+	}
+	kl_mutex_unlock(&kvm->lock);
+	return r;
+}
+
+int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
+{
+	struct kl_x86_vm *kvm = &vm->kvm;
+	uint64_t arg = cap->args[0];
+
+	if (cap->flags)
+		return -EINVAL;
+	switch (cap->cap) {
+	case KVM_CAP_DISABLE_QUIRKS2:
+		return arg & ~(uint64_t)QUIRKS ? -EINVAL : disable_quirks(kvm, arg);
+	case KVM_CAP_DISABLE_QUIRKS:
+		return disable_quirks(kvm, arg & QUIRKS);
+	case KVM_CAP_MAX_VCPU_ID:
+		return set_max_vcpu_id(kvm, arg);
+	case KVM_CAP_X86_USER_SPACE_MSR:
+		if (arg & ~(uint64_t)KVM_MSR_EXIT_REASON_VALID_MASK)
+			return -EINVAL;
+		kvm->user_space_msr_mask = (uint32_t)arg;
+		return 0;
+	case KVM_CAP_EXCEPTION_PAYLOAD:
+		kvm->exception_payload = arg;
+		return 0;
+	case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
+		kvm->triple_fault_event = arg;
+		return 0;
+	case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
+		if (arg > 1)
+			return -EINVAL;
+		kvm->exit_on_emulation_error = arg;
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}

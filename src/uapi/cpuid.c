@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Tables of CPUID leaves between the program and the engine.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "host/guard.h"
+#include "uapi/object.h"
+
+static struct kvm_cpuid_entry2 *user_entries(unsigned long arg)
+{
+	return (struct kvm_cpuid_entry2 *)(arg + offsetof(struct kvm_cpuid2, entries));
+}
+
+/* KVM checks the padding for KVM_GET_EMULATED_CPUID only. */
+static bool padding_is_clean(unsigned long arg, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint32_t pad[3];
+
+		if (kl_copy_from_user(pad, &user_entries(arg)[i].padding, sizeof(pad)) || pad[0] ||
+		    pad[1] || pad[2])
+			return false;
+	}
+	return true;
+}
+
+long kl_cpuid_get_system(unsigned long arg, bool emulated)
+{
+	struct kvm_cpuid_entry2 e[KL_MAX_CPUID_ENTRIES] = {0};
+	struct kvm_cpuid2 head;
+	int n;
+
+	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
+		return -EFAULT;
+	if (head.nent < 1)
+		return -E2BIG;
+	head.nent = kl_min(head.nent, (uint32_t)KL_MAX_CPUID_ENTRIES);
+	if (emulated && !padding_is_clean(arg, head.nent))
+		return -EINVAL;
+	n = emulated ? kl_x86_emulated_cpuid(e, head.nent) : kl_x86_supported_cpuid(e, head.nent);
+	if (n < 0)
+		return n;
+	head.nent = (uint32_t)n;
+	if (kl_copy_to_user(user_entries(arg), e, head.nent * sizeof(e[0])) ||
+	    kl_copy_to_user((void *)arg, &head, sizeof(head)))
+		return -EFAULT;
+	return 0;
+}
+
+long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg)
+{
+	struct kvm_cpuid2 head;
+
+	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
+		return -EFAULT;
+	if (head.nent < vc->v->nr_cpuid)
+		return -E2BIG;
+	kl_x86_refresh_cpuid(vc->v);
+	head.nent = vc->v->nr_cpuid;
+	if (kl_copy_to_user(user_entries(arg), vc->v->cpuid, head.nent * sizeof(vc->v->cpuid[0])) ||
+	    kl_copy_to_user((void *)arg, &head, sizeof(head)))
+		return -EFAULT;
+	return 0;
+}
+
+static int copy_entries(struct kvm_cpuid_entry2 *to, unsigned long arg, unsigned n, bool v2)
+{
+	const struct kvm_cpuid_entry *user =
+		(void *)(arg + offsetof(struct kvm_cpuid, entries));
+
+	if (v2)
+		return kl_copy_from_user(to, user_entries(arg), n * sizeof(to[0]));
+	for (unsigned i = 0; i < n; i++) {
+		struct kvm_cpuid_entry e;
+
+		if (kl_copy_from_user(&e, &user[i], sizeof(e)))
+			return -EFAULT;
+		to[i] = (struct kvm_cpuid_entry2){
+			.function = e.function,
+			.eax = e.eax,
+			.ebx = e.ebx,
+			.ecx = e.ecx,
+			.edx = e.edx,
+		};
+	}
+	return 0;
+}
+
+long kl_cpuid_set(struct kl_uvcpu *vc, unsigned long arg, bool v2)
+{
+	struct kvm_cpuid_entry2 e[KL_MAX_CPUID_ENTRIES];
+	struct kvm_cpuid2 head;
+
+	_Static_assert(sizeof(struct kvm_cpuid) == sizeof(struct kvm_cpuid2), "same head");
+	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
+		return -EFAULT;
+	if (head.nent > KL_MAX_CPUID_ENTRIES)
+		return -E2BIG;
+	if (copy_entries(e, arg, head.nent, v2))
+		return -EFAULT;
+	return kl_x86_set_cpuid(vc->v, e, head.nent);
+}

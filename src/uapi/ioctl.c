@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The doors from a descriptor to its object: ioctl, mmap, read, lseek.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "uapi/object.h"
+
+static bool is_foreign(const struct kl_object *obj)
+{
+	return KL_UNLIKELY(obj->owner != kl_uapi_pid);
+}
+
+/* The VM was made by another process, or is broken. */
+static bool vm_unusable(const struct kl_uvm *vm, const struct kl_object *obj)
+{
+	return is_foreign(obj) ||
+	       KL_UNLIKELY(atomic_load_explicit(&vm->kvm.mem.dead, memory_order_relaxed));
+}
+
+static void trace_ioctl(const struct kl_object *obj, unsigned cmd, unsigned long arg, long r)
+{
+	static const char *const kinds[] = {"kvm", "vm", "vcpu", "stats"};
+
+	kl_trace_write("ioctl %s:%lu %s(0x%x) arg=0x%lx = %ld", kinds[obj->kind],
+		       (unsigned long)obj->ino, kl_ioctl_name(cmd), cmd, arg, r);
+}
+
+long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd_long, unsigned long arg,
+		   struct kl_object **new_obj)
+{
+	unsigned cmd = (unsigned)cmd_long; /* as the kernel takes it */
+	long r;
+
+	*new_obj = NULL;
+	switch (obj->kind) {
+	case KL_OBJ_SYSTEM:
+		r = kl_system_ioctl(cmd, arg, new_obj);
+		break;
+	case KL_OBJ_VM:
+		r = vm_unusable(kl_uvm(obj), obj) ? -EIO :
+						    kl_vm_ioctl(kl_uvm(obj), cmd, arg, new_obj);
+		break;
+	case KL_OBJ_VCPU:
+		r = vm_unusable(kl_uvcpu(obj)->vm, obj) ?
+			    -EIO :
+			    kl_vcpu_ioctl(kl_uvcpu(obj), cmd, arg, new_obj);
+		break;
+	default:
+		r = -ENOTTY;
+		break;
+	}
+	if (KL_UNLIKELY(kl_trace_on))
+		trace_ioctl(obj, cmd, arg, r);
+	return r;
+}
+
+/*
+ * KVM maps a vCPU's pages wherever it is asked to and lets what lies beyond them fault; the
+ * memfd of KL_VCPU_MMAP_PAGES pages does the same. Page KL_COALESCED_PAGE belongs to the VM.
+ */
+long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t off,
+		  int *overlay_fd, size_t *overlay_off)
+{
+	const uint64_t ring = KL_COALESCED_PAGE * KL_PAGE_SIZE;
+	uint64_t start = (uint64_t)off;
+
+	(void)flags;
+	if (obj->kind != KL_OBJ_VCPU)
+		return -ENODEV;
+	/* KVM's files live on a file system that is mounted noexec. */
+	if (prot & PROT_EXEC)
+		return -EPERM;
+	if (start > ring || ring - start >= len)
+		return 0;
+	*overlay_fd = kl_uvcpu(obj)->vm->ring_fd;
+	*overlay_off = ring - start;
+	return (long)KL_PAGE_SIZE;
+}
+
+ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos)
+{
+	struct kl_ustats *s = kl_ustats(obj);
+	ssize_t r;
+
+	if (obj->kind != KL_OBJ_STATS)
+		return -EINVAL;
+	if (is_foreign(obj))
+		return -EIO;
+	if (pos)
+		return *pos < 0 ? -EINVAL : kl_stats_read(s, buf, len, pos);
+	kl_mutex_lock(&s->lock);
+	r = kl_stats_read(s, buf, len, &s->pos);
+	kl_mutex_unlock(&s->lock);
+	return r;
+}
+
+off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence)
+{
+	off_t pos;
+
+	(void)off;
+	if (whence < SEEK_SET || whence > SEEK_HOLE)
+		return -EINVAL;
+	if (obj->kind != KL_OBJ_STATS || is_foreign(obj))
+		return 0;
+	kl_mutex_lock(&kl_ustats(obj)->lock);
+	pos = kl_ustats(obj)->pos;
+	kl_mutex_unlock(&kl_ustats(obj)->lock);
+	return pos;
+}

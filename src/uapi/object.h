@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The objects behind KVM's descriptors, and what the files of src/uapi share.
+ *
+ * Lifetimes, as in KVM
+ *   - A VM lives while its descriptors, its vCPUs' descriptors or statistics files live: each
+ *     vCPU and statistics object holds one reference to the VM.
+ *   - struct kl_uvcpu lives as long as its VM, even when all its descriptors are closed (its
+ *     id stays taken); only its kl_object dies before.
+ *   - After fork, the child's copies of the parent's objects are never destroyed: their locks
+ *     may be held by threads that the child does not have (U5).
+ *
+ * Locks: OBJECTS (table, list of VMs, totals), VM (kvm.lock), VCPU (kl_uvcpu.lock).
+ */
+#pragma once
+
+#include <linux/kvm.h>
+
+#include "base/lock.h"
+#include "mmu/iobus.h"
+#include "uapi/abi.h"
+#include "uapi/uapi.h"
+#include "x86/vcpu.h"
+
+#define KL_NR_EXIT_REASONS 40
+
+/* What `--stats` counts beside stats.def: exits to the program by kvm_run.exit_reason. */
+struct kl_exit_counts {
+	kl_stat_t by_reason[KL_NR_EXIT_REASONS];
+	kl_stat_t run_ns; /* time in KVM_RUN; only with --stats */
+};
+
+struct kl_uvcpu;
+
+struct kl_uvm {
+	struct kl_object obj; /* first */
+	struct kl_x86_vm kvm;
+	struct kl_iobus bus;
+	int ring_fd; /* the coalesced ring's page: mapped into every vCPU mapping */
+	struct kvm_coalesced_mmio_ring *ring;
+	uint64_t nr_mmu_pages;	 /* KVM_SET_NR_MMU_PAGES */
+	struct kl_uvcpu *vcpus;	 /* kvm.lock; all that were ever made */
+	unsigned nr_vcpus;	 /* kvm.lock */
+	struct kl_uvm *next, **pprev; /* OBJECTS: list of VMs */
+};
+
+struct kl_uvcpu {
+	struct kl_object obj; /* first */
+	struct kl_uvm *vm;
+	struct kl_mutex lock;
+	unsigned id;
+	struct kl_vcpu *v;
+	struct kvm_run *run; /* page 0 of the descriptor; the program writes it at any time */
+	bool sigmask_set;
+	uint64_t sigmask; /* KVM_SET_SIGNAL_MASK */
+	uint32_t tsc_khz;
+	struct kl_exit_counts counts;
+	struct kl_uvcpu *next;
+};
+
+struct kl_ustats {
+	struct kl_object obj; /* first */
+	struct kl_uvm *vm;
+	struct kl_uvcpu *vcpu; /* NULL: the VM's */
+	struct kl_mutex lock;  /* rank LEAF: pos */
+	off_t pos;
+};
+
+KL_INLINE struct kl_uvm *kl_uvm(struct kl_object *o)
+{
+	return (struct kl_uvm *)o;
+}
+KL_INLINE struct kl_uvcpu *kl_uvcpu(struct kl_object *o)
+{
+	return (struct kl_uvcpu *)o;
+}
+KL_INLINE struct kl_ustats *kl_ustats(struct kl_object *o)
+{
+	return (struct kl_ustats *)o;
+}
+
+/* A field of kvm_run, read or written exactly once. */
+#define kl_run_get(lv)	    (*(const volatile __typeof__(lv) *)&(lv))
+#define kl_run_set(lv, val) (*(volatile __typeof__(lv) *)&(lv) = (val))
+
+/* ---- object.c ---------------------------------------------------------------------- */
+
+extern struct kl_mutex kl_objects_lock;
+/* This process, without a system call. 0 before the first open. */
+extern pid_t kl_uapi_pid;
+
+/*
+ * A descriptor for @obj, from the lowest free number: a memfd of @size bytes, sealed against
+ * resizing. Fills @obj, with one reference. Nobody finds it before kl_object_publish().
+ * Returns the descriptor or -errno.
+ */
+int kl_object_open(struct kl_object *obj, enum kl_object_kind kind, const char *name, size_t size,
+		   int flags) KL_MUST_CHECK;
+void kl_object_publish(struct kl_object *obj);
+
+/* ---- the ioctls of each kind ------------------------------------------------------- */
+
+long kl_system_ioctl(unsigned cmd, unsigned long arg, struct kl_object **new_obj);
+long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_object **new_obj);
+long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
+		   struct kl_object **new_obj);
+
+/* vm.c. Destroys the VM and all its vCPUs; nobody refers to it. */
+int kl_uvm_create(unsigned long type, struct kl_object **new_obj) KL_MUST_CHECK;
+void kl_uvm_destroy(struct kl_uvm *vm);
+int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id, struct kl_object **new_obj) KL_MUST_CHECK;
+void kl_uvcpu_free(struct kl_uvcpu *vc);
+
+/* run.c. Context: vc->lock. */
+int kl_uvcpu_run(struct kl_uvcpu *vc) KL_MUST_CHECK;
+
+/* caps.c. @vm NULL: /dev/kvm. */
+int kl_check_extension(struct kl_uvm *vm, long cap);
+int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap) KL_MUST_CHECK;
+
+/* msrs.c: KVM_GET_MSRS and relatives; @vc NULL: feature MSRs of the system. */
+long kl_msrs_get(struct kl_uvcpu *vc, unsigned long arg);
+long kl_msrs_set(struct kl_uvcpu *vc, unsigned long arg);
+long kl_msrs_index_list(unsigned long arg, bool features);
+long kl_vm_set_msr_filter(struct kl_uvm *vm, unsigned long arg);
+
+/* cpuid.c */
+long kl_cpuid_get_system(unsigned long arg, bool emulated);
+long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg);
+long kl_cpuid_set(struct kl_uvcpu *vc, unsigned long arg, bool v2);
+
+/* stats.c. @vc NULL: the VM's. */
+int kl_stats_open(struct kl_uvm *vm, struct kl_uvcpu *vc, struct kl_object **new_obj) KL_MUST_CHECK;
+ssize_t kl_stats_read(struct kl_ustats *s, void *buf, size_t len, off_t *pos);
+/* OBJECTS held: the VM is about to go; keep its figures for --stats. */
+void kl_stats_retire(struct kl_uvm *vm);
+void kl_stats_count_vm(void);
+void kl_stats_count_vcpu(void);
+void kl_stats_after_fork(void);
+extern struct kl_uvm *kl_uvms; /* OBJECTS: VMs that live */
+
+/* trace.c: names, for people. */
+const char *kl_ioctl_name(unsigned cmd);
+const char *kl_exit_name(uint32_t reason);

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A vCPU: its birth and death, and its ioctls. All of these hold the vCPU's mutex, as in KVM:
+ * one that comes while KVM_RUN runs on another thread waits for it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "host/guard.h"
+#include "host/sys.h"
+#include "uapi/object.h"
+
+/* ---- life -------------------------------------------------------------------------- */
+
+/* Takes the id, or refuses it. From here to the VM's end it is in the VM's list. */
+static int reserve(struct kl_uvm *vm, struct kl_uvcpu *vc, unsigned id)
+{
+	struct kl_x86_vm *kvm = &vm->kvm;
+	int r = 0;
+
+	kl_mutex_lock(&kvm->lock);
+	if (vm->nr_vcpus >= KL_MAX_VCPUS) {
+		r = -EINVAL;
+		goto out;
+	}
+	if (!kvm->max_vcpu_ids)
+		kvm->max_vcpu_ids = KL_MAX_VCPU_IDS;
+	if (id >= kvm->max_vcpu_ids) {
+		r = -EINVAL;
+		goto out;
+	}
+	for (struct kl_uvcpu *p = vm->vcpus; p && !r; p = p->next) {
+		if (p->id == id)
+			r = -EEXIST;
+	}
+	if (!r) {
+		vc->next = vm->vcpus;
+		vm->vcpus = vc;
+		vm->nr_vcpus++;
+	}
+out:
+	kl_mutex_unlock(&kvm->lock);
+	return r;
+}
+
+static void unreserve(struct kl_uvm *vm, struct kl_uvcpu *vc)
+{
+	struct kl_uvcpu **p;
+
+	kl_mutex_lock(&vm->kvm.lock);
+	for (p = &vm->vcpus; *p != vc;)
+		p = &(*p)->next;
+	*p = vc->next;
+	vm->nr_vcpus--;
+	kl_mutex_unlock(&vm->kvm.lock);
+}
+
+static int make_engine_vcpu(struct kl_uvm *vm, struct kl_uvcpu *vc, int fd)
+{
+	const size_t size = KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE;
+	long run = kl_sys(SYS_mmap, NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	struct kl_vcpu *v;
+	int r;
+
+	if (run < 0)
+		return (int)run;
+	r = kl_x86_vcpu_create(&vm->kvm, vc->id, &v);
+	if (r) {
+		kl_sys_unmap((void *)run, size);
+		return r;
+	}
+	v->pio_data = (uint8_t *)run + KL_PIO_PAGE * KL_PAGE_SIZE;
+	vc->run = (struct kvm_run *)run;
+	vc->tsc_khz = vm->kvm.tsc_khz;
+	/* --stats looks at it as soon as it is there. */
+	kl_mutex_lock(&vm->kvm.lock);
+	vc->v = v;
+	kl_mutex_unlock(&vm->kvm.lock);
+	return 0;
+}
+
+int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id, struct kl_object **new_obj)
+{
+	struct kl_uvcpu *vc;
+	char name[32];
+	int r, fd;
+
+	if (id >= KL_MAX_VCPU_IDS)
+		return -EINVAL;
+	vc = calloc(1, sizeof(*vc));
+	if (!vc)
+		return -ENOMEM;
+	kl_mutex_init(&vc->lock, KL_RANK_VCPU);
+	vc->vm = vm;
+	vc->id = (unsigned)id;
+	r = reserve(vm, vc, vc->id);
+	if (r)
+		goto out_free;
+	snprintf(name, sizeof(name), "kvm-vcpu:%u", vc->id);
+	fd = kl_object_open(&vc->obj, KL_OBJ_VCPU, name, KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE,
+			    O_RDWR | O_CLOEXEC);
+	if (fd < 0) {
+		r = fd;
+		goto out_unreserve;
+	}
+	r = make_engine_vcpu(vm, vc, fd);
+	if (r) {
+		kl_sys(SYS_close, fd);
+		goto out_unreserve;
+	}
+	kl_object_get(&vm->obj);
+	kl_stats_count_vcpu();
+	kl_object_publish(&vc->obj);
+	*new_obj = &vc->obj;
+	return fd;
+out_unreserve:
+	unreserve(vm, vc);
+out_free:
+	kl_mutex_destroy(&vc->lock);
+	free(vc);
+	return r;
+}
+
+void kl_uvcpu_free(struct kl_uvcpu *vc)
+{
+	kl_x86_vcpu_destroy(vc->v);
+	kl_sys_unmap(vc->run, KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE);
+	kl_mutex_destroy(&vc->lock);
+	free(vc);
+}
+
+/* ---- ioctls ------------------------------------------------------------------------ */
+
+/* Out: the engine fills a structure that the program gets. In: the other way round. */
+#define GET(type, call)                                                                            \
+	({                                                                                         \
+		type x;                                                                            \
+		memset(&x, 0, sizeof(x));                                                          \
+		call;                                                                              \
+		kl_copy_to_user((void *)arg, &x, sizeof(x));                                       \
+	})
+#define SET(type, call)                                                                            \
+	({                                                                                         \
+		type x;                                                                            \
+		kl_copy_from_user(&x, (void *)arg, sizeof(x)) ? -EFAULT : (call);                  \
+	})
+
+static long get_mp_state(struct kl_vcpu *v, unsigned long arg)
+{
+	struct kvm_mp_state m = {0};
+	int r = kl_x86_get_mp_state(v, &m);
+
+	return r ? r : kl_copy_to_user((void *)arg, &m, sizeof(m));
+}
+
+static long translate(struct kl_vcpu *v, unsigned long arg)
+{
+	struct kvm_translation tr;
+	bool writable, user;
+	uint64_t gpa;
+	int r;
+
+	if (kl_copy_from_user(&tr, (void *)arg, sizeof(tr)))
+		return -EFAULT;
+	r = kl_x86_translate(v, tr.linear_address, &gpa, &writable, &user);
+	tr.valid = !r;
+	tr.physical_address = r ? ~0ull : gpa;
+	/* KVM does not look at the rights. */
+	tr.writeable = 1;
+	tr.usermode = 0;
+	return kl_copy_to_user((void *)arg, &tr, sizeof(tr));
+}
+
+static long set_signal_mask(struct kl_uvcpu *vc, unsigned long arg)
+{
+	struct kvm_signal_mask head;
+	uint64_t mask;
+
+	if (!arg) {
+		vc->sigmask_set = false;
+		return 0;
+	}
+	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
+		return -EFAULT;
+	if (head.len != KL_KERNEL_SIGSET_SIZE)
+		return -EINVAL;
+	if (kl_copy_from_user(&mask, (char *)arg + offsetof(struct kvm_signal_mask, sigset),
+			      sizeof(mask)))
+		return -EFAULT;
+	vc->sigmask = mask;
+	vc->sigmask_set = true;
+	return 0;
+}
+
+static long get_xsave(struct kl_vcpu *v, unsigned long arg)
+{
+	uint8_t buf[KL_XSAVE_SIZE] __attribute__((aligned(64)));
+
+	_Static_assert(sizeof(buf) == sizeof(struct kvm_xsave), "GET_XSAVE and GET_XSAVE2 agree");
+	memset(buf, 0, sizeof(buf));
+	kl_x86_get_xsave(v, buf, sizeof(buf));
+	return kl_copy_to_user((void *)arg, buf, sizeof(buf));
+}
+
+static long set_xsave(struct kl_vcpu *v, unsigned long arg)
+{
+	uint8_t buf[KL_XSAVE_SIZE] __attribute__((aligned(64)));
+
+	if (kl_copy_from_user(buf, (void *)arg, sizeof(buf)))
+		return -EFAULT;
+	return kl_x86_set_xsave(v, buf, sizeof(buf));
+}
+
+/* One more; more than two wait together only as two, whatever is being delivered. */
+static long nmi(struct kl_vcpu *v)
+{
+	uint32_t n = atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
+
+	while (n < 2 && !atomic_compare_exchange_weak(&v->nmi.pending, &n, n + 1))
+		;
+	kl_vcpu_request(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+	return 0;
+}
+
+/* As at VM scope: only what the host's TSC does. */
+static long set_tsc_khz(struct kl_uvcpu *vc, uint32_t khz)
+{
+	uint64_t host = vc->vm->kvm.tsc_khz;
+	uint64_t slack = host * KL_TSC_TOLERANCE_PPM / 1000000;
+
+	if (khz && (khz < host - slack || khz > host + slack))
+		return -EINVAL;
+	vc->tsc_khz = khz ? khz : (uint32_t)host;
+	return 0;
+}
+
+static long locked_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
+			 struct kl_object **new_obj)
+{
+	struct kl_vcpu *v = vc->v;
+
+	switch (cmd) {
+	case KVM_RUN:
+		return arg ? -EINVAL : kl_uvcpu_run(vc);
+	case KVM_GET_REGS:
+		return GET(struct kvm_regs, kl_x86_get_regs(v, &x));
+	case KVM_SET_REGS:
+		return SET(struct kvm_regs, (kl_x86_set_regs(v, &x), 0));
+	case KVM_GET_SREGS:
+		return GET(struct kvm_sregs, kl_x86_get_sregs(v, &x));
+	case KVM_SET_SREGS:
+		return SET(struct kvm_sregs, kl_x86_set_sregs(v, &x));
+	case KVM_GET_SREGS2:
+		return GET(struct kvm_sregs2, kl_x86_get_sregs2(v, &x));
+	case KVM_SET_SREGS2:
+		return SET(struct kvm_sregs2, kl_x86_set_sregs2(v, &x));
+	case KVM_GET_FPU:
+		return GET(struct kvm_fpu, kl_x86_get_fpu(v, &x));
+	case KVM_SET_FPU:
+		return SET(struct kvm_fpu, (kl_x86_set_fpu(v, &x), 0));
+	case KVM_GET_XSAVE:
+	case KVM_GET_XSAVE2:
+		return get_xsave(v, arg);
+	case KVM_SET_XSAVE:
+		return set_xsave(v, arg);
+	case KVM_GET_XCRS:
+		return GET(struct kvm_xcrs, kl_x86_get_xcrs(v, &x));
+	case KVM_SET_XCRS:
+		return SET(struct kvm_xcrs, kl_x86_set_xcrs(v, &x));
+	case KVM_GET_DEBUGREGS:
+		return GET(struct kvm_debugregs, kl_x86_get_debugregs(v, &x));
+	case KVM_SET_DEBUGREGS:
+		return SET(struct kvm_debugregs, kl_x86_set_debugregs(v, &x));
+	case KVM_GET_VCPU_EVENTS:
+		return GET(struct kvm_vcpu_events, kl_x86_get_events(v, &x));
+	case KVM_SET_VCPU_EVENTS:
+		return SET(struct kvm_vcpu_events, kl_x86_set_events(v, &x));
+	case KVM_GET_MP_STATE:
+		return get_mp_state(v, arg);
+	case KVM_SET_MP_STATE:
+		return SET(struct kvm_mp_state, kl_x86_set_mp_state(v, &x));
+	case KVM_GET_MSRS:
+		return kl_msrs_get(vc, arg);
+	case KVM_SET_MSRS:
+		return kl_msrs_set(vc, arg);
+	case KVM_GET_CPUID2:
+		return kl_cpuid_get(vc, arg);
+	case KVM_SET_CPUID2:
+		return kl_cpuid_set(vc, arg, true);
+	case KVM_SET_CPUID:
+		return kl_cpuid_set(vc, arg, false);
+	case KVM_TRANSLATE:
+		return translate(v, arg);
+	case KVM_INTERRUPT:
+		return SET(struct kvm_interrupt, kl_x86_interrupt(v, x.irq));
+	case KVM_NMI:
+		return nmi(v);
+	case KVM_SMI: /* no SMM */
+		return -ENOTTY;
+	case KVM_SET_SIGNAL_MASK:
+		return set_signal_mask(vc, arg);
+	case KVM_SET_TSC_KHZ:
+		return set_tsc_khz(vc, (uint32_t)arg);
+	case KVM_GET_TSC_KHZ:
+		return vc->tsc_khz;
+	case KVM_ENABLE_CAP: /* a vCPU has none that could be enabled */
+		return SET(struct kvm_enable_cap, -EINVAL);
+	case KVM_GET_STATS_FD:
+		return kl_stats_open(vc->vm, vc, new_obj);
+	default:
+		return -EINVAL;
+	}
+}
+
+long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct kl_object **new_obj)
+{
+	long r;
+
+	kl_mutex_lock(&vc->lock);
+	r = locked_ioctl(vc, cmd, arg, new_obj);
+	kl_mutex_unlock(&vc->lock);
+	return r;
+}

@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A VM: its birth and death, and its ioctls.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "host/guard.h"
+#include "host/sys.h"
+#include "mem/notifier_gate.h"
+#include "uapi/object.h"
+
+/* ---- life -------------------------------------------------------------------------- */
+
+static int io_write(struct kl_x86_vm *kvm, bool pio, uint64_t addr, unsigned len, const void *data)
+{
+	struct kl_uvm *vm = kl_container_of(kvm, struct kl_uvm, kvm);
+
+	return kl_iobus_write(&vm->bus, pio ? KL_BUS_PIO : KL_BUS_MMIO, addr, len, data);
+}
+
+static int ring_create(struct kl_uvm *vm)
+{
+	int fd = kl_sys_memfd("kvm-coalesced", KL_PAGE_SIZE,
+			      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+	long p;
+
+	if (fd < 0)
+		return fd;
+	p = kl_sys(SYS_mmap, NULL, KL_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p < 0) {
+		kl_sys(SYS_close, fd);
+		return (int)p;
+	}
+	vm->ring_fd = fd;
+	vm->ring = (struct kvm_coalesced_mmio_ring *)p;
+	return 0;
+}
+
+static void ring_destroy(struct kl_uvm *vm)
+{
+	kl_sys_unmap(vm->ring, KL_PAGE_SIZE);
+	kl_sys(SYS_close, vm->ring_fd);
+}
+
+static void list_add(struct kl_uvm *vm)
+{
+	kl_mutex_lock(&kl_objects_lock);
+	vm->next = kl_uvms;
+	vm->pprev = &kl_uvms;
+	if (kl_uvms)
+		kl_uvms->pprev = &vm->next;
+	kl_uvms = vm;
+	kl_stats_count_vm();
+	kl_mutex_unlock(&kl_objects_lock);
+}
+
+static void list_del(struct kl_uvm *vm)
+{
+	kl_mutex_lock(&kl_objects_lock);
+	kl_stats_retire(vm);
+	*vm->pprev = vm->next;
+	if (vm->next)
+		vm->next->pprev = vm->pprev;
+	kl_mutex_unlock(&kl_objects_lock);
+}
+
+int kl_uvm_create(unsigned long type, struct kl_object **new_obj)
+{
+	struct kl_uvm *vm;
+	int r, fd;
+
+	if (type != KVM_X86_DEFAULT_VM)
+		return -EINVAL;
+	vm = calloc(1, sizeof(*vm));
+	if (!vm)
+		return -ENOMEM;
+	r = ring_create(vm);
+	if (r)
+		goto out_free;
+	r = kl_x86_vm_init(&vm->kvm);
+	if (r)
+		goto out_ring;
+	kl_iobus_init(&vm->bus, vm->ring);
+	vm->kvm.io_write = io_write;
+	fd = kl_object_open(&vm->obj, KL_OBJ_VM, "kvm-vm", 0, O_RDWR | O_CLOEXEC);
+	if (fd < 0) {
+		r = fd;
+		goto out_vm;
+	}
+	list_add(vm);
+	kl_object_publish(&vm->obj);
+	*new_obj = &vm->obj;
+	return fd;
+out_vm:
+	kl_x86_vm_destroy(&vm->kvm);
+	kl_iobus_destroy(&vm->bus);
+out_ring:
+	ring_destroy(vm);
+out_free:
+	free(vm);
+	return r;
+}
+
+void kl_uvm_destroy(struct kl_uvm *vm)
+{
+	struct kl_uvcpu *vc;
+
+	list_del(vm);
+	/* From here on no notifier looks at its vCPUs. */
+	kl_notifier_remove_vm(&vm->kvm.mem);
+	while ((vc = vm->vcpus)) {
+		vm->vcpus = vc->next;
+		kl_uvcpu_free(vc);
+	}
+	kl_x86_vm_destroy(&vm->kvm);
+	kl_iobus_destroy(&vm->bus);
+	ring_destroy(vm);
+	free(vm);
+}
+
+/* ---- ioctls ------------------------------------------------------------------------ */
+
+static long set_memory_region(struct kl_uvm *vm, unsigned long arg, bool v2)
+{
+	const uint32_t v1_flags = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
+	struct kl_uapi_memory_region2 r = {0};
+	long ret;
+
+	if (kl_copy_from_user(&r, (void *)arg,
+			      v2 ? sizeof(r) : sizeof(struct kvm_userspace_memory_region)))
+		return -EFAULT;
+	if (!v2 && (r.flags & ~v1_flags))
+		return -EINVAL;
+	ret = kl_set_memory_region(&vm->kvm.mem, &r);
+	KL_TRACE("slot vm=%lu id=%u flags=0x%x gpa=0x%lx size=0x%lx hva=0x%lx = %ld",
+		 (unsigned long)vm->kvm.mem.serial, r.slot, r.flags,
+		 (unsigned long)r.guest_phys_addr, (unsigned long)r.memory_size,
+		 (unsigned long)r.userspace_addr, ret);
+	return ret;
+}
+
+/* No slot has a log yet: KVM_MEM_LOG_DIRTY_PAGES is refused. */
+static long dirty_log(unsigned long arg, bool clear)
+{
+	struct kvm_clear_dirty_log log = {0};
+	size_t size = clear ? sizeof(log) : sizeof(struct kvm_dirty_log);
+
+	if (kl_copy_from_user(&log, (void *)arg, size))
+		return -EFAULT;
+	if (log.slot >> 16 || (log.slot & 0xffff) >= KL_USER_MEM_SLOTS)
+		return -EINVAL;
+	if (clear && (log.first_page & 63))
+		return -EINVAL;
+	return -ENOENT;
+}
+
+static long create_irqchip(struct kl_x86_vm *kvm, const struct kl_uvm *vm)
+{
+	int r = 0;
+
+	kl_mutex_lock(&kvm->lock);
+	if (kvm->irqchip)
+		r = -EEXIST;
+	else if (vm->nr_vcpus)
+		r = -EINVAL;
+	else
+		kvm->irqchip = true;
+	kl_mutex_unlock(&kvm->lock);
+	return r;
+}
+
+static long set_boot_cpu_id(struct kl_x86_vm *kvm, const struct kl_uvm *vm, unsigned long id)
+{
+	int r = 0;
+
+	kl_mutex_lock(&kvm->lock);
+	if (vm->nr_vcpus)
+		r = -EBUSY;
+	else if (id > KL_MAX_VCPU_IDS || (kvm->max_vcpu_ids && id > kvm->max_vcpu_ids))
+		r = -EINVAL;
+	else
+		kvm->boot_cpu_id = (uint32_t)id;
+	kl_mutex_unlock(&kvm->lock);
+	return r;
+}
+
+static long set_identity_map_addr(struct kl_x86_vm *kvm, const struct kl_uvm *vm, unsigned long arg)
+{
+	uint64_t addr;
+	int r = 0;
+
+	kl_mutex_lock(&kvm->lock);
+	if (vm->nr_vcpus)
+		r = -EINVAL;
+	else if (kl_copy_from_user(&addr, (void *)arg, sizeof(addr)))
+		r = -EFAULT;
+	else
+		kvm->identity_map_addr = addr;
+	kl_mutex_unlock(&kvm->lock);
+	return r;
+}
+
+/*
+ * The guest's TSC runs at the host's rate: another one is refused, as KVM refuses a vCPU that
+ * wants what the hardware can't scale to.
+ */
+static long set_tsc_khz(struct kl_x86_vm *kvm, uint32_t khz)
+{
+	uint64_t host = kvm->tsc_khz;
+	uint64_t slack = host * KL_TSC_TOLERANCE_PPM / 1000000;
+
+	return khz && (khz < host - slack || khz > host + slack) ? -EINVAL : 0;
+}
+
+static long coalesced(struct kl_uvm *vm, unsigned long arg, bool add)
+{
+	struct kvm_coalesced_mmio_zone z;
+
+	if (kl_copy_from_user(&z, (void *)arg, sizeof(z)))
+		return -EFAULT;
+	return add ? kl_iobus_add_zone(&vm->bus, &z) : kl_iobus_del_zone(&vm->bus, &z);
+}
+
+static long ioeventfd(struct kl_uvm *vm, unsigned long arg)
+{
+	struct kvm_ioeventfd a;
+
+	if (kl_copy_from_user(&a, (void *)arg, sizeof(a)))
+		return -EFAULT;
+	return kl_iobus_ioeventfd(&vm->bus, &a);
+}
+
+static long enable_cap(struct kl_uvm *vm, unsigned long arg)
+{
+	struct kvm_enable_cap cap;
+
+	if (kl_copy_from_user(&cap, (void *)arg, sizeof(cap)))
+		return -EFAULT;
+	return kl_vm_enable_cap(vm, &cap);
+}
+
+/*
+ * Not there yet and not advertised. Programs that try anyway see what KVM says when the thing
+ * was not created: first EFAULT for an unreadable argument, then @r.
+ */
+static long refuse(unsigned long arg, size_t size, long r)
+{
+	char buf[sizeof(struct kvm_irqchip)];
+
+	_Static_assert(sizeof(struct kvm_irqchip) >= sizeof(struct kvm_pit_state2), "largest");
+	return kl_copy_from_user(buf, (void *)arg, size) ? -EFAULT : r;
+}
+
+static long absent_device(struct kl_uvm *vm, unsigned cmd, unsigned long arg)
+{
+	bool irqchip = vm->kvm.irqchip;
+
+	switch (cmd) {
+	case KVM_IRQ_LINE:
+	case KVM_IRQ_LINE_STATUS:
+		return refuse(arg, sizeof(struct kvm_irq_level), irqchip ? -EINVAL : -ENXIO);
+	case KVM_GET_IRQCHIP:
+	case KVM_SET_IRQCHIP:
+		return refuse(arg, sizeof(struct kvm_irqchip), irqchip ? -EINVAL : -ENXIO);
+	case KVM_CREATE_PIT:
+		return irqchip ? -ENOTTY : -ENOENT;
+	case KVM_CREATE_PIT2:
+		return refuse(arg, sizeof(struct kvm_pit_config), irqchip ? -ENOTTY : -ENOENT);
+	case KVM_GET_PIT:
+	case KVM_SET_PIT:
+		return refuse(arg, sizeof(struct kvm_pit_state), -ENXIO);
+	case KVM_GET_PIT2:
+		return -ENXIO;
+	case KVM_SET_PIT2:
+		return refuse(arg, sizeof(struct kvm_pit_state2), -ENXIO);
+	case KVM_REINJECT_CONTROL:
+		return refuse(arg, sizeof(struct kvm_reinject_control), -ENXIO);
+	case KVM_SET_GSI_ROUTING:
+		return refuse(arg, sizeof(struct kvm_irq_routing), -EINVAL);
+	case KVM_SIGNAL_MSI:
+		return refuse(arg, sizeof(struct kvm_msi), -EINVAL);
+	case KVM_IRQFD:
+		return refuse(arg, sizeof(struct kvm_irqfd), -EINVAL);
+	case KVM_CREATE_DEVICE:
+		return refuse(arg, sizeof(struct kvm_create_device), -ENODEV);
+	case KVM_RESET_DIRTY_RINGS:
+		return -EINVAL;
+	default:
+		return -ENOTTY;
+	}
+}
+
+long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_object **new_obj)
+{
+	struct kl_x86_vm *kvm = &vm->kvm;
+
+	switch (cmd) {
+	case KVM_CHECK_EXTENSION:
+		return kl_check_extension(vm, (long)arg);
+	case KVM_CREATE_VCPU:
+		return kl_vm_create_vcpu(vm, arg, new_obj);
+	case KVM_SET_USER_MEMORY_REGION:
+		return set_memory_region(vm, arg, false);
+	case KVM_SET_USER_MEMORY_REGION2:
+		return set_memory_region(vm, arg, true);
+	case KVM_GET_DIRTY_LOG:
+		return dirty_log(arg, false);
+	case KVM_CLEAR_DIRTY_LOG:
+		return dirty_log(arg, true);
+	case KVM_ENABLE_CAP:
+		return enable_cap(vm, arg);
+	case KVM_CREATE_IRQCHIP:
+		return create_irqchip(kvm, vm);
+	case KVM_SET_BOOT_CPU_ID:
+		return set_boot_cpu_id(kvm, vm, arg);
+	case KVM_SET_TSS_ADDR:
+		if (arg > KL_MAX_TSS_ADDR)
+			return -EINVAL;
+		kvm->tss_addr = arg;
+		return 0;
+	case KVM_SET_IDENTITY_MAP_ADDR:
+		return set_identity_map_addr(kvm, vm, arg);
+	case KVM_SET_NR_MMU_PAGES:
+		if (arg < KL_MIN_MMU_PAGES)
+			return -EINVAL;
+		vm->nr_mmu_pages = arg;
+		return 0;
+	case KVM_GET_NR_MMU_PAGES:
+		return (long)vm->nr_mmu_pages;
+	case KVM_SET_TSC_KHZ:
+		return set_tsc_khz(kvm, (uint32_t)arg);
+	case KVM_GET_TSC_KHZ:
+		return kvm->tsc_khz;
+	case KVM_REGISTER_COALESCED_MMIO:
+		return coalesced(vm, arg, true);
+	case KVM_UNREGISTER_COALESCED_MMIO:
+		return coalesced(vm, arg, false);
+	case KVM_IOEVENTFD:
+		return ioeventfd(vm, arg);
+	case KVM_X86_SET_MSR_FILTER:
+		return kl_vm_set_msr_filter(vm, arg);
+	case KVM_GET_STATS_FD:
+		return kl_stats_open(vm, NULL, new_obj);
+	default:
+		return absent_device(vm, cmd, arg);
+	}
+}
