@@ -2,21 +2,23 @@
 /*
  * Sets of memslots, and how one follows another (S1-S5).
  *
- * A set is three arrays that never change after publication. An update builds the next set
- * beside it (that can fail and changes nothing), and installs it in steps that cannot fail:
+ * A VM has two sets for each address space, of which one is published. Memory is constant:
+ * arrays for the largest number of slots, of which the kernel only provides what is touched.
+ *
+ * Invariant: outside an update both sets hold the same slots. An update makes its edit in the
+ * hidden set, publishes that, waits for the readers of the other, and repeats the edit there.
+ * So nothing can fail once the new slot object exists, and a change costs the moved tail of
+ * an array, not a copy of the whole.
  *
  *   CREATE, FLAGS_ONLY   publish(final)
  *   DELETE, MOVE         publish(old slot marked invalid); zap and flush; publish(final)
  *
- *   publish(set): gate (no bracket in flight, S7) { generation odd; pointer } ;
- *                 wait for readers of the old set; generation even; free the old set
+ *   publish(edit): edit the hidden set ; gate (no bracket in flight, S7) { generation odd ;
+ *                  swap } ; wait for readers ; generation even ; edit the other set
  *
- * Slots themselves are immutable too: a change of flags, or "invalid", is another slot object.
- * An object is freed with the last set that holds it, which the updater knows: it is the one
- * it replaced.
+ * Slots themselves are immutable: a change of flags, or "invalid", is another slot object.
  */
 #include <errno.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,43 +116,7 @@ const struct kl_memslot *kl_memslots_next_overlap(const struct kl_memslots *s, u
 	return NULL;
 }
 
-/* ---- building sets --------------------------------------------------------------- */
-
-static struct kl_memslots *set_alloc(unsigned n)
-{
-	struct kl_memslots *s;
-	char *p;
-
-	p = malloc(sizeof(*s) + n * (2 * sizeof(void *) + sizeof(uint64_t)));
-	if (!p)
-		return NULL;
-	s = (struct kl_memslots *)(void *)p;
-	p += sizeof(*s);
-	s->n = n;
-	s->by_gfn = (void *)p;
-	s->by_hva = (void *)(p + n * sizeof(void *));
-	s->max_end = (void *)(p + 2 * n * sizeof(void *));
-	return s;
-}
-
-#define NOWHERE UINT_MAX
-
-/* @dst: @src[0..n) without the element at @del and, after that, with @add put in at @ins. */
-static void copy_edit(const struct kl_memslot **dst, const struct kl_memslot *const *src,
-		      unsigned n, unsigned del, unsigned ins, const struct kl_memslot *add)
-{
-	unsigned head = kl_min(del, n);
-
-	memcpy(dst, src, head * sizeof(*dst));
-	if (head < n) {
-		n--;
-		memcpy(dst + head, src + head + 1, (n - head) * sizeof(*dst));
-	}
-	if (add) {
-		memmove(dst + ins + 1, dst + ins, (n - ins) * sizeof(*dst));
-		dst[ins] = add;
-	}
-}
+/* ---- editing a hidden set ---------------------------------------------------------- */
 
 static unsigned index_by_hva(const struct kl_memslots *s, const struct kl_memslot *slot)
 {
@@ -161,51 +127,65 @@ static unsigned index_by_hva(const struct kl_memslots *s, const struct kl_memslo
 	return i;
 }
 
-/* A new set: @old with @del taken out and @add put in (either may be NULL). */
-static struct kl_memslots *set_build(const struct kl_memslots *old, const struct kl_memslot *del,
-				     const struct kl_memslot *add)
+static void array_remove(const struct kl_memslot **a, unsigned n, unsigned i)
 {
-	unsigned n = old->n - (del != NULL) + (add != NULL);
-	unsigned gdel = NOWHERE, gins = NOWHERE, hdel = NOWHERE, hins = NOWHERE, dirty;
-	struct kl_memslots *s = set_alloc(n);
-	uint64_t *max_end;
+	memmove(a + i, a + i + 1, (n - i - 1) * sizeof(*a));
+}
 
-	if (!s)
-		return NULL;
+static void array_insert(const struct kl_memslot **a, unsigned n, unsigned i,
+			 const struct kl_memslot *slot)
+{
+	memmove(a + i + 1, a + i, (n - i) * sizeof(*a));
+	a[i] = slot;
+}
+
+/* Take @del out and put @add in; either may be NULL. Context: nobody reads @s. */
+static void set_edit(struct kl_memslots *s, const struct kl_memslot *del,
+		     const struct kl_memslot *add)
+{
+	unsigned dirty = s->n, i;
+
 	if (del) {
-		gdel = upper_gfn(old, del->base_gfn) - 1;
-		hdel = index_by_hva(old, del);
+		array_remove(s->by_gfn, s->n, upper_gfn(s, del->base_gfn) - 1);
+		dirty = index_by_hva(s, del);
+		array_remove(s->by_hva, s->n, dirty);
+		s->n--;
 	}
 	if (add) {
-		gins = upper_gfn(old, add->base_gfn);
-		gins -= gdel < gins;
-		hins = lower_hva(old, add->hva);
-		hins -= hdel < hins;
+		array_insert(s->by_gfn, s->n, upper_gfn(s, add->base_gfn), add);
+		i = lower_hva(s, add->hva);
+		array_insert(s->by_hva, s->n, i, add);
+		dirty = kl_min(dirty, i);
+		s->n++;
 	}
-	copy_edit((const struct kl_memslot **)s->by_gfn, old->by_gfn, old->n, gdel, gins, add);
-	copy_edit((const struct kl_memslot **)s->by_hva, old->by_hva, old->n, hdel, hins, add);
-
-	/* Largest ends change from the first edit on; before it they are the old ones. */
-	dirty = kl_min(kl_min(hdel, hins), n);
-	max_end = (uint64_t *)s->max_end;
-	memcpy(max_end, old->max_end, dirty * sizeof(*max_end));
-	for (unsigned i = dirty; i < n; i++)
-		max_end[i] = kl_max(i ? max_end[i - 1] : 0, hva_end(s->by_hva[i]));
-	return s;
+	/* Largest ends change from the first edit on. */
+	for (i = dirty; i < s->n; i++)
+		s->max_end[i] = kl_max(i ? s->max_end[i - 1] : 0, hva_end(s->by_hva[i]));
 }
 
 /* ---- installing ------------------------------------------------------------------ */
+
+static struct kl_memslots *hidden_set(struct kl_vm *vm, unsigned as)
+{
+	return kl_memslots(vm, as) == &vm->memslot_sets[as][0] ? &vm->memslot_sets[as][1] :
+								 &vm->memslot_sets[as][0];
+}
 
 /*
  * Context: slots_lock, no bracket of this thread (checked at the start of the update, so this
  * cannot fail).
  */
-static void publish(struct kl_vm *vm, unsigned as, struct kl_memslots *set)
+static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
+		    const struct kl_memslot *add)
 {
-	struct kl_memslots *old = atomic_load_explicit(&vm->memslots[as], memory_order_relaxed);
 	uint64_t gen = atomic_load_explicit(&vm->generation[as], memory_order_relaxed);
-	int r = kl_notifier_update_begin();
+	struct kl_memslots *set = hidden_set(vm, as);
+	int r;
 
+	kl_assert_held(&vm->slots_lock);
+	set_edit(set, del, add);
+	racepoint("memslots-publish");
+	r = kl_notifier_update_begin();
 	KL_BUG_ON(r, vm);
 	atomic_store(&vm->generation[as], gen + 1);
 	atomic_store(&vm->memslots[as], set);
@@ -215,7 +195,7 @@ static void publish(struct kl_vm *vm, unsigned as, struct kl_memslots *set)
 	atomic_store(&vm->generation[as], gen + 2);
 	if (KL_MMIO_GEN(gen + 2) == 0)
 		kl_mmu_zap_mmio(vm);
-	free(old);
+	set_edit(hidden_set(vm, as), del, add);
 }
 
 enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
@@ -227,34 +207,25 @@ enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
 static int install(struct kl_vm *vm, unsigned as, enum change change, const struct kl_memslot *old,
 		   const struct kl_memslot *slot)
 {
-	const struct kl_memslots *now = kl_memslots(vm, as);
-	struct kl_memslots *final, *without = NULL;
 	struct kl_memslot *invalid = NULL;
 
-	/* Prepare: everything that can fail. */
-	final = set_build(now, old, slot);
-	if (!final)
-		return -ENOMEM;
+	/* Prepare: what can fail. */
 	if (change == DELETE || change == MOVE) {
 		invalid = malloc(sizeof(*invalid));
-		if (invalid) {
-			*invalid = *old;
-			invalid->invalid = true;
-			without = set_build(now, old, invalid);
-		}
-		if (!without) {
-			free(invalid);
-			free(final);
+		if (!invalid)
 			return -ENOMEM;
-		}
+		*invalid = *old;
+		invalid->invalid = true;
 	}
 	/* Commit: nothing fails from here. */
-	if (without) {
-		publish(vm, as, without);
+	if (invalid) {
+		publish(vm, as, old, invalid);
 		racepoint("memslot-invalid");
 		kl_mmu_zap_slot(vm, old);
+		publish(vm, as, invalid, slot);
+	} else {
+		publish(vm, as, old, slot);
 	}
-	publish(vm, as, final);
 	/*
 	 * A fault that looked the old slot up and slept in populate carries the old generation
 	 * and will not install (B31). What was mapped writable under other flags goes now.
@@ -367,17 +338,26 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	return ret;
 }
 
+/* by_gfn, by_hva and max_end of two sets, and the index by id, in one mapping. */
+#define ARRAY_BYTES (KL_USER_MEM_SLOTS * sizeof(uint64_t))
+#define STORE_BYTES (7 * ARRAY_BYTES)
+
 int kl_memslots_init(struct kl_vm *vm)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		struct kl_memslots *empty = set_alloc(0);
+		char *p = kl_sys_map(STORE_BYTES);
 
-		vm->slot_by_id[as] = kl_sys_map(KL_USER_MEM_SLOTS * sizeof(void *));
-		if (!empty || !vm->slot_by_id[as]) {
-			free(empty);
+		if (!p)
 			return -ENOMEM;
+		vm->slot_by_id[as] = (void *)p;
+		for (unsigned i = 0; i < 2; i++) {
+			struct kl_memslots *s = &vm->memslot_sets[as][i];
+
+			s->by_gfn = (void *)(p + (3 * i + 1) * ARRAY_BYTES);
+			s->by_hva = (void *)(p + (3 * i + 2) * ARRAY_BYTES);
+			s->max_end = (void *)(p + (3 * i + 3) * ARRAY_BYTES);
 		}
-		atomic_init(&vm->memslots[as], empty);
+		atomic_init(&vm->memslots[as], &vm->memslot_sets[as][0]);
 		atomic_init(&vm->generation[as], KL_FIRST_GENERATION);
 	}
 	return 0;
@@ -386,12 +366,10 @@ int kl_memslots_init(struct kl_vm *vm)
 void kl_memslots_destroy(struct kl_vm *vm)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		struct kl_memslots *s = atomic_load(&vm->memslots[as]);
-
-		for (unsigned i = 0; s && i < s->n; i++)
-			free((void *)s->by_gfn[i]);
-		free(s);
-		if (vm->slot_by_id[as])
-			kl_sys_unmap(vm->slot_by_id[as], KL_USER_MEM_SLOTS * sizeof(void *));
+		if (!vm->slot_by_id[as])
+			continue;
+		for (unsigned i = 0; i < vm->memslot_sets[as][0].n; i++)
+			free((void *)vm->memslot_sets[as][0].by_gfn[i]);
+		kl_sys_unmap(vm->slot_by_id[as], STORE_BYTES);
 	}
 }

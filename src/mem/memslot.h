@@ -2,8 +2,9 @@
 /*
  * Memslots and their generations (S1-S8).
  *
- * A set of slots is immutable once published. Readers hold vm->srcu and see one whole set;
- * an updater (vm->slots_lock) builds the next set, publishes it, and waits for readers.
+ * A set of slots does not change while it is published or has readers. Readers hold vm->srcu
+ * and see one whole set; an updater (vm->slots_lock) edits a second set, publishes it, and
+ * waits for readers of the first.
  */
 #pragma once
 
@@ -50,12 +51,12 @@ struct kl_memslot {
  */
 uint64_t kl_generation(struct kl_vm *vm, unsigned as_id);
 
-/* One immutable set. Arrays are sorted: by_gfn by base_gfn; by_hva by hva. */
+/* One set. Arrays are sorted: by_gfn by base_gfn; by_hva by hva. */
 struct kl_memslots {
 	unsigned n;
-	const struct kl_memslot *const *by_gfn;
-	const struct kl_memslot *const *by_hva;
-	const uint64_t *max_end; /* max_end[i]: largest hva end among by_hva[0..i] */
+	const struct kl_memslot **by_gfn;
+	const struct kl_memslot **by_hva;
+	uint64_t *max_end; /* max_end[i]: largest hva end among by_hva[0..i] */
 };
 
 /* Context: reader section of vm->srcu, or vm->slots_lock. */

@@ -19,7 +19,8 @@ struct kl_vm {
 	/* Memslots. */
 	struct kl_mutex slots_lock;
 	struct kl_srcu srcu;
-	_Atomic(struct kl_memslots *) memslots[KL_NR_AS];
+	_Atomic(struct kl_memslots *) memslots[KL_NR_AS]; /* one of memslot_sets */
+	struct kl_memslots memslot_sets[KL_NR_AS][2];
 	const struct kl_memslot **slot_by_id[KL_NR_AS]; /* slots_lock */
 	_Atomic uint64_t generation[KL_NR_AS];
 	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */

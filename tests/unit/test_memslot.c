@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: MIT */
+/* Memslots: validation, lookups against a brute-force model, generations (S1-S5). */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#include "base/racepoint.h"
+#include "mem/notifier.h"
+#include "mem/vm.h"
+#include "mmu/mmu.h"
+
+#define HVA 0x7f0000000000ull
+#define PG  KL_PAGE_SIZE
+
+static int set(struct kl_vm *vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size,
+	       uint64_t hva)
+{
+	struct kl_uapi_memory_region2 r = {slot, flags, gpa, size, hva, 0, 0, 0, {0}};
+
+	return kl_set_memory_region(vm, &r);
+}
+
+static int setup(void **state)
+{
+	struct kl_vm *vm = malloc(sizeof(*vm));
+
+	*state = vm;
+	return kl_vm_init(vm);
+}
+
+static int teardown(void **state)
+{
+	kl_vm_destroy(*state);
+	free(*state);
+	return 0;
+}
+
+/* S2: each refusal has KVM's errno and leaves the set as it was. */
+static void refusals(void **state)
+{
+	struct kl_vm *vm = *state;
+	uint64_t gen;
+
+	assert_int_equal(set(vm, 1, 0, 0x10000, 4 * PG, HVA), 0);
+	gen = kl_generation(vm, 0);
+	assert_int_equal(set(vm, 2, 0, 0x10001, PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, 2, 0, 0x20000, PG + 1, HVA), -EINVAL);
+	assert_int_equal(set(vm, 2, 0, 0x20000, PG, HVA + 1), -EINVAL);
+	assert_int_equal(set(vm, 2, 0, 0x20000, PG, 0xffff800000000000ull), -EINVAL);
+	assert_int_equal(set(vm, 2, 0, -PG, 2 * PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, 2, 0, 0x20000, 1ull << 43, 0), -EINVAL);
+	assert_int_equal(set(vm, KL_USER_MEM_SLOTS, 0, 0x20000, PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, 1 << 16, 0, 0x20000, PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, 2, 1u << 31, 0x20000, PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, 2, 0, 0, 0, 0), -EINVAL); /* delete nothing */
+	assert_int_equal(set(vm, 2, 0, 1ull << 52, PG, HVA), -EINVAL);
+	/* Overlaps: from below, inside, over, at the last page. */
+	assert_int_equal(set(vm, 2, 0, 0xf000, 2 * PG, HVA), -EEXIST);
+	assert_int_equal(set(vm, 2, 0, 0x11000, PG, HVA), -EEXIST);
+	assert_int_equal(set(vm, 2, 0, 0x8000, 64 * PG, HVA), -EEXIST);
+	assert_int_equal(set(vm, 2, 0, 0x13000, PG, HVA), -EEXIST);
+	/* A live slot keeps its size, its memory and whether it is read-only. */
+	assert_int_equal(set(vm, 1, 0, 0x10000, 5 * PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, 1, 0, 0x10000, 4 * PG, HVA + PG), -EINVAL);
+	assert_int_equal(set(vm, 1, KVM_MEM_READONLY, 0x10000, 4 * PG, HVA), -EINVAL);
+	/* No change at all. */
+	assert_int_equal(set(vm, 1, 0, 0x10000, 4 * PG, HVA), 0);
+	assert_int_equal(kl_generation(vm, 0), gen);
+	/* The gaps next to it are free. */
+	assert_int_equal(set(vm, 2, 0, 0x14000, PG, HVA), 0);
+	assert_int_equal(set(vm, 3, 0, 0xf000, PG, HVA), 0);
+	/* A move onto a neighbour is refused, one that overlaps only itself is not. */
+	assert_int_equal(set(vm, 1, 0, 0x11000, 4 * PG, HVA), -EEXIST);
+	assert_int_equal(set(vm, 2, 0, 0, 0, 0), 0);
+	assert_int_equal(set(vm, 1, 0, 0x11000, 4 * PG, HVA), 0);
+}
+
+/* S5: even while stable; a create raises it by two, a delete or a move by four. */
+static void generations(void **state)
+{
+	struct kl_vm *vm = *state;
+	uint64_t g = kl_generation(vm, 0);
+
+	assert_int_equal(g & 1, 0);
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	assert_int_equal(kl_generation(vm, 0), g + 2);
+	assert_int_equal(set(vm, 0, 0, 8 * PG, PG, HVA), 0);
+	assert_int_equal(kl_generation(vm, 0), g + 6);
+	assert_int_equal(set(vm, 0, 0, 0, 0, 0), 0);
+	assert_int_equal(kl_generation(vm, 0), g + 10);
+}
+
+#define MODEL_SLOTS 24
+
+struct model {
+	bool used;
+	uint64_t gpa, npages, hva;
+};
+
+static bool model_conflict(const struct model *m, unsigned self, uint64_t gpa, uint64_t npages)
+{
+	for (unsigned i = 0; i < MODEL_SLOTS; i++)
+		if (m[i].used && i != self && gpa < m[i].gpa + m[i].npages * PG &&
+		    m[i].gpa < gpa + npages * PG)
+			return true;
+	return false;
+}
+
+/* S1: by gfn and by hva, many random changes; slots may share host memory. */
+static void random_against_model(void **state)
+{
+	struct model m[MODEL_SLOTS] = {0};
+	struct kl_vm *vm = *state;
+
+	srand(1);
+	for (int step = 0; step < 3000; step++) {
+		unsigned id = (unsigned)rand() % MODEL_SLOTS;
+		const struct kl_memslots *s;
+		uint64_t from, to;
+		unsigned cursor, found = 0, expected = 0;
+		kl_gfn_t first, last;
+		int r;
+
+		if (m[id].used && rand() % 2) {
+			assert_int_equal(set(vm, id, 0, 0, 0, 0), 0);
+			m[id].used = false;
+		} else if (m[id].used) {
+			uint64_t gpa = (uint64_t)(rand() % 64) * PG;
+
+			r = set(vm, id, 0, gpa, m[id].npages * PG, m[id].hva);
+			assert_int_equal(r, model_conflict(m, id, gpa, m[id].npages) ? -EEXIST : 0);
+			if (!r)
+				m[id].gpa = gpa;
+		} else {
+			struct model n = {true, (uint64_t)(rand() % 64) * PG,
+					  1 + (uint64_t)(rand() % 8),
+					  HVA + (uint64_t)(rand() % 32) * PG};
+
+			r = set(vm, id, 0, n.gpa, n.npages * PG, n.hva);
+			assert_int_equal(r, model_conflict(m, id, n.gpa, n.npages) ? -EEXIST : 0);
+			if (!r)
+				m[id] = n;
+		}
+		s = kl_memslots(vm, 0);
+		for (uint64_t gfn = 0; gfn < 80; gfn++) {
+			const struct kl_memslot *slot = kl_memslot_find(s, gfn);
+			int want = -1;
+
+			for (int i = 0; i < MODEL_SLOTS; i++)
+				if (m[i].used && gfn * PG >= m[i].gpa &&
+				    gfn * PG < m[i].gpa + m[i].npages * PG)
+					want = i;
+			assert_int_equal(slot ? slot->id : -1, want);
+		}
+		from = HVA + (uint64_t)(rand() % 40) * PG;
+		to = from + (1 + (uint64_t)(rand() % 6)) * PG;
+		for (int i = 0; i < MODEL_SLOTS; i++)
+			expected += m[i].used && m[i].hva < to && m[i].hva + m[i].npages * PG > from;
+		cursor = s->n;
+		while (kl_memslots_next_overlap(s, from, to, &cursor, &first, &last)) {
+			found++;
+			assert_true(first < last);
+			if (!cursor)
+				break;
+		}
+		assert_int_equal(found, expected);
+	}
+}
+
+static void all_slots(void **state)
+{
+	struct kl_vm *vm = *state;
+
+	for (unsigned i = 0; i < KL_USER_MEM_SLOTS; i++)
+		assert_int_equal(set(vm, i, 0, (uint64_t)i * PG, PG, HVA + (uint64_t)i * PG), 0);
+	assert_int_equal(set(vm, KL_USER_MEM_SLOTS, 0, 1ull << 40, PG, HVA), -EINVAL);
+	assert_int_equal(kl_memslot_find(kl_memslots(vm, 0), 12345)->id, 12345);
+	assert_null(kl_memslot_find(kl_memslots(vm, 0), KL_USER_MEM_SLOTS));
+}
+
+struct change {
+	struct kl_vm *vm;
+	int r;
+};
+
+static void *delete_slot_0(void *arg)
+{
+	struct change *c = arg;
+
+	c->r = set(c->vm, 0, 0, 0, 0, 0);
+	return NULL;
+}
+
+/* S3: a reader's set stays as it was for as long as its section is open. */
+static void reader_keeps_its_set(void **state)
+{
+	struct kl_vm *vm = *state;
+	struct change c = {vm, -1};
+	const struct kl_memslots *s;
+	pthread_t t;
+	uint64_t gen;
+	int token;
+
+	if (!kl_racepoints_enabled())
+		skip();
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	token = kl_srcu_read_lock(&vm->srcu);
+	gen = kl_generation(vm, 0);
+	s = kl_memslots(vm, 0);
+	kl_racepoint_arm("memslots-published", 1);
+	pthread_create(&t, NULL, delete_slot_0, &c);
+	assert_true(kl_racepoint_wait("memslots-published", 10000));
+	/* The slot is marked invalid for new readers; the generation is odd. */
+	assert_int_equal(kl_generation(vm, 0), gen + 1);
+	assert_true(kl_memslot_find(kl_memslots(vm, 0), 0)->invalid);
+	kl_racepoint_release("memslots-published");
+	/* Ours still reads what it read. */
+	assert_false(kl_memslot_find(s, 0)->invalid);
+	assert_int_equal(kl_memslot_find(s, 0)->hva, HVA);
+	kl_srcu_read_unlock(&vm->srcu, token);
+	pthread_join(t, NULL);
+	assert_int_equal(c.r, 0);
+	assert_null(kl_memslot_find(kl_memslots(vm, 0), 0));
+}
+
+/* S7: an update waits for a bracket in flight, inside one's own it is refused. */
+static void update_waits_for_brackets(void **state)
+{
+	struct kl_notifier_range far = {.start = HVA + 64 * PG, .end = HVA + 65 * PG, .may_block = true};
+	struct kl_notifier_range nb = far;
+	struct kl_vm *vm = *state;
+	struct change c = {vm, 1};
+	uint64_t gen;
+	pthread_t t;
+
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	gen = kl_generation(vm, 0);
+	assert_int_equal(kl_notifier_begin(&far), 0);
+	assert_int_equal(set(vm, 1, 0, PG, PG, HVA), -EDEADLK);
+	pthread_create(&t, NULL, delete_slot_0, &c);
+	/* Our own nested bracket does not queue behind the waiting update. */
+	for (int i = 0; i < 1000; i++) {
+		struct kl_notifier_range inner = far;
+
+		assert_int_equal(kl_notifier_begin(&inner), 0);
+		kl_notifier_end(&inner);
+	}
+	assert_int_equal(kl_generation(vm, 0), gen);
+	nb.may_block = false;
+	assert_int_equal(kl_notifier_begin(&nb), 0); /* nested, too */
+	kl_notifier_end(&nb);
+	kl_notifier_end(&far);
+	pthread_join(t, NULL);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(kl_generation(vm, 0), gen + 4);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(refusals),	T(generations),		 T(random_against_model),
+		T(all_slots),	T(reader_keeps_its_set), T(update_waits_for_brackets),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
