@@ -71,6 +71,13 @@ tidy: build
 	@tools/install-deps tidy
 	@clang-tidy -p $(BUILD) --quiet $(filter src/%.c,$(SOURCES))
 
+# Licence lines, layering, barrier pairs, links, the generated lock table, manual pages
+check-docs:
+	@tools/install-deps docs
+	@tools/check-source
+	@tools/gen-locking --check
+	@mandoc -Tlint -Wwarning man/*.[0-9]
+
 clean:
 	@[ ! -f $(BUILD)/build.ninja ] || $(NINJA) -C $(BUILD) clean
 
