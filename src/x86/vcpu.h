@@ -255,6 +255,7 @@ struct kl_vcpu {
 	/* Memory. */
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
 	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
+	bool tlb_large;	  /* some of them are parts of large guest pages */
 	uint8_t *code_page;  /* host page that the current block lies in, or NULL */
 	bool code_written; /* a store hit code_page: leave the block after this instruction */
 
@@ -285,6 +286,7 @@ struct kl_vcpu {
 	unsigned maxphyaddr;
 	uint64_t cr4_reserved, efer_allowed; /* derived from CPUID */
 	uint64_t supported_xcr0;
+	bool has_rdtscp, has_rdpid, has_invpcid, has_tsc_adjust, has_mwait;
 	bool intel_compatible; /* the vendor that the program chose: SYSENTER, far transfers */
 
 	/* Events. */
@@ -309,6 +311,8 @@ struct kl_vcpu {
 	int exit_errno;	   /* != 0: KVM_RUN fails with it (-EINTR, -EFAULT, ...) */
 	enum kl_pending pending;
 	uint64_t pending_rip; /* linear address of the instruction that exited */
+	uint8_t pending_len, pending_size; /* of the instruction; of the port access */
+	bool pending_write;		   /* KL_PENDING_MSR: WRMSR */
 	uint8_t pio_page_[KL_PAGE_SIZE]; /* used until uapi points pio_data at the run area */
 	uint8_t *pio_data; /* one page, shared with the program */
 	unsigned pio_left, pio_pos; /* INS: elements that came in and were not stored yet */
@@ -333,6 +337,11 @@ struct kl_vcpu {
 	bool runnable_once; /* run at least once: SET_CPUID rules */
 };
 
+/* Bits of kl_x86_vm.disabled_quirks (KVM_X86_QUIRK_*; Debian 12's header has not all). */
+#define KL_QUIRK_OUT_7E_INC_RIP	      (1u << 3)
+#define KL_QUIRK_MISC_ENABLE_NO_MWAIT (1u << 4)
+#define KL_QUIRK_MWAIT_NEVER_UD	      (1u << 6)
+
 /* x86 state of a VM. uapi embeds it. */
 struct kl_x86_vm {
 	struct kl_vm mem; /* first */
@@ -348,7 +357,10 @@ struct kl_x86_vm {
 	bool exit_on_emulation_error; /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
 	uint64_t disabled_exits;	   /* KVM_CAP_X86_DISABLE_EXITS */
 	uint32_t tsc_khz;
-	uint64_t tsc_offset; /* for new vCPUs */
+	struct kl_mutex tsc_lock; /* rank LEAF; the rest of the block */
+	uint64_t tsc_offset;	  /* of the vCPUs that are in sync */
+	uint64_t tsc_last_write, tsc_last_host; /* last KVM_SET_MSRS of the TSC, when */
+	bool tsc_user_set, tsc_valid;
 	/* Immutable once set, replaced whole; read under mem.srcu. */
 	_Atomic(struct kl_msr_filter *) msr_filter;
 	/*
@@ -495,6 +507,8 @@ void kl_blocks_destroy(struct kl_vcpu *v);
 void kl_interp_run(struct kl_vcpu *v);
 /* Execute exactly one instruction, then return (single-step; interrupt shadow). */
 void kl_interp_one(struct kl_vcpu *v);
+/* After a longjmp out of it: make v->insn_count exact. Idempotent. */
+void kl_interp_settle(struct kl_vcpu *v);
 
 /* ---- events and control (exception.c, run.c) --------------------------------------- */
 

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The per-vCPU cache of decoded blocks (T8).
+ *
+ * A block is used only if its bytes equal memory now, through the pointer that the vCPU's TLB
+ * gives for its address: so guest stores, stores of other vCPUs and of the program, and
+ * remapping need no notification. A store of this vCPU into the page that it executes sets
+ * v->code_written, and the block is left after that instruction.
+ *
+ * All blocks live in one arena; when it is full, all are dropped.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/sys.h"
+#include "x86/block.h"
+#include "x86/decode.h"
+
+#define ARENA_SIZE (4u << 20)
+#define MAX_OPS	   32
+#define MAX_BYTES  256
+
+static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
+{
+	return sizeof(struct kl_block) + nr_ops * sizeof(struct kl_op) + ((nr_bytes + 7u) & ~7u);
+}
+
+int kl_blocks_create(struct kl_vcpu *v)
+{
+	v->blocks = calloc(1, sizeof(*v->blocks));
+	return v->blocks ? 0 : -12; /* ENOMEM */
+}
+
+void kl_blocks_destroy(struct kl_vcpu *v)
+{
+	if (v->blocks && v->blocks->arena)
+		kl_sys_unmap(v->blocks->arena, ARENA_SIZE);
+	free(v->blocks);
+	v->blocks = NULL;
+}
+
+static void flush(struct kl_block_cache *c)
+{
+	memset(c->front, 0, sizeof(c->front));
+	memset(c->hash, 0, sizeof(c->hash));
+	c->used = 0;
+	c->nr_flushes++;
+}
+
+/* Room for a block, or NULL: without memory everything is executed uncached. */
+static struct kl_block *room(struct kl_block_cache *c, size_t size)
+{
+	if (!c->arena) {
+		c->arena = kl_sys_map(ARENA_SIZE);
+		c->used = 0;
+	}
+	if (!c->arena)
+		return NULL;
+	if (c->used + size > ARENA_SIZE)
+		flush(c);
+	return (struct kl_block *)(void *)(c->arena + c->used);
+}
+
+/*
+ * Flags that every path overwrites before anything can see them need not be computed. They
+ * can be seen at a fault, when the block is left early after a store, and at its end.
+ */
+struct flag_use {
+	kl_op_fn *noflags;
+	bool before; /* live at its start whatever comes after */
+	bool after;  /* live at its end whatever comes after */
+	bool kills;
+};
+
+static void drop_dead_flags(struct kl_op *ops, const struct flag_use *use, unsigned n)
+{
+	bool live = true;
+
+	for (unsigned i = n; i-- > 0;) {
+		live |= use[i].after;
+		if (!live && use[i].noflags)
+			ops[i].fn = use[i].noflags;
+		live = use[i].before || (live && !use[i].kills);
+	}
+}
+
+/* Decode the straight line at @lin from a private copy of its bytes. NULL: use kl_block_one. */
+static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, const uint8_t *code)
+{
+	struct kl_block_cache *c = v->blocks;
+	unsigned avail = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)), len = 0, n = 0;
+	uint8_t bytes[MAX_BYTES + 16] = { 0 };
+	struct flag_use use[MAX_OPS];
+	struct kl_decode d;
+	struct kl_block *b;
+
+	avail = kl_min(avail, (unsigned)MAX_BYTES);
+	b = room(c, block_size(MAX_OPS, MAX_BYTES));
+	if (!b)
+		return NULL;
+	kl_access_copy(bytes, code, avail);
+	while (n < MAX_OPS && len < avail) {
+		struct kl_op *op = &b->ops[n];
+		bool mem;
+
+		if (kl_decode_one(&d, op, (enum kl_code_mode)v->code_mode, v->rip + len,
+				  bytes + len, avail - len) == KL_DECODE_TRUNCATED)
+			break;
+		mem = op->flags & KL_OPF_MEM;
+		use[n].noflags = d.noflags;
+		use[n].before = !d.simple || mem || d.reads_flags;
+		use[n].after = !d.simple || d.stores;
+		use[n].kills = d.writes_flags;
+		len += op->len;
+		n++;
+		if (op->flags & KL_OPF_END)
+			break;
+	}
+	if (!n)
+		return NULL;
+	len = kl_min(len, avail); /* an undecodable byte counts as one */
+	drop_dead_flags(b->ops, use, n);
+	b->key = key;
+	b->nr_ops = (uint16_t)n;
+	b->nr_bytes = (uint16_t)len;
+	memcpy(&b->ops[n], bytes, len);
+	c->used += block_size(n, len);
+	c->nr_built++;
+	return b;
+}
+
+struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin,
+				   const uint8_t *code)
+{
+	struct kl_block_cache *c = v->blocks;
+	struct kl_block **link = &c->hash[kl_block_hash(key) % KL_BLOCK_HASH], *b;
+
+	for (; (b = *link); link = &b->next) {
+		if (b->key != key)
+			continue;
+		if (kl_block_same(b, code))
+			break;
+		*link = b->next; /* its memory comes back with the next flush */
+		c->nr_stale++;
+		b = NULL;
+		break;
+	}
+	if (!b) {
+		b = build(v, key, lin, code);
+		if (!b)
+			return NULL;
+		link = &c->hash[kl_block_hash(key) % KL_BLOCK_HASH];
+		b->next = *link;
+		*link = b;
+	}
+	c->front[kl_block_hash(key) % KL_BLOCK_FRONT] = b;
+	return b;
+}
+
+const struct kl_op *kl_block_one(struct kl_vcpu *v)
+{
+	struct kl_block_cache *c = v->blocks;
+	uint64_t lin = kl_code_lin(v), next;
+	unsigned n = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK));
+	uint8_t bytes[32] = { 0 };
+	struct kl_decode d;
+	const uint8_t *code;
+
+	n = kl_min(n, 16u);
+	code = kl_fetch_pointer(v, lin);
+	v->cur_op = NULL;
+	if (!code)
+		code = kl_fetch_slow(v, lin);
+	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
+	kl_access_copy(bytes, code, n);
+	if (v->code_mode != KL_CODE64 && v->rip > v->seg[KL_CS].limit)
+		kl_raise_error(v, KL_EXC_GP, 0);
+	if (kl_decode_one(&d, &c->one, (enum kl_code_mode)v->code_mode, v->rip, bytes, n) ==
+	    KL_DECODE_TRUNCATED) {
+		next = (lin | ~KL_PAGE_MASK) + 1;
+		if (v->code_mode != KL_CODE64)
+			next = (uint32_t)next;
+		code = kl_fetch_pointer(v, next);
+		if (!code)
+			code = kl_fetch_slow(v, next);
+		kl_access_copy(bytes + n, code, 16);
+		kl_decode_one(&d, &c->one, (enum kl_code_mode)v->code_mode, v->rip, bytes, n + 16);
+	}
+	if (v->code_mode != KL_CODE64 && v->rip + c->one.len - 1 > v->seg[KL_CS].limit)
+		kl_raise_error(v, KL_EXC_GP, 0);
+	return &c->one;
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What decode.c tells the instruction families (ops_*.c), and they tell it.
+ *
+ * decode.c fills a struct kl_op with operands and then asks each family in turn; the one
+ * that knows the mnemonic sets op->fn and says what its handler does to the flags.
+ */
+#pragma once
+
+#include <Zydis/Zydis.h>
+
+#include "x86/insn.h"
+
+/* Explicit operands. Register operands: dst in op->reg, src in op->rm. With a memory operand
+ * the register is op->reg. */
+enum kl_form {
+	KL_FORM_NONE,
+	KL_FORM_R,
+	KL_FORM_M,
+	KL_FORM_I,
+	KL_FORM_RR,
+	KL_FORM_RM,
+	KL_FORM_MR,
+	KL_FORM_RI,
+	KL_FORM_MI,
+	KL_FORM_OTHER,
+};
+
+struct kl_decode {
+	ZydisDecodedInstruction in;
+	ZydisDecodedOperand opnd[ZYDIS_MAX_OPERAND_COUNT];
+	struct kl_op *op;
+	enum kl_form form;
+	unsigned size2; /* log2 of op->opsize, if it is 1, 2, 4 or 8 */
+	enum kl_code_mode mode;
+
+	/* Set by the family. */
+	kl_op_fn *noflags;  /* the same without flags, or NULL */
+	bool simple;	    /* leaves early only through its memory operand */
+	bool reads_flags;   /* or leaves some unchanged */
+	bool writes_flags;  /* all of them */
+	bool stores;	    /* writes memory: the block may have to be left */
+};
+
+/* The decoders: true if the mnemonic is theirs. A form that does not exist is left to fail. */
+bool kl_select_alu(struct kl_decode *d);
+bool kl_select_mov(struct kl_decode *d);
+bool kl_select_shift(struct kl_decode *d);
+bool kl_select_mul(struct kl_decode *d);
+bool kl_select_bit(struct kl_decode *d);
+bool kl_select_atomic(struct kl_decode *d);
+bool kl_select_branch(struct kl_decode *d);
+bool kl_select_stack(struct kl_decode *d);
+bool kl_select_string(struct kl_decode *d);
+bool kl_select_bcd(struct kl_decode *d);
+bool kl_select_sse(struct kl_decode *d);
+bool kl_select_x87(struct kl_decode *d);
+bool kl_select_misc(struct kl_decode *d);
+bool kl_select_system(struct kl_decode *d);
+
+enum kl_decode_result {
+	KL_DECODE_OK,	     /* also for instructions that raise #UD or fail */
+	KL_DECODE_TRUNCATED, /* more bytes are needed */
+};
+
+/* Decode one instruction from @len bytes. */
+enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum kl_code_mode mode,
+				    uint64_t rip, const uint8_t *bytes, unsigned len);
+
+/* U2: KVM 6.12's emulator decodes it. */
+bool kl_emulator_decodes(const ZydisDecodedInstruction *in);
+
+kl_op_fn kl_op_unsupported; /* ends in an emulation failure */
+kl_op_fn kl_op_too_long;    /* #GP: more than 15 bytes */
