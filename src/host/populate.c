@@ -26,13 +26,16 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	enum kl_guard_reason why;
 	jmp_buf here;
 
-	why = kl_guard_enter(&here);
-	if (why == KL_GUARD_NONE) {
-		if (write)
-			touch_write(p);
-		else
-			kl_load8(p);
-	}
+	/* A kick that was meant for guest mode and came late is no reason to give up. */
+	do {
+		why = kl_guard_enter(&here);
+		if (why == KL_GUARD_NONE) {
+			if (write)
+				touch_write(p);
+			else
+				kl_load8(p);
+		}
+	} while (why == KL_GUARD_INTR && !kl_self.sig_pending);
 	kl_guard_leave(outer);
 	/* A read does not try to write: that would break copy-on-write for nothing. */
 	*writable = write;
