@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: MIT */
+#include "env.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "x86/insn.h"
+
+struct env env;
+
+static bool ours(uint64_t lin)
+{
+	return lin - (uint64_t)env.data < ENV_ARENA || lin - (uint64_t)env.code < ENV_ARENA;
+}
+
+static uint8_t *host(uint64_t lin)
+{
+	return lin - (uint64_t)env.code < ENV_ARENA ? env.code_rw + (lin - (uint64_t)env.code) :
+						      (uint8_t *)lin;
+}
+
+static struct kl_tlb_entry *fill(struct kl_vcpu *v, uint64_t lin)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+
+	if (!ours(lin))
+		kl_raise_pf(v, lin, 0);
+	lin &= KL_PAGE_MASK;
+	e->rtag = e->wtag = e->xtag = lin;
+	e->addend = (int64_t)((uint64_t)host(lin) - lin);
+	return e;
+}
+
+void kl_leave(struct kl_vcpu *v, enum kl_leave why)
+{
+	longjmp(v->jmp, (int)why);
+}
+
+void kl_raise(struct kl_vcpu *v, unsigned vector)
+{
+	env.vector = (int)vector;
+	kl_leave(v, KL_LEAVE_EXCEPTION);
+}
+
+void kl_raise_error(struct kl_vcpu *v, unsigned vector, uint32_t error)
+{
+	kl_raise(v, vector);
+}
+
+void kl_raise_pf(struct kl_vcpu *v, uint64_t gva, uint32_t error)
+{
+	v->cr2 = gva;
+	kl_raise(v, KL_EXC_PF);
+}
+
+void kl_emulation_failure(struct kl_vcpu *v)
+{
+	env.failed = true;
+	kl_leave(v, KL_LEAVE_EXIT);
+}
+
+void kl_read_bytes(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len)
+{
+	fill(v, lin);
+	fill(v, lin + len - 1);
+	for (unsigned i = 0; i < len; i++)
+		((uint8_t *)buf)[i] = *host(lin + i);
+}
+
+void kl_write_bytes(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len)
+{
+	fill(v, lin);
+	fill(v, lin + len - 1);
+	for (unsigned i = 0; i < len; i++) {
+		uint8_t *p = host(lin + i);
+
+		*p = ((const uint8_t *)buf)[i];
+		if ((uint8_t *)((uint64_t)p & KL_PAGE_MASK) == v->code_page)
+			v->code_written = true;
+	}
+}
+
+uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	uint64_t x = 0;
+
+	kl_read_bytes(v, lin, &x, size);
+	return x;
+}
+
+void kl_write_slow(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size)
+{
+	kl_write_bytes(v, lin, &val, size);
+}
+
+void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	struct kl_tlb_entry *e = fill(v, lin);
+
+	if ((lin & ~KL_PAGE_MASK) + size > KL_PAGE_SIZE)
+		return NULL;
+	return (void *)(lin + (uint64_t)e->addend);
+}
+
+const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin)
+{
+	return (const uint8_t *)(lin + (uint64_t)fill(v, lin)->addend);
+}
+
+uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size, bool write)
+{
+	return (uint32_t)(v->seg[s].base + ea);
+}
+
+enum kl_next kl_op_hlt(struct kl_vcpu *v, const struct kl_op *op)
+{
+	env.halted = true;
+	return KL_STOP;
+}
+
+enum kl_next kl_op_ud(struct kl_vcpu *v, const struct kl_op *op)
+{
+	kl_raise(v, KL_EXC_UD);
+}
+
+/* The other system instructions are not under test here. */
+#define STUB(name)                                                                                 \
+	__attribute__((weak)) enum kl_next kl_op_##name(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                          \
+		kl_emulation_failure(v);                                                           \
+	}
+#define kl_op_hlt other_hlt
+#define kl_op_ud  other_ud
+kl_op_fn other_hlt, other_ud;
+KL_SYSTEM_OPS(STUB)
+
+void env_init(void)
+{
+	struct kl_vcpu *v = aligned_alloc(64, (sizeof(*v) + 63) & ~63ul);
+	int fd = memfd_create("insn-test", MFD_CLOEXEC);
+	uint32_t mxcsr = 0x1f80;
+	uint16_t fcw = 0x37f;
+
+	memset(v, 0, sizeof(*v));
+	env.v = v;
+	if (fd < 0 || ftruncate(fd, ENV_ARENA))
+		abort();
+	env.data = mmap((void *)0x10000000, ENV_ARENA, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	env.code = mmap((void *)0x20000000, ENV_ARENA, PROT_READ | PROT_EXEC,
+			MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+	env.code_rw = mmap(NULL, ENV_ARENA, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (env.data == MAP_FAILED || env.code == MAP_FAILED || env.code_rw == MAP_FAILED)
+		abort();
+	close(fd);
+	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
+		for (unsigned i = 0; i < KL_TLB_SIZE; i++)
+			v->tlb[m][i] = (struct kl_tlb_entry){ KL_TLB_NONE, KL_TLB_NONE,
+							      KL_TLB_NONE, 0 };
+	v->cr0 = KL_CR0_PE | KL_CR0_PG | KL_CR0_NE | KL_CR0_ET | KL_CR0_MP;
+	v->cr4 = KL_CR4_PAE | KL_CR4_OSFXSR | KL_CR4_OSXMMEXCPT;
+	v->efer = KL_EFER_LME | KL_EFER_LMA;
+	v->long_mode = true;
+	v->code_mode = KL_CODE64;
+	v->rflags = 2;
+	memcpy(v->xsave, &fcw, 2);
+	memcpy(v->xsave + 24, &mxcsr, 4);
+	for (unsigned i = 0; i < 6; i++) {
+		v->seg[i].limit = 0xffffffff;
+		v->seg[i].db = 1;
+		v->seg[i].present = 1;
+		v->seg[i].s = 1;
+		v->seg[i].type = i == KL_CS ? 11 : 3;
+	}
+	if (kl_blocks_create(v))
+		abort();
+}
+
+void env_run(bool step)
+{
+	struct kl_vcpu *v = env.v;
+
+	env.vector = -1;
+	env.failed = env.halted = false;
+	v->exit_pending = false;
+	if (_setjmp(v->jmp) == 0) {
+		if (step)
+			kl_interp_one(v);
+		else
+			kl_interp_run(v);
+	}
+	kl_interp_settle(v);
+}

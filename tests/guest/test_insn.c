@@ -1,0 +1,584 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Every form of insns.S, with random operands and flags, executed by this processor and by
+ * the interpreter: registers, flags, memory and vector registers must be equal. Also random
+ * straight lines of them, as one block (flags that are not computed because they are dead),
+ * and what has no native oracle: prefixes, page crossings, self-modifying code.
+ */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "env.h"
+#include "x86/block.h"
+
+enum { ATTR_REP = 1, ATTR_ALIGN = 2, ATTR_PURE = 4 };
+
+struct native_ctx {
+	uint64_t gpr[16], flags, unused, host_rsp, pad[5];
+	uint8_t fx[512];
+} __attribute__((aligned(64)));
+_Static_assert(offsetof(struct native_ctx, fx) == 192, "native.S");
+_Static_assert(offsetof(struct native_ctx, host_rsp) == 144, "native.S");
+
+struct insn {
+	const uint8_t *bytes;
+	uint16_t len, attr;
+	uint32_t pad;
+};
+
+extern const struct insn insn_table[], insn_table_end[];
+void native_enter(struct native_ctx *ctx, const void *code);
+extern const char native_exit[];
+
+static uint8_t before[ENV_ARENA], wanted[ENV_ARENA];
+
+static uint64_t rng_state = 88172645463325252ull;
+
+static uint64_t rng(void)
+{
+	rng_state ^= rng_state << 13;
+	rng_state ^= rng_state >> 7;
+	rng_state ^= rng_state << 17;
+	return rng_state;
+}
+
+static uint64_t operand(void)
+{
+	static const uint64_t edge[] = {
+		0, 1, 2, -1ull, -2ull, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff,
+		0x80000000, 0xffffffff, 0x7fffffffffffffff, 0x8000000000000000, 0x100000000,
+	};
+	uint64_t x = rng();
+
+	switch (x >> 60) {
+	case 0: case 1: case 2: case 3: case 4:
+		return edge[(x & 0xffff) % KL_ARRAY_SIZE(edge)];
+	case 5: case 6:
+		return rng() & 0xffff;
+	case 7:
+		return rng() & 0xffffffff;
+	case 8:
+		return rng() | 0xffffffff00000000;
+	default:
+		return rng();
+	}
+}
+
+/* Vector registers and memory: integers and floating-point values of every kind. */
+static void fill_values(uint8_t *p, size_t n)
+{
+	static const uint64_t fp[] = {
+		0x3ff0000000000000, 0xbff8000000000000, 0x7ff0000000000000, 0x7ff8000000000001,
+		0x7ff0000000000001, 0x0000000000000001, 0x3f8000003f000000, 0x7f800000ff800000,
+		0x7fc000007f800001, 0x00000001bf800000, 0x41f0000000000000, 0xc1e0000000200000,
+		0x4330000000000001, 0x40490fdb3fb504f3, 0, 0x8000000080000000,
+	};
+
+	for (size_t i = 0; i + 8 <= n; i += 8) {
+		uint64_t x = rng() & 3 ? operand() : fp[rng() % KL_ARRAY_SIZE(fp)];
+
+		memcpy(p + i, &x, 8);
+	}
+}
+
+static void random_state(struct native_ctx *c, unsigned attr)
+{
+	uint16_t fcw = 0x37f;
+	uint32_t mxcsr = 0x1f80 | (uint32_t)(rng() & 3) << 13;
+
+	for (unsigned i = 0; i < 16; i++)
+		c->gpr[i] = operand();
+	c->gpr[KL_RBX] = (uint64_t)env.data + 0x4000 + (rng() & 0xff0);
+	c->gpr[KL_RSI] = (uint64_t)env.data + 0x6000 + (rng() & 0xff0);
+	c->gpr[KL_RDI] = (uint64_t)env.data + 0x8000 + (rng() & 0xff0);
+	c->gpr[KL_RBP] = (uint64_t)env.data + 0xa000 + (rng() & 0xff0);
+	c->gpr[KL_RSP] = (uint64_t)env.data + 0xc000 + (rng() & 0xff0);
+	c->gpr[KL_R9] = (rng() & 127) - 64;
+	if (attr & ATTR_REP)
+		c->gpr[KL_RCX] = rng() % 90;
+	c->flags = 2 | (rng() & KL_FL_STATUS);
+	if ((attr & ATTR_REP) && !(rng() & 3))
+		c->flags |= KL_FL_DF;
+	memset(c->fx, 0, sizeof(c->fx));
+	memcpy(c->fx, &fcw, 2);
+	memcpy(c->fx + 24, &mxcsr, 4);
+	fill_values(c->fx + 160, 256);
+	fill_values(env.data, ENV_ARENA);
+	if (!(rng() & 7)) /* something to find for CMPS */
+		memcpy(env.data + 0x8000, env.data + 0x6000, 0x1000);
+}
+
+static sigjmp_buf native_fault;
+static volatile int native_vector;
+
+static void on_signal(int sig, siginfo_t *info, void *uc)
+{
+	native_vector = sig == SIGFPE ? (info->si_code == FPE_INTDIV ? KL_EXC_DE : KL_EXC_XM) :
+			sig == SIGILL ? KL_EXC_UD :
+					KL_EXC_GP;
+	siglongjmp(native_fault, 1);
+}
+
+/* cmocka has its own handlers while a test runs. */
+static void catch_signals(void)
+{
+	static uint8_t stack[65536];
+	static const int sigs[] = { SIGFPE, SIGILL, SIGSEGV, SIGBUS };
+	stack_t ss = { .ss_sp = stack, .ss_size = sizeof(stack) };
+	struct sigaction sa = {
+		.sa_sigaction = on_signal,
+		.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK,
+	};
+
+	sigaltstack(&ss, NULL);
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(sigs); i++)
+		sigaction(sigs[i], &sa, NULL);
+}
+
+/* Place code at @at in the code arena, run it natively. Vector or -1. */
+static int run_native(struct native_ctx *c, const uint8_t *code, unsigned len, unsigned at)
+{
+	static const uint8_t leave[6] = { 0xff, 0x25 }; /* jmp *0(%rip) */
+	const char *target = native_exit;
+	uint8_t *p = env.code_rw + at;
+
+	memcpy(p, code, len);
+	memcpy(p + len, leave, 6);
+	memcpy(p + len + 6, &target, 8);
+	native_vector = -1;
+	if (sigsetjmp(native_fault, 1) == 0)
+		native_enter(c, env.code + at);
+	else
+		__asm__ volatile("cld; fninit");
+	return native_vector;
+}
+
+static void load(const struct native_ctx *c, unsigned at)
+{
+	struct kl_vcpu *v = env.v;
+
+	memcpy(v->gpr, c->gpr, sizeof(v->gpr));
+	v->rip = (uint64_t)env.code + at;
+	v->rflags = c->flags;
+	memcpy(v->xsave, c->fx, 512);
+}
+
+static void run_interpreted(const struct native_ctx *c, unsigned len, unsigned at, bool step)
+{
+	env.code_rw[at + len] = 0xf4; /* HLT */
+	load(c, at);
+	if (!step) {
+		env_run(false);
+		return;
+	}
+	for (unsigned i = 0; i < 5000; i++) {
+		env_run(true);
+		if (env.halted || env.failed || env.vector >= 0)
+			return;
+	}
+}
+
+static void describe(const struct insn *in, const char *what)
+{
+	fprintf(stderr, "%s:", what);
+	for (unsigned i = 0; i < in->len; i++)
+		fprintf(stderr, " %02x", in->bytes[i]);
+	fprintf(stderr, "\n");
+}
+
+static bool compare(const struct native_ctx *start, const struct native_ctx *want,
+		    const uint8_t *memory)
+{
+	struct kl_vcpu *v = env.v;
+	bool ok = true;
+
+	for (unsigned i = 0; i < 16; i++)
+		if (v->gpr[i] != want->gpr[i]) {
+			fprintf(stderr, "r%u: %#lx, not %#lx (was %#lx)\n", i, v->gpr[i],
+				want->gpr[i], start->gpr[i]);
+			ok = false;
+		}
+	if ((v->rflags ^ want->flags) & (KL_FL_STATUS | KL_FL_DF)) {
+		fprintf(stderr, "flags: %#lx, not %#lx (were %#lx)\n", v->rflags & 0xcd5,
+			want->flags & 0xcd5, start->flags & 0xcd5);
+		ok = false;
+	}
+	if (memcmp(v->xsave, want->fx, 5) || memcmp(v->xsave + 24, want->fx + 24, 4)) {
+		fprintf(stderr, "x87 or MXCSR: %08x, not %08x; %08x, not %08x\n",
+			*(uint32_t *)v->xsave, *(const uint32_t *)want->fx,
+			*(uint32_t *)(v->xsave + 24), *(const uint32_t *)(want->fx + 24));
+		ok = false;
+	}
+	for (unsigned i = 0; i < 8; i++)
+		if (memcmp(v->xsave + 32 + 16 * i, want->fx + 32 + 16 * i, 10)) {
+			fprintf(stderr, "st%u differs\n", i);
+			ok = false;
+		}
+	for (unsigned i = 0; i < 16; i++) {
+		const uint64_t *a = (uint64_t *)(v->xsave + 160 + 16 * i);
+		const uint64_t *b = (const uint64_t *)(want->fx + 160 + 16 * i);
+		const uint64_t *s = (const uint64_t *)(start->fx + 160 + 16 * i);
+
+		if (a[0] != b[0] || a[1] != b[1]) {
+			fprintf(stderr, "xmm%u: %016lx%016lx, not %016lx%016lx (was %016lx%016lx)\n",
+				i, a[1], a[0], b[1], b[0], s[1], s[0]);
+			ok = false;
+		}
+	}
+	for (unsigned i = 0; i < ENV_ARENA; i++)
+		if (env.data[i] != memory[i]) {
+			fprintf(stderr, "memory at data + %#x: %#x, not %#x (was %#x)\n", i,
+				env.data[i], memory[i], before[i]);
+			ok = false;
+			break;
+		}
+	return ok;
+}
+
+/* Once natively, once interpreted. */
+static bool check(const uint8_t *code, unsigned len, unsigned attr, bool step)
+{
+	static struct native_ctx start, want;
+	unsigned at = (unsigned)(rng() % (ENV_ARENA - 8192));
+	int vector;
+
+	random_state(&start, attr);
+	want = start;
+	memcpy(before, env.data, ENV_ARENA);
+	vector = run_native(&want, code, len, at);
+	memcpy(wanted, env.data, ENV_ARENA);
+	memcpy(env.data, before, ENV_ARENA);
+	run_interpreted(&start, len, at, step);
+	if (env.failed) {
+		fprintf(stderr, "not implemented\n");
+		return false;
+	}
+	if (vector != env.vector) {
+		fprintf(stderr, "exception %d, not %d\n", env.vector, vector);
+		return false;
+	}
+	if (vector >= 0)
+		return true; /* nothing native to compare with */
+	if (!env.halted) {
+		fprintf(stderr, "lost at %#lx\n", env.v->rip);
+		return false;
+	}
+	return compare(&start, &want, wanted);
+}
+
+static void test_forms(void **state)
+{
+	unsigned bad = 0, forms = 0;
+
+	catch_signals();
+	for (const struct insn *in = insn_table; in < insn_table_end; in++, forms++) {
+		for (unsigned i = 0; i < 12; i++) {
+			if (check(in->bytes, in->len, in->attr, i & 1))
+				continue;
+			describe(in, "failed");
+			bad++;
+			break;
+		}
+	}
+	printf("# %u forms\n", forms);
+	assert_true(forms > 700);
+	assert_int_equal(bad, 0);
+}
+
+/* Straight lines of register instructions: one block, with dead flags. */
+static void test_sequences(void **state)
+{
+	unsigned n = (unsigned)(insn_table_end - insn_table), bad = 0;
+
+	catch_signals();
+	for (unsigned i = 0; i < 3000 && bad < 5; i++) {
+		struct insn line = { 0 };
+		uint8_t code[1024];
+		unsigned len = 0;
+
+		for (unsigned k = 2 + rng() % 20; k;) {
+			const struct insn *in = &insn_table[rng() % n];
+
+			if (!(in->attr & ATTR_PURE))
+				continue;
+			memcpy(code + len, in->bytes, in->len);
+			len += in->len;
+			k--;
+		}
+		if (check(code, len, 0, false))
+			continue;
+		line.bytes = code;
+		line.len = (uint16_t)len;
+		describe(&line, "failed");
+		bad++;
+	}
+	assert_int_equal(bad, 0);
+}
+
+static void put_code(unsigned at, const void *code, unsigned len)
+{
+	memcpy(env.code_rw + at, code, len);
+	env.v->rip = (uint64_t)env.code + at;
+	env.v->rflags = 2;
+}
+
+static void test_faults(void **state)
+{
+	static const uint8_t store[] = { 0x01, 0x03, 0xf4 }; /* add %eax,(%rbx) */
+	static const uint8_t pop[] = { 0x8f, 0x03 };	     /* pop (%rbx) */
+	static const uint8_t bad[] = { 0x0f, 0xff, 0xc0 };   /* UD0 */
+	static const uint8_t lock[] = { 0xf0, 0x01, 0xc0 };  /* lock add %eax,%eax */
+	static const uint8_t inval[] = { 0x06 };	     /* push %es in 64-bit code */
+	uint8_t longest[20];
+	struct kl_vcpu *v = env.v;
+	uint64_t rsp = (uint64_t)env.data + 0x800;
+
+	put_code(0, store, sizeof(store));
+	v->gpr[KL_RBX] = 0x5000;
+	v->gpr[KL_RAX] = 1;
+	v->rflags = 2 | KL_FL_CF;
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_PF);
+	assert_int_equal(v->rip, (uint64_t)env.code);
+	assert_int_equal(v->rflags, 2 | KL_FL_CF);
+
+	put_code(0, pop, sizeof(pop));
+	v->gpr[KL_RSP] = rsp;
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_PF);
+	assert_int_equal(v->gpr[KL_RSP], rsp);
+
+	put_code(0, bad, sizeof(bad));
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_UD);
+	put_code(0, lock, sizeof(lock));
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_UD);
+	put_code(0, inval, sizeof(inval));
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_UD);
+
+	memset(longest, 0x66, sizeof(longest));
+	longest[14] = 0x90;
+	put_code(0, longest, 15);
+	env.code_rw[15] = 0xf4;
+	env_run(false);
+	assert_true(env.halted);
+	longest[14] = 0x66;
+	longest[15] = 0x90;
+	put_code(0, longest, 16);
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_GP);
+
+	/* Non-canonical targets fault at the branch. */
+	put_code(0, "\xff\xe0", 2); /* jmp *%rax */
+	v->gpr[KL_RAX] = 0x1000000000000000;
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_GP);
+	assert_int_equal(v->rip, (uint64_t)env.code);
+
+	/* The second page of an instruction is not there. */
+	put_code(ENV_ARENA - 2, "\x48\xb8", 2);
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_PF);
+	assert_int_equal(v->cr2, (uint64_t)env.code + ENV_ARENA);
+}
+
+/* Code that changes: by its own stores, within the block, and from outside. */
+static void test_changing_code(void **state)
+{
+	struct kl_vcpu *v = env.v;
+	static const uint8_t self[] = {
+		0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x07, /* movb $7, 1(%rip): the imm below */
+		0xb0, 0x01,				  /* mov $1, %al */
+		0xf4,
+	};
+
+	put_code(64, self, sizeof(self));
+	env_run(false);
+	assert_true(env.halted);
+	assert_int_equal(v->gpr[KL_RAX] & 0xff, 7);
+
+	for (unsigned i = 0; i < 50; i++) {
+		put_code(128, self + 7, 3);
+		env.code_rw[129] = (uint8_t)i;
+		env_run(false);
+		assert_true(env.halted);
+		assert_int_equal(v->gpr[KL_RAX] & 0xff, i);
+	}
+
+	/* LOCK and string stores into the running page. */
+	put_code(64, "\xf0\x80\x05\x01\x00\x00\x00\x05\xb0\x01\xf4", 11);
+	env_run(false);
+	assert_int_equal(v->gpr[KL_RAX] & 0xff, 6);
+	put_code(64, "\xf3\xa4\xb0\x01\xf4", 5); /* rep movsb; mov $1,%al; hlt */
+	memcpy(env.data, "\x90\x90\x90\x90\x90\xb0\x2a\xf4", 8);
+	v->gpr[KL_RSI] = (uint64_t)env.data;
+	v->gpr[KL_RDI] = (uint64_t)env.code + 66;
+	v->gpr[KL_RCX] = 8;
+	env_run(false);
+	assert_true(env.halted);
+	assert_int_equal(v->gpr[KL_RAX] & 0xff, 0x2a);
+	assert_int_equal(v->gpr[KL_RCX], 0);
+}
+
+/* More code than the cache holds. */
+static void test_eviction(void **state)
+{
+	struct kl_vcpu *v = env.v;
+	uint64_t flushes = v->blocks->nr_flushes;
+
+	memset(env.code_rw, 0x90, ENV_ARENA);
+	env.code_rw[ENV_ARENA - 1] = 0xf4;
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned i = 0; i < 4096; i++) {
+			v->rip = (uint64_t)env.code + i;
+			v->rflags = 2;
+			env.code_rw[i + 40] = 0xf4;
+			env_run(false);
+			env.code_rw[i + 40] = 0x90;
+			assert_true(env.halted);
+		}
+	}
+	assert_true(v->blocks->nr_flushes > flushes);
+}
+
+/* A request stops a loop and a long string instruction; both go on where they were. */
+static void test_requests(void **state)
+{
+	struct kl_vcpu *v = env.v;
+
+	put_code(0, "\xeb\xfe", 2);
+	atomic_store(&v->core.requests, KL_REQ_EVENT);
+	env_run(false);
+	assert_int_equal(v->rip, (uint64_t)env.code);
+	put_code(0, "\xf3\xaa\xf4", 3); /* rep stosb */
+	memset(env.data, 0, ENV_ARENA);
+	v->gpr[KL_RCX] = 8192;
+	v->gpr[KL_RDI] = (uint64_t)env.data;
+	v->gpr[KL_RAX] = 0x55;
+	for (unsigned i = 0; i < 4; i++) {
+		env_run(true); /* a step is one element */
+		assert_int_equal(v->rip, (uint64_t)env.code);
+	}
+	assert_int_equal(v->gpr[KL_RCX], 8188);
+	atomic_store(&v->core.requests, 0);
+	env_run(false);
+	assert_true(env.halted);
+	assert_int_equal(v->gpr[KL_RCX], 0);
+	assert_int_equal(env.data[8191], 0x55);
+	assert_int_equal(env.data[8192], 0);
+}
+
+/* Counting: loops, early exits and faults. */
+static void test_count(void **state)
+{
+	struct kl_vcpu *v = env.v;
+
+	put_code(0, "\xff\xc0\xff\xc9\x75\xfa\xf4", 7); /* 1: inc; dec; jnz 1b; hlt */
+	v->gpr[KL_RCX] = 1000;
+	v->insn_count = 0;
+	env_run(false);
+	assert_int_equal(v->insn_count, 3001);
+
+	put_code(0, "\x90\x90\x8b\x03\x90", 5); /* nop; nop; mov (%rbx),%eax faults */
+	v->gpr[KL_RBX] = 0x5000;
+	v->insn_count = 0;
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_PF);
+	assert_int_equal(v->insn_count, 2);
+}
+
+static void set_mode(enum kl_code_mode mode)
+{
+	struct kl_vcpu *v = env.v;
+
+	v->code_mode = (uint8_t)mode;
+	v->long_mode = mode == KL_CODE64;
+	v->seg[KL_SS].db = v->seg[KL_CS].db = mode != KL_CODE16;
+	v->seg[KL_CS].limit = mode == KL_CODE16 ? 0xffff : 0xffffffff;
+	v->seg[KL_CS].base = mode == KL_CODE16 ? (uint64_t)env.code : 0;
+	for (unsigned i = 0; i < 6; i++)
+		if (i != KL_CS)
+			v->seg[i].base = mode == KL_CODE16 ? (uint64_t)env.data : 0;
+}
+
+/* 16- and 32-bit code has no native oracle in a 64-bit process: known answers. */
+static void test_legacy_modes(void **state)
+{
+	struct kl_vcpu *v = env.v;
+
+	set_mode(KL_CODE16);
+	memset(env.data, 0, ENV_ARENA);
+	/* mov $0x1234,%ax; push %ax; pusha; mov %sp,%bp; mov 16(%bp),%cx; popa; call +1; nop; pop
+	 * %dx; aam; hlt */
+	put_code(0x100, "\xb8\x34\x12\x50\x60\x89\xe5\x8b\x4e\x10\x61\xe8\x01\x00\x90\x5a\xd4\x0a\xf4",
+		 19);
+	v->rip = 0x100;
+	memset(v->gpr, 0, sizeof(v->gpr));
+	v->gpr[KL_RSP] = 0xabcd1000;
+	v->gpr[KL_RDX] = 0xffffffff;
+	env_run(false);
+	assert_true(env.halted);
+	assert_int_equal(v->gpr[KL_RAX], 0x0502); /* 0x34 = 52 */
+	assert_int_equal(v->gpr[KL_RCX], 0);	  /* POPA brought it back */
+	assert_int_equal(v->gpr[KL_RSP], 0xabcd0ffe);
+	assert_int_equal(v->gpr[KL_RDX], 0xffff010e);
+	assert_int_equal(*(uint16_t *)(env.data + 0xffe), 0x1234);
+
+	/* Past the limit of CS: #GP; 16-bit addresses wrap. */
+	put_code(0xffff, "\x90", 1);
+	v->rip = 0xffff;
+	env.code_rw[0] = 0xf4;
+	env_run(false);
+	assert_true(env.halted);
+	assert_int_equal(v->rip, 1);
+	put_code(0x100, "\x8a\x40\x7f\xf4", 4); /* mov 0x7f(%bx,%si),%al */
+	v->rip = 0x100;
+	v->gpr[KL_RBX] = 0xfff0;
+	v->gpr[KL_RSI] = 0x20;
+	env.data[0x8f] = 0x77;
+	env_run(false);
+	assert_int_equal(v->gpr[KL_RAX] & 0xff, 0x77);
+
+	set_mode(KL_CODE32);
+	/* push %eax; inc %eax (0x40); daa; das; aaa; mov %ds-relative: pop %ebx; hlt */
+	put_code(0x100, "\x50\x40\x27\x5b\xf4", 5);
+	v->gpr[KL_RAX] = 0x79;
+	v->gpr[KL_RSP] = (uint64_t)env.data + 0x1000;
+	env_run(false);
+	assert_true(env.halted);
+	assert_int_equal(v->gpr[KL_RBX], 0x79);
+	assert_int_equal(v->gpr[KL_RAX], 0x80); /* 0x7a adjusts to 0x80 */
+	put_code(0x100, "\x62\x03\xf4", 3); /* bound %eax,(%ebx) */
+	v->gpr[KL_RBX] = (uint64_t)env.data;
+	*(int32_t *)env.data = -5;
+	*(int32_t *)(env.data + 4) = 5;
+	v->gpr[KL_RAX] = (uint32_t)-5;
+	env_run(false);
+	assert_true(env.halted);
+	v->rip = (uint64_t)env.code + 0x100;
+	v->gpr[KL_RAX] = 6;
+	env_run(false);
+	assert_int_equal(env.vector, KL_EXC_BR);
+	set_mode(KL_CODE64);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_forms),	     cmocka_unit_test(test_sequences),
+		cmocka_unit_test(test_faults),	     cmocka_unit_test(test_changing_code),
+		cmocka_unit_test(test_eviction),     cmocka_unit_test(test_requests),
+		cmocka_unit_test(test_count),	     cmocka_unit_test(test_legacy_modes),
+	};
+	env_init();
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
