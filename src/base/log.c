@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/config.h"
+#include "base/hidden_fd.h"
 #include "base/log.h"
 #include "base/syscall.h"
 
@@ -47,10 +48,12 @@ static int open_append(const char *path)
 	if (fd < 0)
 		return (int)fd;
 	high = kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, HIGH_FD);
-	if (high < 0)
-		return (int)fd;
-	kl_sys(SYS_close, fd);
-	return (int)high;
+	if (high >= 0) {
+		kl_sys(SYS_close, fd);
+		fd = high;
+	}
+	kl_fd_hide((int)fd);
+	return (int)fd;
 }
 
 void kl_log_init(void)

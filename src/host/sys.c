@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include "base/hidden_fd.h"
 #include "host/sys.h"
 #include "host/thread.h"
 
@@ -43,17 +44,29 @@ int kl_sys_dup(int fd)
 {
 	long high = dup_high(fd);
 
-	return (int)(high == -EMFILE ? kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0) : high);
+	if (high == -EMFILE)
+		high = kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 0);
+	if (high >= 0)
+		kl_fd_hide((int)high);
+	return (int)high;
+}
+
+void kl_sys_close(int fd)
+{
+	kl_fd_unhide(fd);
+	kl_sys(SYS_close, fd);
 }
 
 static int move_up(int fd)
 {
 	long high = dup_high(fd);
 
-	if (high < 0)
-		return fd;
-	kl_sys(SYS_close, fd);
-	return (int)high;
+	if (high >= 0) {
+		kl_sys(SYS_close, fd);
+		fd = (int)high;
+	}
+	kl_fd_hide(fd);
+	return fd;
 }
 
 int kl_sys_memfd(const char *name, size_t size, unsigned seals)

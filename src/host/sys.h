@@ -22,6 +22,11 @@ void kl_sys_unmap(void *p, size_t len);
 int kl_sys_memfd(const char *name, size_t size, unsigned seals);
 /* A duplicate of @fd above the program's descriptors, close-on-exec; or -errno. */
 int kl_sys_dup(int fd);
+/*
+ * Closes what kl_sys_memfd() or kl_sys_dup() returned. Until then the program cannot close it
+ * (base/hidden_fd.h).
+ */
+void kl_sys_close(int fd);
 
 /* *addr != val: -EAGAIN; signal: -EINTR; timeout: -ETIMEDOUT. @timeout relative or NULL. */
 int kl_futex_wait(_Atomic uint32_t *addr, uint32_t val, const struct timespec *timeout);

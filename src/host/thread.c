@@ -57,11 +57,18 @@ void kl_thread_defer_signal(int sig, siginfo_t *info, void *context)
 	/* The queue of pending signals is full: better without siginfo than lost. */
 	if (r < 0)
 		kl_sys(SYS_tgkill, getpid(), kl_gettid(), sig);
+	kl_thread_interrupt(context);
+	*uc_mask = ~never_blocked();
+}
+
+void kl_thread_interrupt(void *context)
+{
+	ucontext_t *uc = context;
+
 	if (!kl_self.sig_pending) {
-		kl_self.saved_mask = *uc_mask;
+		kl_self.saved_mask = *(uint64_t *)(void *)&uc->uc_sigmask;
 		kl_self.sig_pending = 1;
 	}
-	*uc_mask = ~never_blocked();
 	if (kl_self.running)
 		atomic_fetch_or((_Atomic uint32_t *)(void *)kl_self.running,
 				KL_THREAD_SIGNAL_REQUEST);

@@ -74,6 +74,13 @@ KL_INLINE bool kl_engine_active(void)
 void kl_thread_defer_signal(int sig, siginfo_t *info, void *uc);
 
 /*
+ * From a handler, when kl_engine_active(): the same for a signal that cannot be blocked here
+ * (the program's own use of SIGSEGV, SIGBUS or the kick). The vCPU leaves; the signal itself
+ * is kept by the caller.
+ */
+void kl_thread_interrupt(void *uc);
+
+/*
  * KVM_SET_SIGNAL_MASK: the thread's mask is @mask (KVM's 8-byte sigset) between begin and
  * end; what arrives meanwhile and @old blocks stays pending after end. Both inside the
  * engine. SIGSEGV, SIGBUS and KL_KICK_SIGNAL stay deliverable whatever @mask says.

@@ -64,7 +64,7 @@ void kl_iobus_destroy(struct kl_iobus *bus)
 		struct kl_eventfd *e = bus->eventfds;
 
 		bus->eventfds = e->next;
-		kl_sys(SYS_close, e->fd);
+		kl_sys_close(e->fd);
 		free(e);
 	}
 	kl_srcu_destroy(&bus->srcu);
@@ -286,7 +286,7 @@ static void eventfd_put(struct kl_iobus *bus, struct kl_eventfd *e)
 	while (*p != e)
 		p = &(*p)->next;
 	*p = e->next;
-	kl_sys(SYS_close, e->fd);
+	kl_sys_close(e->fd);
 	free(e);
 }
 
