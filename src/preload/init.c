@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+/* The library's life in a process: loaded, taking over, forked, leaving. */
+#include <pthread.h>
+
+#include "preload/preload.h"
+
+_Atomic bool kl_pl_opened;
+
+void kl_pl_init(void)
+{
+	static atomic_bool done;
+
+	if (atomic_exchange(&done, true))
+		return;
+	kl_real_resolve();
+	kl_heap_init();
+	kl_config_init();
+	kl_proc_init();
+}
+
+static __attribute__((constructor)) void constructor(void)
+{
+	kl_pl_init();
+}
+
+void kl_pl_take_over(void)
+{
+	if (atomic_load_explicit(&kl_pl_opened, memory_order_acquire))
+		return;
+	kl_pl_init();
+	kl_fd_after_fork();
+	kl_signals_take_over();
+	atomic_store_explicit(&kl_pl_opened, true, memory_order_release);
+}
+
+static _Atomic bool reported;
+
+void kl_pl_after_fork_child(void)
+{
+	if (!atomic_load_explicit(&kl_pl_opened, memory_order_relaxed))
+		return;
+	kl_uapi_after_fork();
+	kl_fd_after_fork();
+	kl_scm_after_fork();
+	/* The child's figures are its own. */
+	atomic_store(&reported, false);
+}
+
+void kl_pl_exit_report(void)
+{
+	struct kl_entry e;
+
+	if (!kl_config.stats || !atomic_load_explicit(&kl_pl_opened, memory_order_acquire) ||
+	    kl_fd_shared_child() || atomic_exchange(&reported, true))
+		return;
+	kl_pl_enter(&e);
+	kl_uapi_print_stats(2);
+	kl_pl_leave(&e);
+}
+
+static __attribute__((destructor)) void destructor(void)
+{
+	kl_pl_exit_report();
+}
