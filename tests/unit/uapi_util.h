@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Calls into uapi/ as the preload library makes them; or, with KVMLET_TEST_REAL=1, the same
+ * calls on the real /dev/kvm, to check the tests' own expectations.
+ */
+#pragma once
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/thread.h"
+#include "uapi/abi.h"
+#include "uapi/uapi.h"
+
+#define RUN_SIZE (KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE)
+
+struct dev {
+	int fd;
+	struct kl_object *obj; /* NULL: a real one */
+};
+
+static inline bool on_real_kvm(void)
+{
+	return getenv("KVMLET_TEST_REAL") != NULL;
+}
+
+/* The kernel's value: >= 0 or -errno. @new (may be NULL): what the call made. */
+static inline long dev_ioctl_new(struct dev *d, unsigned long cmd, unsigned long arg,
+				 struct dev *new)
+{
+	struct kl_object *obj = NULL;
+	long r;
+
+	if (!d->obj) {
+		r = ioctl(d->fd, cmd, arg);
+		r = r < 0 ? -errno : r;
+	} else {
+		kl_engine_enter();
+		r = kl_uapi_ioctl(d->obj, cmd, arg, &obj);
+		kl_engine_leave();
+	}
+	if (new && r >= 0)
+		*new = (struct dev){.fd = (int)r, .obj = obj};
+	else
+		assert_null(obj);
+	return r;
+}
+
+static inline long dev_ioctl(struct dev *d, unsigned long cmd, unsigned long arg)
+{
+	return dev_ioctl_new(d, cmd, arg, NULL);
+}
+
+#define dev_ioctl_p(d, cmd, ptr) dev_ioctl(d, cmd, (unsigned long)(ptr))
+
+static inline struct dev open_kvm(void)
+{
+	struct dev d = {0};
+
+	if (on_real_kvm()) {
+		d.fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	} else {
+		kl_engine_enter();
+		d.fd = kl_uapi_open_system(O_RDWR | O_CLOEXEC, &d.obj);
+		kl_engine_leave();
+	}
+	assert_true(d.fd >= 0);
+	return d;
+}
+
+static inline void dev_close(struct dev *d)
+{
+	close(d->fd);
+	if (d->obj) {
+		kl_engine_enter();
+		kl_object_put(d->obj);
+		kl_engine_leave();
+	}
+	*d = (struct dev){.fd = -1};
+}
+
+static inline struct dev make(struct dev *parent, unsigned long cmd, unsigned long arg)
+{
+	struct dev d = {.fd = -1};
+
+	assert_true(dev_ioctl_new(parent, cmd, arg, &d) >= 0);
+	return d;
+}
+
+static inline struct dev make_vm(struct dev *kvm)
+{
+	return make(kvm, KVM_CREATE_VM, 0);
+}
+
+static inline struct dev make_vcpu(struct dev *vm, unsigned long id)
+{
+	return make(vm, KVM_CREATE_VCPU, id);
+}
+
+/* mmap of a vCPU descriptor, with what kl_uapi_mmap() wants over it. */
+static inline void *map_run(struct dev *vcpu)
+{
+	char *p = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+
+	assert_true(p != MAP_FAILED);
+	if (vcpu->obj) {
+		size_t off;
+		int fd;
+		long n;
+
+		kl_engine_enter();
+		n = kl_uapi_mmap(vcpu->obj, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, 0, &fd,
+				 &off);
+		kl_engine_leave();
+		assert_int_equal(n, KL_PAGE_SIZE);
+		assert_int_equal(off, KL_COALESCED_PAGE * KL_PAGE_SIZE);
+		assert_true(mmap(p + off, (size_t)n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+				 fd, 0) != MAP_FAILED);
+	}
+	return p;
+}
+
+/* Two pages, of which the second can't be touched: [0], [4096) is the end. */
+static inline char *half_mapped(void)
+{
+	char *p = mmap(NULL, 2 * KL_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0);
+
+	assert_true(p != MAP_FAILED);
+	assert_int_equal(mprotect(p + KL_PAGE_SIZE, KL_PAGE_SIZE, PROT_NONE), 0);
+	return p;
+}
+
+static inline int count_fds(void)
+{
+	int n = 0;
+
+	for (int fd = 0; fd < 65536; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
