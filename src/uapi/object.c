@@ -23,7 +23,8 @@
 struct kl_mutex kl_objects_lock = KL_MUTEX_INITIALIZER(OBJECTS);
 pid_t kl_uapi_pid;
 
-static struct kl_object *table[HASH_SIZE]; /* kl_objects_lock */
+static struct kl_mutex table_lock = KL_MUTEX_INITIALIZER(LEAF);
+static struct kl_object *table[HASH_SIZE]; /* table_lock */
 
 static struct kl_object **bucket(uint64_t dev, uint64_t ino)
 {
@@ -101,23 +102,23 @@ void kl_object_publish(struct kl_object *obj)
 {
 	struct kl_object **head = bucket(obj->dev, obj->ino);
 
-	kl_mutex_lock(&kl_objects_lock);
+	kl_mutex_lock(&table_lock);
 	obj->hash_next = *head;
 	*head = obj;
-	kl_mutex_unlock(&kl_objects_lock);
+	kl_mutex_unlock(&table_lock);
 }
 
 static void unlink_object(struct kl_object *obj)
 {
 	struct kl_object **p;
 
-	kl_mutex_lock(&kl_objects_lock);
+	kl_mutex_lock(&table_lock);
 	p = bucket(obj->dev, obj->ino);
 	while (*p && *p != obj)
 		p = &(*p)->hash_next;
 	if (*p)
 		*p = obj->hash_next;
-	kl_mutex_unlock(&kl_objects_lock);
+	kl_mutex_unlock(&table_lock);
 }
 
 /* ---- references -------------------------------------------------------------------- */
@@ -181,13 +182,13 @@ struct kl_object *kl_object_find(uint64_t dev, uint64_t ino)
 {
 	struct kl_object *obj;
 
-	kl_mutex_lock(&kl_objects_lock);
+	kl_mutex_lock(&table_lock);
 	obj = *bucket(dev, ino);
 	while (obj && (obj->dev != dev || obj->ino != ino))
 		obj = obj->hash_next;
 	if (obj && !get_unless_dead(obj))
 		obj = NULL;
-	kl_mutex_unlock(&kl_objects_lock);
+	kl_mutex_unlock(&table_lock);
 	return obj;
 }
 
@@ -226,6 +227,7 @@ void kl_uapi_after_fork(void)
 {
 	kl_uapi_pid = (pid_t)kl_sys(SYS_getpid);
 	kl_mutex_init(&kl_objects_lock, KL_RANK_OBJECTS);
+	kl_mutex_init(&table_lock, KL_RANK_LEAF);
 	kl_vms_after_fork();
 	kl_stats_after_fork();
 }

@@ -10,7 +10,8 @@
  *   - After fork, the child's copies of the parent's objects are never destroyed: their locks
  *     may be held by threads that the child does not have (U5).
  *
- * Locks: OBJECTS (table, list of VMs, totals), VM (kvm.lock), VCPU (kl_uvcpu.lock).
+ * Locks: OBJECTS (list of VMs and totals, for --stats), VM (kvm.lock), VCPU (kl_uvcpu.lock); the
+ * table of descriptors has a leaf's.
  */
 #pragma once
 
@@ -85,7 +86,7 @@ KL_INLINE struct kl_ustats *kl_ustats(struct kl_object *o)
 
 /* ---- object.c ---------------------------------------------------------------------- */
 
-extern struct kl_mutex kl_objects_lock;
+extern struct kl_mutex kl_objects_lock; /* list of VMs, totals */
 /* This process, without a system call. 0 before the first open. */
 extern pid_t kl_uapi_pid;
 

@@ -33,7 +33,7 @@ static int ring_create(struct kl_uvm *vm)
 		return fd;
 	p = kl_sys(SYS_mmap, NULL, KL_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p < 0) {
-		kl_sys(SYS_close, fd);
+		kl_sys_close(fd);
 		return (int)p;
 	}
 	vm->ring_fd = fd;
@@ -44,7 +44,7 @@ static int ring_create(struct kl_uvm *vm)
 static void ring_destroy(struct kl_uvm *vm)
 {
 	kl_sys_unmap(vm->ring, KL_PAGE_SIZE);
-	kl_sys(SYS_close, vm->ring_fd);
+	kl_sys_close(vm->ring_fd);
 }
 
 static void list_add(struct kl_uvm *vm)
