@@ -277,6 +277,8 @@ struct kl_vcpu {
 	uint64_t msr_spec_ctrl, msr_xss, msr_feature_control, msr_arch_capabilities;
 	uint64_t msr_mtrr[32]; /* msr.c has the order */
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
+	uint64_t msr_platform_info, msr_misc_features;
+	uint64_t mcg_status, mcg_ctl, mce_banks[32 * 4];
 	uint64_t tsc_offset;   /* guest TSC = host TSC + offset */
 	bool msr_feature_control_set;
 
@@ -303,6 +305,8 @@ struct kl_vcpu {
 	bool triple_fault_pending;
 	bool delivering; /* in kl_x86_deliver() for a hardware event or exception: EXT */
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
+	uint8_t sipi_vector;
+	bool sipi_pending;
 	struct kvm_guest_debug debug;
 
 	/* Exit to the program and its completion. */
@@ -551,6 +555,9 @@ void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e);
 int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e) KL_MUST_CHECK;
 int kl_x86_get_mp_state(struct kl_vcpu *v, struct kvm_mp_state *m) KL_MUST_CHECK;
 int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m) KL_MUST_CHECK;
+
+/* INIT received and SIPI pending: start. */
+void kl_x86_accept_sipi(struct kl_vcpu *v);
 
 /* Host-initiated MSR access: 0, or -EINVAL (refused or unknown). */
 int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data) KL_MUST_CHECK;

@@ -1,0 +1,545 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest memory: the slow path behind the vCPU TLB, accesses of any length, MMIO fragments.
+ *
+ * Every access that needs two pages holds both translations in one stay in guest mode: a
+ * stage-2 miss leaves guest mode, so it starts the access over from the first page. What was
+ * learnt outside and needs no pointer (this page is MMIO) is kept across the new start.
+ *
+ * MMIO (M3, M4, U2): a read that has no answer yet records its fragments and leaves with
+ * KL_LEAVE_EXIT; run.c restarts the instruction when the answers are there, and the same
+ * reads then consume them in order. A write records fragments and lets the instruction
+ * finish.
+ */
+#include "x86/access.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "host/guard.h"
+#include "x86/insn.h"
+#include "x86/paging.h"
+
+/* One page of an access. */
+struct page {
+	uint8_t *ptr;
+	uint64_t gpa;
+	bool mmio;
+	bool skip_ad; /* the guest's page tables are in read-only memory */
+};
+
+/* ---- TLB ---------------------------------------------------------------------------- */
+
+void kl_tlb_flush(struct kl_vcpu *v)
+{
+	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++) {
+		if (!(v->tlb_used & (1u << m)))
+			continue;
+		for (unsigned i = 0; i < KL_TLB_SIZE; i++) {
+			struct kl_tlb_entry *e = &v->tlb[m][i];
+
+			e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
+		}
+	}
+	v->tlb_used = 0;
+	v->tlb_large = false;
+}
+
+void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
+{
+	/* An entry is 4 KiB: those of the rest of a large page must go, too. */
+	if (v->tlb_large) {
+		kl_tlb_flush(v);
+		return;
+	}
+	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++) {
+		struct kl_tlb_entry *e = kl_tlb_entry(v, m, lin);
+
+		e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
+	}
+}
+
+void kl_serve_flush(struct kl_vcpu *v)
+{
+	if (!kl_vcpu_take_requests(&v->core, KL_REQ_TLB_FLUSH))
+		return;
+	kl_tlb_flush(v);
+	/* What is being executed may have been decoded from a page that is gone. */
+	v->code_written = true;
+	kl_stat_own_add(&v->core.stats.tlb_flush, 1);
+}
+
+enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
+{
+	if (cpl == 3 && !implicit)
+		return KL_TLB_USER;
+	if (!(v->cr4 & KL_CR4_SMAP))
+		return KL_TLB_SUPER;
+	return !implicit && (v->rflags & KL_FL_AC) ? KL_TLB_SUPER : KL_TLB_SUPER_SMAP;
+}
+
+void kl_x86_update_mode(struct kl_vcpu *v)
+{
+	const struct kvm_segment *cs = &v->seg[KL_CS];
+
+	v->long_mode = (v->efer & KL_EFER_LMA) && cs->l;
+	v->code_mode = v->long_mode ? KL_CODE64 : cs->db ? KL_CODE32 : KL_CODE16;
+	v->tlb_mode = (uint8_t)kl_tlb_mode_of(v, v->cpl, false);
+}
+
+static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
+		     const struct kl_walk *w, const uint8_t *page, bool writable)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, mode, lin);
+	uint64_t tag = lin & KL_PAGE_MASK;
+	unsigned ok = kl_walk_allowed(v, w, mode);
+
+	e->rtag = ok & KL_ACC_READ ? tag : KL_TLB_NONE;
+	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : KL_TLB_NONE;
+	e->xtag = ok & KL_ACC_EXEC ? tag : KL_TLB_NONE;
+	e->addend = (int64_t)((uint64_t)page - tag);
+	v->tlb_used |= (uint8_t)(1u << mode);
+	v->tlb_large |= w->page_shift != KL_PAGE_SHIFT;
+}
+
+/* ---- translation -------------------------------------------------------------------- */
+
+/* A stage-2 miss. Leaves if the fault can't be resolved or the vCPU is wanted elsewhere. */
+static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
+{
+	uint32_t req;
+	int r;
+
+	kl_vcpu_leave_guest(&v->core);
+	kl_stat_own_add(&v->core.stats.pf_taken, 1);
+	r = kl_mmu_fault(&v->core, gpa, access);
+	if (r == KL_FAULT_MAPPED)
+		kl_stat_own_add(&v->core.stats.pf_fixed, 1);
+	kl_vcpu_enter_guest(&v->core);
+	req = kl_vcpu_requests(&v->core);
+	if (req & KL_REQ_TLB_FLUSH)
+		kl_serve_flush(v);
+	if (r < 0) {
+		v->exit_errno = r;
+		kl_leave(v, KL_LEAVE_EXIT);
+	}
+	if (req & (KL_REQ_SIGNAL | KL_REQ_VM_DEAD))
+		kl_leave(v, KL_LEAVE_RESTART);
+	return r == KL_FAULT_MMIO;
+}
+
+/* #SS(0) for what goes through the stack segment, else #GP(0). */
+static KL_NORETURN KL_COLD void not_canonical(struct kl_vcpu *v, uint64_t lin)
+{
+	const struct kl_op *op = v->cur_op;
+	bool stack = false;
+
+	if (op && (op->flags & KL_OPF_MEM))
+		stack = op->seg == KL_SS;
+	else if (op) /* implicit operands: pushes and pops lie next to the stack pointer */
+		stack = lin - (v->gpr[KL_RSP] - 128) < 256;
+	kl_raise_error(v, stack ? KL_EXC_SS : KL_EXC_GP, 0);
+}
+
+/* True: guest mode was left meanwhile, start the access again. */
+static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_tlb_mode mode,
+		      struct page *p)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, mode, lin);
+	uint64_t tag = access == KL_ACC_READ ? e->rtag : access == KL_ACC_WRITE ? e->wtag : e->xtag;
+	struct kl_walk w = {.skip_ad = p->skip_ad};
+	bool writable = false, mmio = false;
+	uint8_t *page;
+
+	if (tag == (lin & KL_PAGE_MASK)) {
+		p->ptr = (uint8_t *)(lin + (uint64_t)e->addend);
+		return false;
+	}
+	switch (kl_walk(v, lin, access, mode, true, &w)) {
+	case KL_WALK_OK:
+		break;
+	case KL_WALK_FAULT:
+		kl_raise_pf(v, lin, w.error);
+	case KL_WALK_GP:
+		not_canonical(v, lin);
+	case KL_WALK_MMIO:
+		kl_emulation_failure(v);
+	case KL_WALK_MISS:
+		if (resolve_is_mmio(v, w.miss_gpa, w.miss_access)) {
+			if (w.miss_access != KL_ACC_WRITE)
+				kl_emulation_failure(v);
+			p->skip_ad = true;
+		}
+		return true;
+	}
+	p->gpa = w.gpa;
+	page = kl_mmu_lookup(&v->core, w.gpa & KL_PAGE_MASK, access, &writable, &mmio);
+	if (KL_LIKELY(page)) {
+		tlb_fill(v, lin, mode, &w, page, writable);
+		p->ptr = page + (lin & ~KL_PAGE_MASK);
+		return false;
+	}
+	if (mmio) {
+		p->mmio = true;
+		return false;
+	}
+	p->mmio = resolve_is_mmio(v, w.gpa, access);
+	return true;
+}
+
+/* Both pages of [@lin, @lin + @len), in one stay in guest mode. Returns bytes in the first. */
+static unsigned translate_range(struct kl_vcpu *v, uint64_t lin, unsigned len, unsigned access,
+				enum kl_tlb_mode mode, struct page p[2])
+{
+	unsigned first = kl_min(len, (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)));
+	uint64_t lin2 = lin + first;
+
+	if (!v->long_mode)
+		lin2 = (uint32_t)lin2;
+	memset(p, 0, 2 * sizeof(*p));
+again:
+	if (!p[0].mmio && translate(v, lin, access, mode, &p[0]))
+		goto again;
+	if (first < len && !p[1].mmio && translate(v, lin2, access, mode, &p[1]))
+		goto again;
+	return first;
+}
+
+/* ---- MMIO --------------------------------------------------------------------------- */
+
+static void mmio_check(struct kl_vcpu *v)
+{
+	if (!v->cur_op || !(v->cur_op->flags & KL_OPF_MMIO_OK))
+		kl_emulation_failure(v);
+}
+
+/* True if the answer is there; else the fragments wait to be exited with. */
+static bool mmio_read(struct kl_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned len)
+{
+	bool complete = true;
+
+	for (unsigned done = 0, n; done < len; done += n) {
+		struct kl_mmio_fragment *f = &v->mmio[v->mmio_used];
+
+		n = kl_min(len - done, 8u);
+		if (v->mmio_used < v->nr_mmio &&
+		    (f->gpa != gpa + done || f->len != n || f->is_write))
+			v->nr_mmio = v->mmio_used; /* not the same instruction any more */
+		if (v->mmio_used == v->nr_mmio) {
+			if (v->nr_mmio == KL_MAX_MMIO_FRAGMENTS)
+				kl_emulation_failure(v);
+			*f = (struct kl_mmio_fragment){.gpa = gpa + done, .len = (uint8_t)n};
+			v->nr_mmio++;
+		}
+		if (f->done)
+			memcpy(buf + done, f->data, n);
+		else
+			complete = false;
+		v->mmio_used++;
+	}
+	return complete;
+}
+
+static void mmio_write(struct kl_vcpu *v, uint64_t gpa, const uint8_t *buf, unsigned len)
+{
+	for (unsigned done = 0, n; done < len; done += n) {
+		struct kl_mmio_fragment *f = &v->mmio[v->nr_mmio];
+
+		n = kl_min(len - done, 8u);
+		if (v->mmio_used < v->nr_mmio)
+			v->nr_mmio = v->mmio_used;
+		if (v->nr_mmio == KL_MAX_MMIO_FRAGMENTS)
+			kl_emulation_failure(v);
+		f = &v->mmio[v->nr_mmio++];
+		*f = (struct kl_mmio_fragment){.gpa = gpa + done, .len = (uint8_t)n, .is_write = true};
+		memcpy(f->data, buf + done, n);
+		v->mmio_used++;
+	}
+	v->exit_pending = true;
+}
+
+/* ---- accesses ----------------------------------------------------------------------- */
+
+static void load_part(void *dst, const void *src, unsigned len)
+{
+	uint64_t val;
+
+	switch (len) {
+	case 1:
+	case 2:
+	case 4:
+	case 8:
+		val = kl_load(src, len);
+		memcpy(dst, &val, len);
+		break;
+	default:
+		kl_access_copy(dst, src, len);
+	}
+}
+
+static void store_part(struct kl_vcpu *v, uint8_t *dst, const void *src, unsigned len)
+{
+	uint64_t val = 0;
+
+	switch (len) {
+	case 1:
+	case 2:
+	case 4:
+	case 8:
+		memcpy(&val, src, len);
+		kl_store(dst, val, len);
+		break;
+	default:
+		kl_access_copy(dst, src, len);
+	}
+	if ((uint8_t *)((uint64_t)dst & KL_PAGE_MASK) == v->code_page)
+		v->code_written = true;
+}
+
+/* @len at most a page. */
+static void read_any(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len,
+		     enum kl_tlb_mode mode, bool system)
+{
+	struct page p[2];
+	unsigned first = translate_range(v, lin, len, KL_ACC_READ, mode, p);
+	bool complete = true;
+
+	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
+		if (system)
+			kl_emulation_failure(v);
+		mmio_check(v);
+	}
+	if (p[0].mmio)
+		complete &= mmio_read(v, p[0].gpa, buf, first);
+	else
+		load_part(buf, p[0].ptr, first);
+	if (first < len) {
+		if (p[1].mmio)
+			complete &= mmio_read(v, p[1].gpa, (uint8_t *)buf + first, len - first);
+		else
+			load_part((uint8_t *)buf + first, p[1].ptr, len - first);
+	}
+	if (KL_UNLIKELY(!complete)) {
+		v->pending = KL_PENDING_MMIO_READ;
+		kl_leave(v, KL_LEAVE_EXIT);
+	}
+}
+
+static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
+		      enum kl_tlb_mode mode, bool system)
+{
+	struct page p[2];
+	unsigned first = translate_range(v, lin, len, KL_ACC_WRITE, mode, p);
+
+	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
+		if (system)
+			kl_emulation_failure(v);
+		mmio_check(v);
+	}
+	if (p[0].mmio)
+		mmio_write(v, p[0].gpa, buf, first);
+	else
+		store_part(v, p[0].ptr, buf, first);
+	if (first < len) {
+		if (p[1].mmio)
+			mmio_write(v, p[1].gpa, (const uint8_t *)buf + first, len - first);
+		else
+			store_part(v, p[1].ptr, (const uint8_t *)buf + first, len - first);
+	}
+}
+
+uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	uint64_t val = 0;
+
+	read_any(v, lin, &val, size, (enum kl_tlb_mode)v->tlb_mode, false);
+	return val;
+}
+
+void kl_write_slow(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size)
+{
+	write_any(v, lin, &val, size, (enum kl_tlb_mode)v->tlb_mode, false);
+}
+
+void kl_read_bytes(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len)
+{
+	read_any(v, lin, buf, len, (enum kl_tlb_mode)v->tlb_mode, false);
+}
+
+void kl_write_bytes(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len)
+{
+	write_any(v, lin, buf, len, (enum kl_tlb_mode)v->tlb_mode, false);
+}
+
+void kl_read_as(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len, enum kl_tlb_mode mode)
+{
+	read_any(v, lin, buf, len, mode, true);
+}
+
+void kl_write_as(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
+		 enum kl_tlb_mode mode)
+{
+	write_any(v, lin, buf, len, mode, true);
+}
+
+void kl_read_system(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len)
+{
+	read_any(v, lin, buf, len, kl_tlb_mode_of(v, 0, true), true);
+}
+
+void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len)
+{
+	write_any(v, lin, buf, len, kl_tlb_mode_of(v, 0, true), true);
+}
+
+/* A page-crossing operand has a pointer, too, where the two pages are neighbours in the host. */
+void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	struct page p[2];
+	unsigned first = translate_range(v, lin, size, KL_ACC_WRITE,
+					 (enum kl_tlb_mode)v->tlb_mode, p);
+
+	if (p[0].mmio || p[1].mmio || (first < size && p[0].ptr + first != p[1].ptr))
+		return NULL;
+	(void)kl_load8(p[0].ptr);
+	if (first < size)
+		(void)kl_load8(p[1].ptr);
+	if ((uint64_t)p[0].ptr - (uint64_t)v->code_page + size < KL_PAGE_SIZE + size)
+		v->code_written = true;
+	return p[0].ptr;
+}
+
+const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin)
+{
+	struct page p = {0};
+
+	while (translate(v, lin, KL_ACC_EXEC, (enum kl_tlb_mode)v->tlb_mode, &p))
+		if (p.mmio)
+			break;
+	if (p.mmio)
+		kl_emulation_failure(v); /* M4 */
+	return p.ptr;
+}
+
+void kl_probe(struct kl_vcpu *v, uint64_t lin)
+{
+	struct page p = {0};
+
+	while (translate(v, lin, KL_ACC_READ, (enum kl_tlb_mode)v->tlb_mode, &p) && !p.mmio)
+		;
+}
+
+/* ---- outside an instruction --------------------------------------------------------- */
+
+int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len)
+{
+	while (len) {
+		unsigned n = kl_min(len, (unsigned)(KL_PAGE_SIZE - (gpa & ~KL_PAGE_MASK)));
+		bool writable, mmio = false;
+		const uint8_t *page;
+		int r = -EAGAIN;
+
+		kl_vcpu_enter_guest(&v->core);
+		page = kl_mmu_lookup(&v->core, gpa & KL_PAGE_MASK, KL_ACC_READ, &writable, &mmio);
+		if (page)
+			r = kl_guard_copy(buf, page + (gpa & ~KL_PAGE_MASK), n);
+		kl_vcpu_leave_guest(&v->core);
+		if (mmio)
+			return -EFAULT;
+		if (!page) {
+			r = kl_mmu_fault(&v->core, gpa, KL_ACC_READ);
+			if (r == KL_FAULT_MMIO)
+				return -EFAULT;
+			if (r < 0)
+				return r;
+			continue;
+		}
+		if (r)
+			return r;
+		gpa += n;
+		buf = (uint8_t *)buf + n;
+		len -= n;
+	}
+	return 0;
+}
+
+int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writable, bool *usermode)
+{
+	jmp_buf *outer = kl_self.guard;
+	jmp_buf here;
+	struct kl_walk w = {0};
+	enum kl_walk_status st;
+	int r;
+
+	*writable = true;
+	*usermode = false;
+	for (;;) {
+		if (kl_guard_enter(&here) != KL_GUARD_NONE) {
+			kl_vcpu_leave_guest(&v->core);
+			kl_guard_leave(outer);
+			return -EFAULT;
+		}
+		kl_vcpu_enter_guest(&v->core);
+		st = kl_walk(v, gva, KL_ACC_READ, kl_tlb_mode_of(v, 0, false), true, &w);
+		kl_vcpu_leave_guest(&v->core);
+		kl_guard_leave(outer);
+		if (st != KL_WALK_MISS)
+			break;
+		r = kl_mmu_fault(&v->core, w.miss_gpa, w.miss_access);
+		if (r == KL_FAULT_MMIO && w.miss_access == KL_ACC_WRITE)
+			w.skip_ad = true;
+		else if (r != KL_FAULT_MAPPED)
+			return -EFAULT;
+	}
+	*gpa = w.gpa;
+	return st == KL_WALK_OK ? 0 : -EFAULT;
+}
+
+/*
+ * The slots that hold the page decide: a fault on each of their frames populates the page
+ * again or says why not. A page that is there, read populated, and still traps a second
+ * time is one that may not be written.
+ */
+int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison)
+{
+	uint64_t page = addr & KL_PAGE_MASK, gpas[8];
+	struct kl_vm *vm = v->core.vm;
+	unsigned n = 0, access;
+	int idx;
+
+	if (poison)
+		return -EHWPOISON;
+	if (v->guard_addr == page && v->guard_insn == v->insn_count) {
+		v->guard_repeat++;
+	} else {
+		v->guard_addr = page;
+		v->guard_insn = v->insn_count;
+		v->guard_repeat = 0;
+	}
+	if (v->guard_repeat > 2)
+		return -EFAULT;
+	access = v->guard_repeat ? KL_ACC_WRITE : KL_ACC_READ;
+
+	idx = kl_srcu_read_lock(&vm->srcu);
+	for (unsigned as = 0; as < KL_NR_AS; as++) {
+		const struct kl_memslots *s = kl_memslots(vm, as);
+
+		unsigned cursor = s->n;
+		kl_gfn_t first, last;
+
+		while (n < KL_ARRAY_SIZE(gpas) &&
+		       kl_memslots_next_overlap(s, page, page + KL_PAGE_SIZE, &cursor, &first, &last))
+			gpas[n++] = first << KL_PAGE_SHIFT;
+	}
+	kl_srcu_read_unlock(&vm->srcu, idx);
+	/* No slot any more: it was deleted, and the access that was under way goes through
+	 * stage 2 again. */
+	for (unsigned i = 0; i < n; i++) {
+		int r = kl_mmu_fault(&v->core, gpas[i], access);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}

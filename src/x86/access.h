@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest memory beyond vcpu.h, for the system half of src/x86.
+ */
+#pragma once
+
+#include "x86/vcpu.h"
+
+/* Linear accesses with the rights of @mode; page tables and MMIO as for kl_read_bytes(). */
+void kl_read_as(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len, enum kl_tlb_mode mode);
+void kl_write_as(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
+		 enum kl_tlb_mode mode);
+
+/* The TLB mode of an access at @cpl; implicit ones (descriptor tables) ignore EFLAGS.AC. */
+enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit);
+
+/* Fault as a read of one byte would; nothing is read. */
+void kl_probe(struct kl_vcpu *v, uint64_t lin);
+
+/*
+ * Consume KL_REQ_TLB_FLUSH if it is set: drop the TLB, leave the current block soon.
+ * Context: IN_GUEST, no pointer into guest memory held.
+ */
+void kl_serve_flush(struct kl_vcpu *v);
+
+/*
+ * OUTSIDE guest mode: the host page at @addr, which belongs to guest memory, vanished under an
+ * access. 0: try again; -EFAULT, -EINTR, -EHWPOISON: KVM_RUN's result.
+ */
+int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison) KL_MUST_CHECK;

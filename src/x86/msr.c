@@ -1,0 +1,736 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Model-specific registers: the guest's RDMSR and WRMSR with the program's filter and its
+ * exits, KVM_GET_MSRS and KVM_SET_MSRS, the lists.
+ *
+ * One get and one set function serve guest and program; "host" says which. An MSR that is
+ * not here does not exist: #GP for the guest, an error for the program, as KVM without
+ * ignore_msrs.
+ */
+#include "x86/msr.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/guard.h"
+#include "x86/access.h"
+#include "x86/control.h"
+#include "x86/cpuid.h"
+#include "x86/insn.h"
+#include "x86/paging.h"
+
+#define MISC_ENABLE_EMON   (1ull << 7)
+#define MISC_ENABLE_MWAIT  (1ull << 18)
+#define MISC_ENABLE_PMU_RO (MISC_ENABLE_EMON | KL_MISC_ENABLE_DEFAULT)
+#define MISC_FEATURES_CPUID_FAULT 1ull
+#define PLATFORM_INFO_CPUID_FAULT (1ull << 31)
+#define NR_MCE_BANKS 32u
+
+enum result { OK, REFUSED, UNKNOWN, FILTERED };
+
+const uint32_t kl_x86_msr_list[] = {
+	KL_MSR_SYSENTER_CS,   KL_MSR_SYSENTER_ESP,  KL_MSR_SYSENTER_EIP, KL_MSR_STAR,
+	KL_MSR_CSTAR,	      KL_MSR_KERNEL_GS_BASE, KL_MSR_FMASK,	 KL_MSR_LSTAR,
+	KL_MSR_TSC,	      KL_MSR_PAT,	    KL_MSR_TSC_AUX,	 KL_MSR_DEBUGCTL,
+	KL_MSR_TSC_ADJUST,    KL_MSR_ARCH_CAPABILITIES, KL_MSR_MISC_ENABLE, KL_MSR_MCG_STATUS,
+	KL_MSR_MCG_CTL,	      KL_MSR_PLATFORM_INFO, KL_MSR_MISC_FEATURES, KL_MSR_POWER_CTL,
+	KL_MSR_UCODE_REV,     KL_MSR_HWCR,
+};
+const unsigned kl_x86_nr_msrs = KL_ARRAY_SIZE(kl_x86_msr_list);
+
+const uint32_t kl_x86_feature_msr_list[] = {
+	KL_MSR_DE_CFG,
+	KL_MSR_UCODE_REV,
+	KL_MSR_ARCH_CAPABILITIES,
+};
+const unsigned kl_x86_nr_feature_msrs = KL_ARRAY_SIZE(kl_x86_feature_msr_list);
+
+/* ---- MTRRs: stored, without effect ---------------------------------------------------------- */
+
+/* Order in v->msr_mtrr: 16 variable, 64K, 2 of 16K, 8 of 4K, default type. -1: not an MTRR. */
+static int mtrr_slot(uint32_t index)
+{
+	if (index >= KL_MSR_MTRR_VAR0 && index <= KL_MSR_MTRR_VAR15)
+		return (int)(index - KL_MSR_MTRR_VAR0);
+	if (index == KL_MSR_MTRR_FIX64K)
+		return 16;
+	if (index >= KL_MSR_MTRR_FIX16K && index < KL_MSR_MTRR_FIX16K + 2)
+		return (int)(17 + index - KL_MSR_MTRR_FIX16K);
+	if (index >= KL_MSR_MTRR_FIX4K && index < KL_MSR_MTRR_FIX4K + 8)
+		return (int)(19 + index - KL_MSR_MTRR_FIX4K);
+	return index == KL_MSR_MTRR_DEFTYPE ? 27 : -1;
+}
+
+static bool memory_type(uint64_t t)
+{
+	return t < 8 && ((0x73u >> t) & 1);
+}
+
+static bool mtrr_valid(struct kl_vcpu *v, int slot, uint64_t data)
+{
+	uint64_t reserved = kl_reserved_gpa_bits(v) | 0xfff0000000000000ull;
+
+	if (slot == 27)
+		return !(data & ~0xcffull) && memory_type(data & 0xff);
+	if (slot >= 16) {
+		for (unsigned i = 0; i < 64; i += 8)
+			if (!memory_type((data >> i) & 0xff))
+				return false;
+		return true;
+	}
+	if (slot & 1)
+		return !(data & (reserved | 0x7ff));
+	return memory_type(data & 0xff) && !(data & (reserved | 0xf00));
+}
+
+static bool pat_valid(uint64_t data)
+{
+	for (unsigned i = 0; i < 64; i += 8) {
+		unsigned t = (data >> i) & 0xff;
+
+		if (t > 7 || t == 2 || t == 3)
+			return false;
+	}
+	return true;
+}
+
+/* ---- values that are facts of the machine ------------------------------------------------------ */
+
+int kl_x86_get_feature_msr(uint32_t index, uint64_t *data)
+{
+	switch (index) {
+	case KL_MSR_DE_CFG:
+		*data = 2; /* LFENCE is serializing: each instruction is finished before the next */
+		return 0;
+	case KL_MSR_UCODE_REV:
+		*data = kl_host_is_intel() ? 1ull << 32 : 0x01000065;
+		return 0;
+	case KL_MSR_ARCH_CAPABILITIES:
+		*data = 0;
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
+void kl_msr_reset(struct kl_vcpu *v, bool init_event)
+{
+	if (init_event)
+		return;
+	v->msr_pat = KL_PAT_DEFAULT;
+	v->msr_misc_enable = KL_MISC_ENABLE_DEFAULT;
+	v->msr_misc_features = 0;
+	v->msr_platform_info = PLATFORM_INFO_CPUID_FAULT;
+	if (kl_x86_get_feature_msr(KL_MSR_UCODE_REV, &v->msr_ucode_rev) ||
+	    kl_x86_get_feature_msr(KL_MSR_DE_CFG, &v->msr_de_cfg) ||
+	    kl_x86_get_feature_msr(KL_MSR_ARCH_CAPABILITIES, &v->msr_arch_capabilities))
+		return;
+	v->msr_xss = 0;
+	v->apic_base = KL_APIC_BASE_ADDR | KL_APIC_BASE_ENABLE;
+	if (v->core.id == v->kvm->boot_cpu_id)
+		v->apic_base |= KL_APIC_BASE_BSP;
+}
+
+int kl_set_apic_base(struct kl_vcpu *v, uint64_t base, bool host)
+{
+	/* x2APIC is never offered, so its bit is reserved. */
+	uint64_t reserved = kl_reserved_gpa_bits(v) | 0xfff0000000000000ull | 0x2ff |
+			    KL_APIC_BASE_X2APIC;
+
+	(void)host;
+	if (base & reserved)
+		return -EINVAL;
+	v->apic_base = base;
+	kl_x86_refresh_cpuid(v);
+	return 0;
+}
+
+/* ---- TSC ----------------------------------------------------------------------------------------- */
+
+static uint64_t host_tsc(void)
+{
+	return __builtin_ia32_rdtsc();
+}
+
+void kl_tsc_synchronize(struct kl_vcpu *v, const uint64_t *user_value)
+{
+	struct kl_x86_vm *vm = v->kvm;
+	uint64_t now, data = user_value ? *user_value : 0;
+	bool sync = false;
+
+	kl_mutex_lock(&vm->tsc_lock);
+	now = host_tsc();
+	if (!data) {
+		sync = vm->tsc_valid;
+	} else if (vm->tsc_user_set) {
+		/* Within a second of what the other vCPUs would show: meant to be equal. */
+		uint64_t expected = vm->tsc_last_write + (now - vm->tsc_last_host);
+		uint64_t second = (uint64_t)kl_host_tsc_khz() * 1000;
+
+		sync = data < expected + second && data + second > expected;
+	}
+	if (user_value)
+		vm->tsc_user_set = true;
+	if (!sync) {
+		vm->tsc_offset = data - now;
+		vm->tsc_last_write = data;
+		vm->tsc_last_host = now;
+		vm->tsc_valid = true;
+	}
+	v->tsc_offset = vm->tsc_offset;
+	kl_mutex_unlock(&vm->tsc_lock);
+}
+
+/* ---- get ----------------------------------------------------------------------------------------- */
+
+static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
+{
+	int slot = mtrr_slot(index);
+
+	if (slot >= 0) {
+		*data = v->msr_mtrr[slot];
+		return OK;
+	}
+	if (index >= KL_MSR_MC0_CTL && index < KL_MSR_MC0_CTL + 4 * NR_MCE_BANKS) {
+		*data = v->mce_banks[index - KL_MSR_MC0_CTL];
+		return OK;
+	}
+	*data = 0;
+	switch (index) {
+	case KL_MSR_TSC:
+		*data = kl_x86_tsc(v);
+		break;
+	case KL_MSR_APIC_BASE:
+		*data = v->apic_base;
+		break;
+	case KL_MSR_TSC_ADJUST:
+		*data = v->msr_tsc_adjust;
+		break;
+	case KL_MSR_UCODE_REV:
+		*data = v->msr_ucode_rev;
+		break;
+	case KL_MSR_FSB_FREQ:
+		*data = 3;
+		break;
+	case KL_MSR_PLATFORM_INFO:
+		*data = v->msr_platform_info;
+		break;
+	case KL_MSR_MTRRCAP:
+		*data = 0x500 | KL_NR_VAR_MTRR;
+		break;
+	case KL_MSR_ARCH_CAPABILITIES:
+		if (!host)
+			return REFUSED; /* not in CPUID */
+		*data = v->msr_arch_capabilities;
+		break;
+	case KL_MSR_MISC_FEATURES:
+		*data = v->msr_misc_features;
+		break;
+	case KL_MSR_SYSENTER_CS:
+		*data = v->msr_sysenter_cs;
+		break;
+	case KL_MSR_SYSENTER_ESP:
+		*data = v->msr_sysenter_esp;
+		break;
+	case KL_MSR_SYSENTER_EIP:
+		*data = v->msr_sysenter_eip;
+		break;
+	case KL_MSR_MCG_CAP:
+		*data = NR_MCE_BANKS;
+		break;
+	case KL_MSR_MCG_STATUS:
+		*data = v->mcg_status;
+		break;
+	case KL_MSR_MCG_CTL:
+		if (!host)
+			return REFUSED; /* MCG_CAP has no MCG_CTL_P */
+		*data = v->mcg_ctl;
+		break;
+	case KL_MSR_PERF_STATUS:
+		*data = 1000 | 4ull << 40;
+		break;
+	case KL_MSR_MISC_ENABLE:
+		*data = v->msr_misc_enable;
+		break;
+	case KL_MSR_DEBUGCTL:
+		*data = v->msr_debugctl;
+		break;
+	case KL_MSR_POWER_CTL:
+		*data = v->msr_power_ctl;
+		break;
+	case KL_MSR_PAT:
+		*data = v->msr_pat;
+		break;
+	case KL_MSR_XSS:
+		if (!host)
+			return REFUSED;
+		*data = v->msr_xss;
+		break;
+	case KL_MSR_EFER:
+		*data = v->efer;
+		break;
+	case KL_MSR_STAR:
+		*data = v->msr_star;
+		break;
+	case KL_MSR_LSTAR:
+		*data = v->msr_lstar;
+		break;
+	case KL_MSR_CSTAR:
+		*data = v->msr_cstar;
+		break;
+	case KL_MSR_FMASK:
+		*data = v->msr_fmask;
+		break;
+	case KL_MSR_FS_BASE:
+		*data = v->seg[KL_FS].base;
+		break;
+	case KL_MSR_GS_BASE:
+		*data = v->seg[KL_GS].base;
+		break;
+	case KL_MSR_KERNEL_GS_BASE:
+		*data = v->msr_kernel_gs_base;
+		break;
+	case KL_MSR_TSC_AUX:
+		if (!host && !v->has_rdtscp && !v->has_rdpid)
+			return REFUSED;
+		*data = v->msr_tsc_aux;
+		break;
+	case KL_MSR_HWCR:
+		*data = v->msr_hwcr;
+		break;
+	case KL_MSR_DE_CFG:
+		*data = v->msr_de_cfg;
+		break;
+	/* Registers of processors and chipsets that read as zero in KVM. */
+	case KL_MSR_PLATFORM_ID:
+	case KL_MSR_EBL_CR_POWERON:
+	case KL_MSR_PERF_CTL:
+	case KL_MSR_P6_PERFCTR0:
+	case KL_MSR_P6_PERFCTR1:
+	case KL_MSR_P6_EVNTSEL0:
+	case KL_MSR_P6_EVNTSEL1:
+	case KL_MSR_K7_EVNTSEL0 ... KL_MSR_K7_PERFCTR3:
+	case 0xc0010010: /* SYSCFG */
+	case 0xc001001f: /* NB_CFG */
+	case 0xc0010055: /* INT_PENDING_MSG */
+	case 0xc0010058: /* MMIO_CONF_BASE */
+	case 0xc0010112: /* TSEG_ADDR */
+	case 0xc0010113: /* TSEG_MASK */
+	case 0xc0011022: /* DC_CFG */
+	case 0xc0011023: /* TW_CFG */
+	case 0xc001102a: /* BU_CFG2 */
+	case 0xc001102c: /* EX_CFG */
+		break;
+	default:
+		return UNKNOWN;
+	}
+	return OK;
+}
+
+/* ---- set ----------------------------------------------------------------------------------------- */
+
+static enum result set_efer(struct kl_vcpu *v, uint64_t efer, bool host)
+{
+	uint64_t old = v->efer;
+
+	if (efer & ~(uint64_t)KL_EFER_KNOWN)
+		return REFUSED;
+	if (!host) {
+		if (!kl_efer_valid(v, efer))
+			return REFUSED;
+		if ((v->cr0 & KL_CR0_PG) && ((old ^ efer) & KL_EFER_LME))
+			return REFUSED;
+	}
+	v->efer = (efer & ~(uint64_t)KL_EFER_LMA) | (old & KL_EFER_LMA);
+	if ((old ^ v->efer) & KL_EFER_NX)
+		kl_tlb_flush(v);
+	kl_x86_update_mode(v);
+	return OK;
+}
+
+static enum result set_misc_enable(struct kl_vcpu *v, uint64_t data, bool host)
+{
+	uint64_t old = v->msr_misc_enable;
+
+	if (!host) {
+		if ((old ^ data) & MISC_ENABLE_PMU_RO & ~MISC_ENABLE_EMON)
+			return REFUSED;
+		data = (data & ~MISC_ENABLE_EMON) | (old & MISC_ENABLE_EMON);
+	}
+	v->msr_misc_enable = data;
+	if ((v->kvm->disabled_quirks & KL_QUIRK_MISC_ENABLE_NO_MWAIT) &&
+	    ((old ^ data) & MISC_ENABLE_MWAIT))
+		kl_x86_refresh_cpuid(v);
+	return OK;
+}
+
+static enum result set_mce_bank(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+{
+	unsigned i = index - KL_MSR_MC0_CTL;
+
+	/* Control registers are all or nothing; some guests clear one bit of bank 4's. */
+	if ((i & 3) == 0 && data && (data | (1 << 10) | 1) != ~0ull)
+		return REFUSED;
+	if (!host && (i & 3) == 1 && data && !(v->msr_hwcr & (1 << 18)))
+		return REFUSED;
+	v->mce_banks[i] = data;
+	return OK;
+}
+
+static enum result set_address(struct kl_vcpu *v, uint64_t *msr, uint64_t data)
+{
+	/* 57 bits are legal where the CPU could have them; the guest's mode does not matter. */
+	unsigned bits = kl_cr4_supported() & KL_CR4_LA57 ? 57 : 48;
+
+	(void)v;
+	if ((uint64_t)((int64_t)(data << (64 - bits)) >> (64 - bits)) != data)
+		return REFUSED;
+	*msr = data;
+	return OK;
+}
+
+static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+{
+	int slot = mtrr_slot(index);
+
+	if (slot >= 0) {
+		if (!mtrr_valid(v, slot, data))
+			return REFUSED;
+		v->msr_mtrr[slot] = data;
+		return OK;
+	}
+	if (index >= KL_MSR_MC0_CTL && index < KL_MSR_MC0_CTL + 4 * NR_MCE_BANKS)
+		return set_mce_bank(v, index, data, host);
+
+	switch (index) {
+	case KL_MSR_TSC:
+		if (host) {
+			kl_tsc_synchronize(v, &data);
+		} else {
+			uint64_t delta = data - kl_x86_tsc(v);
+
+			v->tsc_offset += delta;
+			v->msr_tsc_adjust += delta;
+		}
+		break;
+	case KL_MSR_APIC_BASE:
+		return kl_set_apic_base(v, data, host) ? REFUSED : OK;
+	case KL_MSR_TSC_ADJUST:
+		if (v->has_tsc_adjust) {
+			if (!host)
+				v->tsc_offset += data - v->msr_tsc_adjust;
+			v->msr_tsc_adjust = data;
+		}
+		break;
+	case KL_MSR_UCODE_REV:
+		if (host)
+			v->msr_ucode_rev = data;
+		break;
+	case KL_MSR_PLATFORM_INFO:
+		if (!host || (!(data & PLATFORM_INFO_CPUID_FAULT) &&
+			      (v->msr_misc_features & MISC_FEATURES_CPUID_FAULT)))
+			return REFUSED;
+		v->msr_platform_info = data;
+		break;
+	case KL_MSR_ARCH_CAPABILITIES:
+		if (!host)
+			return REFUSED;
+		v->msr_arch_capabilities = data;
+		break;
+	case KL_MSR_MISC_FEATURES:
+		if ((data & ~MISC_FEATURES_CPUID_FAULT) ||
+		    (data && !(v->msr_platform_info & PLATFORM_INFO_CPUID_FAULT)))
+			return REFUSED;
+		v->msr_misc_features = data;
+		break;
+	case KL_MSR_SYSENTER_CS:
+		v->msr_sysenter_cs = data;
+		break;
+	case KL_MSR_SYSENTER_ESP:
+		v->msr_sysenter_esp = v->intel_compatible ? data : (uint32_t)data;
+		break;
+	case KL_MSR_SYSENTER_EIP:
+		v->msr_sysenter_eip = v->intel_compatible ? data : (uint32_t)data;
+		break;
+	case KL_MSR_MCG_STATUS:
+		v->mcg_status = data;
+		break;
+	case KL_MSR_MCG_CTL:
+		if (!host && data)
+			return REFUSED;
+		if (data && data != ~0ull)
+			return REFUSED;
+		v->mcg_ctl = data;
+		break;
+	case KL_MSR_MISC_ENABLE:
+		return set_misc_enable(v, data, host);
+	case KL_MSR_DEBUGCTL:
+		/* No branch recording, no branch stepping: their bits do not stick. */
+		if (data & ~0x3full)
+			return REFUSED;
+		break;
+	case KL_MSR_POWER_CTL:
+		v->msr_power_ctl = data;
+		break;
+	case KL_MSR_PAT:
+		if (!pat_valid(data))
+			return REFUSED;
+		v->msr_pat = data;
+		break;
+	case KL_MSR_XSS:
+		if (!host || data)
+			return REFUSED;
+		break;
+	case KL_MSR_EFER:
+		return set_efer(v, data, host);
+	case KL_MSR_STAR:
+		v->msr_star = data;
+		break;
+	case KL_MSR_LSTAR:
+		return set_address(v, &v->msr_lstar, data);
+	case KL_MSR_CSTAR:
+		return set_address(v, &v->msr_cstar, data);
+	case KL_MSR_FMASK:
+		v->msr_fmask = data;
+		break;
+	case KL_MSR_FS_BASE:
+		return set_address(v, (uint64_t *)&v->seg[KL_FS].base, data);
+	case KL_MSR_GS_BASE:
+		return set_address(v, (uint64_t *)&v->seg[KL_GS].base, data);
+	case KL_MSR_KERNEL_GS_BASE:
+		return set_address(v, &v->msr_kernel_gs_base, data);
+	case KL_MSR_TSC_AUX:
+		if (!host && !v->has_rdtscp && !v->has_rdpid)
+			return REFUSED;
+		if (v->intel_compatible && (data >> 32))
+			return REFUSED;
+		v->msr_tsc_aux = (uint32_t)data;
+		break;
+	case KL_MSR_HWCR:
+		data &= ~0x148ull; /* flush filter, IGNNE, TLB cache: taken and ignored */
+		if (data & ~(1ull << 18 | 1ull << 24))
+			return REFUSED;
+		v->msr_hwcr = data;
+		break;
+	case KL_MSR_DE_CFG:
+		if (data & ~2ull)
+			return REFUSED;
+		v->msr_de_cfg = data;
+		break;
+	/* Writes that KVM takes and forgets. */
+	case KL_MSR_UCODE_WRITE:
+	case KL_MSR_P6_PERFCTR0:
+	case KL_MSR_P6_PERFCTR1:
+	case KL_MSR_P6_EVNTSEL0:
+	case KL_MSR_P6_EVNTSEL1:
+	case KL_MSR_K7_EVNTSEL0 ... KL_MSR_K7_PERFCTR3:
+	case 0xc001001f: /* NB_CFG */
+	case 0xc0010020: /* PATCH_LOADER */
+	case 0xc0011022: /* DC_CFG */
+	case 0xc0011023: /* TW_CFG */
+	case 0xc001102a: /* BU_CFG2 */
+	case 0xc001102c: /* EX_CFG */
+		break;
+	case 0xc0010058: /* MMIO_CONF_BASE */
+		return data ? REFUSED : OK;
+	default:
+		return UNKNOWN;
+	}
+	return OK;
+}
+
+int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data)
+{
+	return get_msr(v, index, data, true) == OK ? 0 : -EINVAL;
+}
+
+int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data)
+{
+	uint64_t old;
+
+	/* What the processor can do must not change once it has run. */
+	if (v->runnable_once && (index == KL_MSR_DE_CFG || index == KL_MSR_ARCH_CAPABILITIES))
+		return get_msr(v, index, &old, true) == OK && old == data ? 0 : -EINVAL;
+	return set_msr(v, index, data, true) == OK ? 0 : -EINVAL;
+}
+
+/* ---- the program's filter -------------------------------------------------------------------------- */
+
+#define MAX_BITMAP 0x600
+
+struct kl_msr_filter {
+	bool default_allow;
+	unsigned n;
+	struct range {
+		uint32_t flags, base, nmsrs;
+		uint8_t *bitmap;
+	} range[KVM_MSR_FILTER_MAX_RANGES];
+};
+
+static void filter_free(struct kl_msr_filter *f)
+{
+	if (!f)
+		return;
+	for (unsigned i = 0; i < f->n; i++)
+		free(f->range[i].bitmap);
+	free(f);
+}
+
+static int filter_add(struct kl_msr_filter *f, const struct kvm_msr_filter_range *r)
+{
+	struct range *n = &f->range[f->n];
+	size_t size;
+
+	if (!r->nmsrs)
+		return 0;
+	if (!r->flags || (r->flags & ~(uint32_t)(KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE)))
+		return -EINVAL;
+	size = ((size_t)r->nmsrs + 63) / 64 * 8;
+	if (size > MAX_BITMAP)
+		return -EINVAL;
+	n->bitmap = malloc(size);
+	if (!n->bitmap)
+		return -ENOMEM;
+	f->n++;
+	n->flags = r->flags;
+	n->base = r->base;
+	n->nmsrs = r->nmsrs;
+	return kl_copy_from_user(n->bitmap, r->bitmap, size);
+}
+
+int kl_x86_set_msr_filter(struct kl_x86_vm *vm, const struct kvm_msr_filter *in)
+{
+	struct kl_msr_filter *f, *old;
+	bool empty = true;
+	int r;
+
+	if (in->flags & ~(uint32_t)KVM_MSR_FILTER_DEFAULT_DENY)
+		return -EINVAL;
+	for (unsigned i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
+		empty &= !in->ranges[i].nmsrs;
+	if (empty && (in->flags & KVM_MSR_FILTER_DEFAULT_DENY))
+		return -EINVAL;
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return -ENOMEM;
+	f->default_allow = !(in->flags & KVM_MSR_FILTER_DEFAULT_DENY);
+	for (unsigned i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++) {
+		r = filter_add(f, &in->ranges[i]);
+		if (r) {
+			filter_free(f);
+			return r;
+		}
+	}
+	old = atomic_exchange(&vm->msr_filter, f);
+	kl_srcu_synchronize(&vm->mem.srcu);
+	filter_free(old);
+	return 0;
+}
+
+void kl_msr_filter_free(struct kl_x86_vm *vm)
+{
+	filter_free(atomic_exchange(&vm->msr_filter, NULL));
+}
+
+/* Context: in an instruction. */
+static bool allowed(struct kl_vcpu *v, uint32_t index, uint32_t type)
+{
+	struct kl_x86_vm *vm = v->kvm;
+	const struct kl_msr_filter *f;
+	bool ok = true;
+	int idx;
+
+	if (!atomic_load_explicit(&vm->msr_filter, memory_order_relaxed))
+		return true;
+	if (index >= 0x800 && index <= 0x8ff)
+		return true;
+	kl_vcpu_leave_guest(&v->core);
+	idx = kl_srcu_read_lock(&vm->mem.srcu);
+	f = atomic_load_explicit(&vm->msr_filter, memory_order_acquire);
+	if (f) {
+		ok = f->default_allow;
+		for (unsigned i = 0; i < f->n; i++) {
+			const struct range *r = &f->range[i];
+			uint32_t bit = index - r->base;
+
+			if (index >= r->base && bit < r->nmsrs && (r->flags & type)) {
+				ok = (r->bitmap[bit / 8] >> (bit % 8)) & 1;
+				break;
+			}
+		}
+	}
+	kl_srcu_read_unlock(&vm->mem.srcu, idx);
+	kl_vcpu_enter_guest(&v->core);
+	if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
+		kl_serve_flush(v);
+	return ok;
+}
+
+/* ---- instructions ------------------------------------------------------------------------------------ */
+
+/* The program wants to answer, or #GP. */
+static enum kl_next msr_failed(struct kl_vcpu *v, const struct kl_op *op, enum result why,
+			       uint32_t index, uint64_t data, bool write)
+{
+	uint32_t reason = why == FILTERED ? KVM_MSR_EXIT_REASON_FILTER :
+			  why == UNKNOWN  ? KVM_MSR_EXIT_REASON_UNKNOWN :
+					    KVM_MSR_EXIT_REASON_INVAL;
+
+	if (!(v->kvm->user_space_msr_mask & reason))
+		kl_raise_error(v, KL_EXC_GP, 0);
+	v->exit.reason = write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
+	v->exit.msr.index = index;
+	v->exit.msr.why = reason;
+	v->exit.msr.data = data;
+	v->exit.msr.error = 0;
+	v->exit_pending = true;
+	v->pending = KL_PENDING_MSR;
+	v->pending_write = write;
+	v->pending_len = op->len;
+	return KL_JUMPED_STOP;
+}
+
+bool kl_msr_complete(struct kl_vcpu *v)
+{
+	if (v->exit.msr.error) {
+		v->exc = (struct kl_event_exception){
+			.pending = true, .nr = KL_EXC_GP, .has_error = true};
+		return false;
+	}
+	if (!v->pending_write) {
+		v->gpr[KL_RAX] = (uint32_t)v->exit.msr.data;
+		v->gpr[KL_RDX] = v->exit.msr.data >> 32;
+	}
+	return true;
+}
+
+enum kl_next kl_op_rdmsr(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint32_t index = (uint32_t)v->gpr[KL_RCX];
+	uint64_t data = 0;
+	enum result r;
+
+	if (v->cpl)
+		kl_raise_error(v, KL_EXC_GP, 0);
+	r = allowed(v, index, KVM_MSR_FILTER_READ) ? get_msr(v, index, &data, false) : FILTERED;
+	if (r != OK)
+		return msr_failed(v, op, r, index, 0, false);
+	v->gpr[KL_RAX] = (uint32_t)data;
+	v->gpr[KL_RDX] = data >> 32;
+	return KL_NEXT;
+}
+
+enum kl_next kl_op_wrmsr(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint32_t index = (uint32_t)v->gpr[KL_RCX];
+	uint64_t data = (v->gpr[KL_RDX] << 32) | (uint32_t)v->gpr[KL_RAX];
+	enum result r;
+
+	if (v->cpl)
+		kl_raise_error(v, KL_EXC_GP, 0);
+	r = allowed(v, index, KVM_MSR_FILTER_WRITE) ? set_msr(v, index, data, false) : FILTERED;
+	if (r != OK)
+		return msr_failed(v, op, r, index, data, true);
+	return KL_STOP;
+}

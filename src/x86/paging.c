@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest page walks (M9): no paging, 32-bit with PSE and PSE-36, PAE, 4 and 5 levels.
+ *
+ * Page-table entries are read through stage 2 as any access of the vCPU, and A and D bits
+ * are set in them with compare-and-swap, after all rights were checked. Nothing is cached
+ * here: the vCPU TLB is the only cache, and CR3 writes, INVLPG and friends empty it.
+ */
+#include "x86/paging.h"
+
+#define PTE_P  (1ull << 0)
+#define PTE_W  (1ull << 1)
+#define PTE_U  (1ull << 2)
+#define PTE_A  (1ull << 5)
+#define PTE_D  (1ull << 6)
+#define PTE_PS (1ull << 7)
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
+/* A level of the table that the walk passed. */
+struct step {
+	uint8_t *ptr;
+	uint64_t gpa;
+	uint64_t pte;
+};
+
+/* How the current mode's tables look. */
+struct format {
+	unsigned levels, index_bits, entry_size;
+	uint64_t root;
+	bool pae;  /* bits 62:52 are reserved */
+	bool wide; /* 64-bit long mode tables */
+};
+
+bool kl_canonical(struct kl_vcpu *v, uint64_t lin)
+{
+	unsigned bits = v->cr4 & KL_CR4_LA57 ? 57 : 48;
+
+	if (!(v->efer & KL_EFER_LMA))
+		return true;
+	return (uint64_t)((int64_t)(lin << (64 - bits)) >> (64 - bits)) == lin;
+}
+
+unsigned kl_walk_allowed(struct kl_vcpu *v, const struct kl_walk *w, enum kl_tlb_mode mode)
+{
+	unsigned ok = 0;
+
+	if (mode == KL_TLB_USER) {
+		if (!w->user)
+			return 0;
+		ok = KL_ACC_READ;
+		if (w->writable)
+			ok |= KL_ACC_WRITE;
+		if (!w->nx)
+			ok |= KL_ACC_EXEC;
+		return ok;
+	}
+	if (!(w->user && mode == KL_TLB_SUPER_SMAP)) {
+		ok = KL_ACC_READ;
+		if (w->writable || !(v->cr0 & KL_CR0_WP))
+			ok |= KL_ACC_WRITE;
+	}
+	if (!w->nx && !(w->user && (v->cr4 & KL_CR4_SMEP)))
+		ok |= KL_ACC_EXEC;
+	return ok;
+}
+
+static void get_format(struct kl_vcpu *v, struct format *f)
+{
+	*f = (struct format){.entry_size = 8, .index_bits = 9};
+	if (v->efer & KL_EFER_LMA) {
+		f->levels = v->cr4 & KL_CR4_LA57 ? 5 : 4;
+		f->root = v->cr3 & PTE_ADDR;
+		f->wide = true;
+	} else if (v->cr4 & KL_CR4_PAE) {
+		f->levels = 2; /* below the PDPTEs */
+		f->pae = true;
+	} else {
+		f->levels = 2;
+		f->root = v->cr3 & 0xfffff000;
+		f->entry_size = 4;
+		f->index_bits = 10;
+	}
+}
+
+/* Reserved bits of an entry at @level (1 is the last), a large page or not. */
+static uint64_t reserved_bits(struct kl_vcpu *v, const struct format *f, unsigned level, bool large)
+{
+	uint64_t r;
+
+	if (f->entry_size == 4) {
+		/* PSE-36: bits 20:13 are address bits 39:32, as far as they exist. */
+		unsigned wide = v->maxphyaddr > 32 ? v->maxphyaddr - 32 : 0;
+
+		if (!large)
+			return 0;
+		r = (1ull << 22) - (1ull << 13);
+		return r & ~(((1ull << (wide > 8 ? 8 : wide)) - 1) << 13);
+	}
+	r = kl_reserved_gpa_bits(v);
+	if (!(v->efer & KL_EFER_NX))
+		r |= PTE_NX;
+	if (f->pae)
+		r |= 0x7ff0000000000000ull;
+	if (large && level == 2)
+		r |= 0x1fe000;
+	else if (large && level == 3)
+		r |= 0x3fffe000;
+	if (level >= 4)
+		r |= PTE_PS;
+	return r;
+}
+
+static bool is_large(struct kl_vcpu *v, const struct format *f, unsigned level, uint64_t pte)
+{
+	if (!(pte & PTE_PS))
+		return false;
+	if (level == 2)
+		return f->entry_size == 8 || (v->cr4 & KL_CR4_PSE);
+	return level == 3;
+}
+
+static enum kl_walk_status fault(struct kl_vcpu *v, struct kl_walk *w, unsigned access,
+				 enum kl_tlb_mode mode, uint32_t error)
+{
+	if (access == KL_ACC_WRITE)
+		error |= KL_PF_WRITE;
+	if (mode == KL_TLB_USER)
+		error |= KL_PF_USER;
+	if (access == KL_ACC_EXEC &&
+	    (((v->efer & KL_EFER_NX) && (v->cr4 & KL_CR4_PAE)) || (v->cr4 & KL_CR4_SMEP)))
+		error |= KL_PF_FETCH;
+	w->error = error;
+	return KL_WALK_FAULT;
+}
+
+static enum kl_walk_status table_page(struct kl_vcpu *v, uint64_t gpa, unsigned access,
+				      struct kl_walk *w, uint8_t **ptr)
+{
+	bool writable, mmio = false;
+	uint8_t *page = kl_mmu_lookup(&v->core, gpa & KL_PAGE_MASK, access, &writable, &mmio);
+
+	if (KL_UNLIKELY(!page)) {
+		if (mmio)
+			return KL_WALK_MMIO;
+		w->miss_gpa = gpa;
+		w->miss_access = access;
+		return KL_WALK_MISS;
+	}
+	*ptr = page + (gpa & ~KL_PAGE_MASK);
+	return KL_WALK_OK;
+}
+
+/* Set A on every level and D on the leaf of a write. */
+static enum kl_walk_status set_bits(struct kl_vcpu *v, struct step *s, unsigned n, bool write,
+				    unsigned entry_size, struct kl_walk *w, bool *again)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t want = s[i].pte | PTE_A | (write && i == n - 1 ? PTE_D : 0);
+		enum kl_walk_status st;
+		bool done;
+
+		if (want == s[i].pte)
+			continue;
+		if (w->skip_ad)
+			continue;
+		st = table_page(v, s[i].gpa, KL_ACC_WRITE, w, &s[i].ptr);
+		if (st != KL_WALK_OK)
+			return st;
+		if (entry_size == 8) {
+			uint64_t old = s[i].pte;
+
+			done = __atomic_compare_exchange_n((uint64_t *)(void *)s[i].ptr, &old, want,
+							   false, __ATOMIC_SEQ_CST,
+							   __ATOMIC_RELAXED);
+		} else {
+			uint32_t old = (uint32_t)s[i].pte;
+
+			done = __atomic_compare_exchange_n((uint32_t *)(void *)s[i].ptr, &old,
+							   (uint32_t)want, false, __ATOMIC_SEQ_CST,
+							   __ATOMIC_RELAXED);
+		}
+		if (!done) {
+			*again = true;
+			return KL_WALK_OK;
+		}
+		s[i].pte = want;
+	}
+	return KL_WALK_OK;
+}
+
+static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned access,
+				     enum kl_tlb_mode mode, bool set_ad, struct kl_walk *w,
+				     bool *again)
+{
+	struct step steps[5];
+	struct format f;
+	unsigned level, n = 0;
+	uint64_t table, pte;
+	bool large = false;
+
+	get_format(v, &f);
+	w->user = w->writable = true;
+	w->nx = false;
+	table = f.root;
+	if (f.pae) {
+		uint64_t pdpte = v->pdptrs[(lin >> 30) & 3];
+
+		if (!(pdpte & PTE_P))
+			return fault(v, w, access, mode, 0);
+		table = pdpte & PTE_ADDR;
+	}
+	for (level = f.levels;; level--) {
+		unsigned shift = KL_PAGE_SHIFT + (level - 1) * f.index_bits;
+		uint64_t index = (lin >> shift) & ((1u << f.index_bits) - 1);
+		struct step *s = &steps[n++];
+		enum kl_walk_status st;
+
+		s->gpa = table + index * f.entry_size;
+		st = table_page(v, s->gpa, KL_ACC_READ, w, &s->ptr);
+		if (st != KL_WALK_OK)
+			return st;
+		s->pte = pte = kl_load(s->ptr, f.entry_size);
+		if (!(pte & PTE_P))
+			return fault(v, w, access, mode, 0);
+		large = is_large(v, &f, level, pte);
+		if (pte & reserved_bits(v, &f, level, large))
+			return fault(v, w, access, mode, KL_PF_PRESENT | KL_PF_RSVD);
+		w->user &= !!(pte & PTE_U);
+		w->writable &= !!(pte & PTE_W);
+		w->nx |= f.entry_size == 8 && (pte & PTE_NX);
+		if (level == 1 || large) {
+			w->page_shift = shift;
+			break;
+		}
+		table = f.entry_size == 8 ? pte & PTE_ADDR : pte & 0xfffff000;
+	}
+	if (!(kl_walk_allowed(v, w, mode) & access))
+		return fault(v, w, access, mode, KL_PF_PRESENT);
+
+	if (f.entry_size == 4) {
+		if (large)
+			w->gpa = (pte & 0xffc00000) | ((pte & 0x1fe000) << 19);
+		else
+			w->gpa = pte & 0xfffff000;
+	} else {
+		w->gpa = pte & PTE_ADDR & ~((1ull << w->page_shift) - 1);
+	}
+	w->gpa |= lin & ((1ull << w->page_shift) - 1);
+
+	if (set_ad) {
+		enum kl_walk_status st = set_bits(v, steps, n, access == KL_ACC_WRITE, f.entry_size,
+						  w, again);
+
+		if (st != KL_WALK_OK || *again)
+			return st;
+	}
+	/* Tables that cannot be written have no use for D: do not ask for it again. */
+	w->dirty = (steps[n - 1].pte & PTE_D) || w->skip_ad;
+	return KL_WALK_OK;
+}
+
+enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access,
+			    enum kl_tlb_mode mode, bool set_ad, struct kl_walk *w)
+{
+	enum kl_walk_status st;
+	bool again;
+
+	if (!(v->cr0 & KL_CR0_PG)) {
+		w->gpa = lin;
+		w->user = w->writable = w->dirty = true;
+		w->nx = false;
+		w->page_shift = 32;
+		return KL_WALK_OK;
+	}
+	if (!kl_canonical(v, lin))
+		return KL_WALK_GP;
+	do {
+		again = false;
+		st = walk_once(v, lin, access, mode, set_ad, w, &again);
+	} while (again);
+	return st;
+}
+
+bool kl_pdptes_valid(struct kl_vcpu *v, const uint64_t pdpte[4])
+{
+	uint64_t reserved = kl_reserved_gpa_bits(v) | 0xfff0000000000000ull | 0x1e6;
+
+	for (unsigned i = 0; i < 4; i++)
+		if ((pdpte[i] & PTE_P) && (pdpte[i] & reserved))
+			return false;
+	return true;
+}

@@ -1,0 +1,613 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * KVM_RUN: completion of the last exit, requests, events, halt, and the loop that enters the
+ * guest.
+ *
+ * Guest code, event delivery and the completion of an instruction all run through
+ * protected(): it sets the jmp_buf that kl_leave() and the memory guard return to, goes
+ * IN_GUEST and comes back OUTSIDE. Everything else here is OUTSIDE and may sleep.
+ *
+ * A step function returns STEP_ON (go on), STEP_EXIT (v->exit is filled) or -errno.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "host/sys.h"
+#include "x86/access.h"
+#include "x86/insn.h"
+#include "x86/msr.h"
+#include "x86/segment.h"
+
+#define STEP_EXIT 0
+#define STEP_ON	  1
+
+#define DR6_BS	  (1u << 14)
+#define DR6_FIXED 0xffff0ff0u
+#define DR6_TRAPS 0xfu
+
+static uint64_t linear_rip(struct kl_vcpu *v)
+{
+	return v->long_mode ? v->rip : (uint32_t)(v->seg[KL_CS].base + v->rip);
+}
+
+static void queue_db(struct kl_vcpu *v, uint64_t payload)
+{
+	v->exc = (struct kl_event_exception){
+		.pending = true, .nr = KL_EXC_DB, .has_payload = true, .payload = payload};
+}
+
+/* The instruction that exited is done: step over it. */
+static void skip(struct kl_vcpu *v)
+{
+	uint64_t rip = v->rip + v->pending_len;
+
+	v->rip = v->code_mode == KL_CODE64 ? rip :
+		 v->code_mode == KL_CODE32 ? (uint32_t)rip :
+					     (uint16_t)rip;
+	v->int_shadow = 0;
+	if (v->rflags & KL_FL_TF)
+		queue_db(v, DR6_BS);
+}
+
+/* ---- exits ---------------------------------------------------------------------------------------- */
+
+static int own_device(struct kl_vcpu *v, bool pio, uint64_t addr, unsigned len, const void *data)
+{
+	return v->kvm->io_write ? v->kvm->io_write(v->kvm, pio, addr, len, data) : -EOPNOTSUPP;
+}
+
+static void mmio_clear(struct kl_vcpu *v)
+{
+	v->nr_mmio = v->cur_mmio = v->mmio_used = 0;
+	v->mmio_replay = false;
+}
+
+/* The next fragment that the program must see. False: none is left. */
+static bool mmio_exit(struct kl_vcpu *v)
+{
+	for (; v->cur_mmio < v->nr_mmio; v->cur_mmio++) {
+		struct kl_mmio_fragment *f = &v->mmio[v->cur_mmio];
+
+		if (f->done)
+			continue;
+		if (f->is_write && !own_device(v, false, f->gpa, f->len, f->data)) {
+			f->done = true;
+			continue;
+		}
+		v->exit.reason = KVM_EXIT_MMIO;
+		v->exit.mmio.gpa = f->gpa;
+		v->exit.mmio.len = f->len;
+		v->exit.mmio.is_write = f->is_write;
+		memset(v->exit.mmio.data, 0, sizeof(v->exit.mmio.data));
+		memcpy(v->exit.mmio.data, f->data, f->len);
+		v->pending = f->is_write ? KL_PENDING_MMIO_WRITE : KL_PENDING_MMIO_READ;
+		kl_stat_own_add(&v->core.stats.mmio_exits, 1);
+		return true;
+	}
+	return false;
+}
+
+static int pio_exit(struct kl_vcpu *v)
+{
+	bool fast_out = v->pending == KL_PENDING_PIO_OUT;
+
+	if (!v->exit.io.in && !own_device(v, true, v->exit.io.port, v->exit.io.size, v->pio_data)) {
+		v->pending = KL_PENDING_NONE;
+		if (fast_out)
+			skip(v);
+		return STEP_ON;
+	}
+	kl_stat_own_add(&v->core.stats.io_exits, 1);
+	/* Some programs rely on rIP being past an OUT to this port when it exits. */
+	if (fast_out && v->exit.io.port == 0x7e &&
+	    !(v->kvm->disabled_quirks & KL_QUIRK_OUT_7E_INC_RIP)) {
+		v->pending = KL_PENDING_NONE;
+		skip(v);
+	}
+	return STEP_EXIT;
+}
+
+/* An instruction has finished and asked for an exit, or left for one. */
+static int take_exit(struct kl_vcpu *v)
+{
+	v->exit_pending = false;
+	if (v->nr_mmio) {
+		kl_stat_own_add(&v->core.stats.insn_emulation, 1);
+		v->cur_mmio = 0;
+		if (mmio_exit(v))
+			return STEP_EXIT;
+		mmio_clear(v);
+		return STEP_ON;
+	}
+	return v->exit.reason == KVM_EXIT_IO ? pio_exit(v) : STEP_EXIT;
+}
+
+/* ---- in and out of the guest ------------------------------------------------------------------------- */
+
+/*
+ * Run @fn IN_GUEST. Returns 0, or why it left: enum kl_leave or enum kl_guard_reason.
+ * Context: OUTSIDE, before and after.
+ */
+static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *))
+{
+	int why;
+
+	kl_self.guard = &v->jmp;
+	why = _setjmp(v->jmp);
+	if (!why) {
+		v->in_run = true;
+		kl_vcpu_enter_guest(&v->core);
+		if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
+			kl_serve_flush(v);
+		fn(v);
+	}
+	kl_vcpu_leave_guest(&v->core);
+	kl_self.guard = NULL;
+	v->in_run = false;
+	v->delivering = false;
+	return why;
+}
+
+/* The instruction did not finish: forget what it recorded, keep the answers it waits for. */
+static void abandon(struct kl_vcpu *v)
+{
+	unsigned n = 0;
+
+	v->exit_pending = false;
+	if (!v->mmio_replay) {
+		mmio_clear(v);
+		return;
+	}
+	while (n < v->nr_mmio && v->mmio[n].done && !v->mmio[n].is_write)
+		n++;
+	v->nr_mmio = v->cur_mmio = n;
+	v->mmio_used = 0;
+	v->pending = KL_PENDING_MMIO_READ;
+}
+
+/* A handler left to exit: to the program, or with an error. */
+static int left_to_exit(struct kl_vcpu *v)
+{
+	int r = v->exit_errno;
+
+	if (r) {
+		v->exit_errno = 0;
+		abandon(v);
+		if (v->pio_left)
+			v->pending = KL_PENDING_PIO_STRING;
+		return r;
+	}
+	v->exit_pending = false;
+	if (v->pending == KL_PENDING_MMIO_READ) {
+		/* Stores before the read are made again when the instruction is. */
+		unsigned n = 0;
+
+		for (unsigned i = 0; i < v->nr_mmio; i++)
+			if (!v->mmio[i].is_write)
+				v->mmio[n++] = v->mmio[i];
+		v->nr_mmio = n;
+		v->cur_mmio = 0;
+		kl_stat_own_add(&v->core.stats.insn_emulation, 1);
+		if (mmio_exit(v))
+			return STEP_EXIT;
+		return STEP_ON;
+	}
+	mmio_clear(v);
+	v->pio_left = 0;
+	return STEP_EXIT;
+}
+
+/* What protected() came back with. */
+static int sort_out(struct kl_vcpu *v, int why)
+{
+	int r;
+
+	switch (why) {
+	case 0:
+		return STEP_ON;
+	case KL_LEAVE_EXIT:
+		return left_to_exit(v);
+	case KL_LEAVE_EXCEPTION:
+		v->exit_pending = false;
+		mmio_clear(v);
+		v->pio_left = 0;
+		v->pending = KL_PENDING_NONE;
+		return STEP_ON;
+	case KL_GUARD_FAULT:
+	case KL_GUARD_HWPOISON:
+		abandon(v);
+		r = kl_host_page_vanished(v, kl_self.fault_addr, why == KL_GUARD_HWPOISON);
+		return r ? r : STEP_ON;
+	default: /* KL_LEAVE_RESTART, KL_GUARD_INTR */
+		abandon(v);
+		return STEP_ON;
+	}
+}
+
+/* ---- events -------------------------------------------------------------------------------------------- */
+
+static bool is_fault(unsigned nr)
+{
+	return nr != KL_EXC_DB && nr != KL_EXC_BP && nr != KL_EXC_OF && nr != KL_EXC_DF &&
+	       nr != KL_EXC_MC && nr != 2;
+}
+
+/* A pending exception is about to be delivered: its side effects. */
+static void begin_exception(struct kl_vcpu *v)
+{
+	struct kl_event_exception *e = &v->exc;
+
+	if (is_fault(e->nr))
+		v->rflags |= KL_FL_RF;
+	if (e->nr == KL_EXC_DB) {
+		if (e->has_payload)
+			v->dr6 = ((v->dr6 & ~(uint64_t)DR6_TRAPS) | e->payload | DR6_FIXED) &
+				 ~(1ull << 12);
+		v->dr7 &= ~(1ull << 13);
+	} else if (e->nr == KL_EXC_PF && e->has_payload) {
+		v->cr2 = e->payload;
+	}
+	e->has_payload = false;
+	e->pending = false;
+	e->injected = true;
+}
+
+/* True if something is to be delivered now; then it is marked as begun. */
+static bool next_event(struct kl_vcpu *v)
+{
+	uint32_t n;
+
+	if (v->exc.injected)
+		return true;
+	if (v->exc.pending) {
+		begin_exception(v);
+		return true;
+	}
+	if (v->nmi.injected || v->irq.injected)
+		return true;
+	n = atomic_load_explicit(&v->nmi.pending, memory_order_acquire);
+	if (!n || v->nmi.masked || v->int_shadow)
+		return false;
+	atomic_fetch_sub_explicit(&v->nmi.pending, 1, memory_order_acq_rel);
+	v->nmi.injected = true;
+	return true;
+}
+
+static void deliver_event(struct kl_vcpu *v)
+{
+	v->pio_left = 0;
+	if (v->exc.injected) {
+		struct kl_event_exception e = v->exc;
+
+		kl_x86_deliver(v, e.nr, e.has_error, e.error, false, v->rip);
+		v->exc.injected = false;
+	} else if (v->nmi.injected) {
+		v->nmi.masked = true;
+		kl_x86_deliver(v, 2, false, 0, false, v->rip);
+		v->nmi.injected = false;
+		kl_stat_own_add(&v->core.stats.nmi_injections, 1);
+	} else {
+		kl_x86_deliver(v, v->irq.nr, false, 0, v->irq.soft, v->rip);
+		v->irq.injected = false;
+		kl_stat_own_add(&v->core.stats.irq_injections, 1);
+	}
+}
+
+/* ---- one instruction ----------------------------------------------------------------------------------------- */
+
+static bool must_step(struct kl_vcpu *v)
+{
+	return v->int_shadow || (v->rflags & KL_FL_TF) || v->mmio_replay || v->pio_left ||
+	       (v->debug.control & KVM_GUESTDBG_SINGLESTEP);
+}
+
+/* INT and SYSCALL clear TF for what follows: no trap behind them. */
+static bool vectors(const struct kl_op *op)
+{
+	return op && (op->fn == kl_op_int_n || op->fn == kl_op_int3 || op->fn == kl_op_int1 ||
+		      op->fn == kl_op_into || op->fn == kl_op_syscall);
+}
+
+static int debug_exit(struct kl_vcpu *v)
+{
+	v->exit.reason = KVM_EXIT_DEBUG;
+	v->exit.debug.exception = KL_EXC_DB;
+	v->exit.debug.pc = linear_rip(v);
+	v->exit.debug.dr6 = DR6_BS | DR6_FIXED;
+	v->exit.debug.dr7 = v->dr7;
+	return STEP_EXIT;
+}
+
+static int step(struct kl_vcpu *v)
+{
+	bool tf = v->rflags & KL_FL_TF;
+	uint8_t shadow = v->int_shadow;
+	int why, r;
+
+	v->int_shadow = 0;
+	v->mmio_used = 0;
+	v->cur_op = NULL;
+	why = protected(v, kl_interp_one);
+	if (why) {
+		if (why != KL_LEAVE_EXCEPTION)
+			v->int_shadow = shadow;
+		return sort_out(v, why);
+	}
+	if (v->mmio_replay) {
+		/* Its reads are consumed; only stores are left to exit with. */
+		for (unsigned i = 0; i < v->nr_mmio; i++)
+			v->mmio[i].done |= !v->mmio[i].is_write;
+		v->mmio_replay = false;
+		if (!v->exit_pending)
+			mmio_clear(v);
+	}
+	/* An access to a port is not over yet: skip() does the rest when it is. */
+	if (tf && !vectors(v->cur_op) && v->int_shadow != KVM_X86_SHADOW_INT_MOV_SS &&
+	    !(v->exit_pending && v->pending != KL_PENDING_NONE))
+		queue_db(v, DR6_BS);
+	r = v->exit_pending ? take_exit(v) : STEP_ON;
+	if (r == STEP_ON && (v->debug.control & KVM_GUESTDBG_SINGLESTEP)) {
+		v->exc.pending &= v->exc.nr != KL_EXC_DB;
+		return debug_exit(v);
+	}
+	return r;
+}
+
+static int run_guest(struct kl_vcpu *v)
+{
+	int why;
+
+	v->mmio_used = 0;
+	v->cur_op = NULL;
+	why = protected(v, kl_interp_run);
+	if (why)
+		return sort_out(v, why);
+	return v->exit_pending ? take_exit(v) : STEP_ON;
+}
+
+/* ---- completion of the last exit ---------------------------------------------------------------------------------- */
+
+static bool signal_pending(struct kl_vcpu *v)
+{
+	return kl_self.sig_pending || (kl_vcpu_requests(&v->core) & KL_REQ_SIGNAL);
+}
+
+/* The instruction again, with its answers. Only a signal while it has to wait stops it. */
+static int replay(struct kl_vcpu *v)
+{
+	for (;;) {
+		uint64_t rip = v->rip;
+		int r = step(v);
+
+		if (r != STEP_ON)
+			return r;
+		if (!v->mmio_replay && !(v->pio_left && v->rip == rip && v->pio_pos == 0))
+			return STEP_ON;
+		if (kl_vcpu_requests(&v->core) & KL_REQ_VM_DEAD)
+			return -EIO;
+		if (signal_pending(v)) {
+			v->pending = v->mmio_replay ? KL_PENDING_MMIO_READ : KL_PENDING_PIO_STRING;
+			return -EINTR;
+		}
+	}
+}
+
+static int complete_mmio(struct kl_vcpu *v, bool read)
+{
+	if (v->cur_mmio < v->nr_mmio) {
+		struct kl_mmio_fragment *f = &v->mmio[v->cur_mmio++];
+
+		if (read)
+			memcpy(f->data, v->exit.mmio.data, f->len);
+		f->done = true;
+		if (mmio_exit(v))
+			return STEP_EXIT;
+	}
+	if (!read) {
+		mmio_clear(v);
+		return STEP_ON;
+	}
+	v->mmio_replay = true;
+	return replay(v);
+}
+
+static void complete_in(struct kl_vcpu *v)
+{
+	uint32_t val = 0;
+
+	memcpy(&val, v->pio_data, v->pending_size);
+	kl_gpr_set(v, KL_RAX * 8, val, v->pending_size);
+}
+
+static int complete(struct kl_vcpu *v)
+{
+	enum kl_pending pending = v->pending;
+	/* The program may have moved rIP away from a port access, and that is the end of it. */
+	bool same = v->pending_rip == v->rip + (v->long_mode ? 0 : v->seg[KL_CS].base);
+
+	v->pending = KL_PENDING_NONE;
+	switch (pending) {
+	case KL_PENDING_PIO_IN:
+		if (same) {
+			complete_in(v);
+			skip(v);
+		}
+		return STEP_ON;
+	case KL_PENDING_PIO_OUT:
+		if (same)
+			skip(v);
+		return STEP_ON;
+	case KL_PENDING_PIO_STRING:
+		if (!v->pio_left) {
+			v->pio_left = v->exit.io.count;
+			v->pio_pos = 0;
+		}
+		if (!same) {
+			v->pio_left = 0;
+			return STEP_ON;
+		}
+		return replay(v);
+	case KL_PENDING_MMIO_READ:
+		return complete_mmio(v, true);
+	case KL_PENDING_MMIO_WRITE:
+		return complete_mmio(v, false);
+	case KL_PENDING_MSR:
+		if (kl_msr_complete(v))
+			skip(v);
+		return STEP_ON;
+	default:
+		return STEP_ON;
+	}
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------------- */
+
+static uint32_t mp_state(struct kl_vcpu *v)
+{
+	return atomic_load_explicit(&v->mp_state, memory_order_relaxed);
+}
+
+static void set_mp_state(struct kl_vcpu *v, uint32_t state)
+{
+	atomic_store_explicit(&v->mp_state, state, memory_order_relaxed);
+}
+
+static bool has_event(struct kl_vcpu *v)
+{
+	if (v->exc.pending || v->exc.injected || v->irq.injected || v->nmi.injected)
+		return true;
+	return atomic_load_explicit(&v->nmi.pending, memory_order_acquire) && !v->nmi.masked;
+}
+
+static int interrupted(struct kl_vcpu *v)
+{
+	kl_stat_own_add(&v->core.stats.signal_exits, 1);
+	return -EINTR;
+}
+
+/* Requests and signals. 0 or -errno. */
+static int poll_requests(struct kl_vcpu *v)
+{
+	uint32_t req = kl_vcpu_requests(&v->core);
+
+	if (KL_UNLIKELY(req & KL_REQ_VM_DEAD))
+		return -EIO;
+	if (KL_UNLIKELY(signal_pending(v)))
+		return interrupted(v);
+	if (req & (KL_REQ_EVENT | KL_REQ_UNHALT)) {
+		req = kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+		kl_stat_own_add(&v->core.stats.request_exits, 1);
+		if ((req & KL_REQ_UNHALT) && mp_state(v) == KVM_MP_STATE_HALTED)
+			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
+	}
+	return 0;
+}
+
+/* Sleep until the vCPU is runnable. 0 or -errno. */
+static int block(struct kl_vcpu *v)
+{
+	for (;;) {
+		int r = poll_requests(v);
+
+		if (r)
+			return r;
+		kl_x86_accept_sipi(v);
+		if (mp_state(v) == KVM_MP_STATE_HALTED && has_event(v))
+			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
+		if (mp_state(v) == KVM_MP_STATE_RUNNABLE)
+			return 0;
+		kl_vcpu_sleep(&v->core);
+	}
+}
+
+/* Before INIT: one wait, then the program decides. */
+static int block_uninitialized(struct kl_vcpu *v)
+{
+	if (v->immediate_exit)
+		return -EINTR;
+	/* What was asked for before is no reason to wake. */
+	kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+	if (!signal_pending(v))
+		kl_vcpu_sleep(&v->core);
+	if (kl_vcpu_requests(&v->core) & KL_REQ_VM_DEAD)
+		return -EIO;
+	return signal_pending(v) ? interrupted(v) : -EAGAIN;
+}
+
+/* ---- the loop ----------------------------------------------------------------------------------------------------- */
+
+static int halted(struct kl_vcpu *v)
+{
+	kl_stat_own_add(&v->core.stats.halt_exits, 1);
+	if (v->kvm->irqchip)
+		return STEP_ON;
+	set_mp_state(v, KVM_MP_STATE_RUNNABLE);
+	v->exit.reason = KVM_EXIT_HLT;
+	return STEP_EXIT;
+}
+
+static int loop(struct kl_vcpu *v)
+{
+	for (;;) {
+		int r = poll_requests(v);
+
+		if (KL_UNLIKELY(r))
+			return r;
+		if (KL_UNLIKELY(mp_state(v) != KVM_MP_STATE_RUNNABLE)) {
+			r = block(v);
+			if (r)
+				return r;
+		}
+		if (KL_UNLIKELY(v->triple_fault_pending)) {
+			v->triple_fault_pending = false;
+			v->exit.reason = KVM_EXIT_SHUTDOWN;
+			return STEP_EXIT;
+		}
+		if (next_event(v))
+			r = sort_out(v, protected(v, deliver_event));
+		else if (v->request_interrupt_window && kl_x86_ready_for_interrupt(v)) {
+			v->exit.reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+			return STEP_EXIT;
+		} else
+			r = must_step(v) ? step(v) : run_guest(v);
+		if (r == STEP_ON && mp_state(v) == KVM_MP_STATE_HALTED)
+			r = halted(v);
+		if (r != STEP_ON)
+			return r;
+	}
+}
+
+int kl_x86_run(struct kl_vcpu *v)
+{
+	struct kl_vcpu_core *c = &v->core;
+	jmp_buf *outer = kl_self.guard;
+	int r;
+
+	if (atomic_load_explicit(&c->vm->dead, memory_order_relaxed))
+		return -EIO;
+	kl_vcpu_take_requests(c, KL_REQ_SIGNAL);
+	atomic_store_explicit(&c->tid, kl_gettid(), memory_order_release);
+	kl_self.running = c;
+	atomic_signal_fence(memory_order_seq_cst);
+
+	if (KL_UNLIKELY(mp_state(v) == KVM_MP_STATE_UNINITIALIZED)) {
+		r = block_uninitialized(v);
+	} else {
+		r = complete(v);
+		if (r == STEP_ON && v->immediate_exit)
+			r = -EINTR;
+		if (r == STEP_ON) {
+			v->runnable_once = true;
+			r = loop(v);
+		}
+	}
+
+	atomic_signal_fence(memory_order_seq_cst);
+	kl_self.running = NULL;
+	kl_self.guard = outer;
+	atomic_store_explicit(&c->tid, 0, memory_order_release);
+	atomic_store_explicit(&c->stats.instructions, v->insn_count, memory_order_relaxed);
+	kl_stat_own_add(&c->stats.exits, 1);
+	return r;
+}

@@ -1,0 +1,683 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Birth, reset and death of VMs and vCPUs, and the vCPU's state as KVM's get and set ioctls
+ * show it: their checks, their errnos, and segment attributes as the AMD hardware under KVM
+ * reports them.
+ */
+#include <cpuid.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/sys.h"
+#include "x86/control.h"
+#include "x86/cpuid.h"
+#include "x86/fpu.h"
+#include "x86/msr.h"
+#include "x86/paging.h"
+#include "x86/segment.h"
+
+#define RFLAGS_KNOWN 0x3f7fd5ull
+#define DR6_INIT     0xffff0ff0u
+#define DR7_INIT     0x400u
+
+/* ---- VM ------------------------------------------------------------------------------------------- */
+
+int kl_x86_vm_init(struct kl_x86_vm *vm)
+{
+	int r = kl_vm_init(&vm->mem);
+
+	if (r)
+		return r;
+	kl_mutex_init(&vm->lock, KL_RANK_VM);
+	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
+	vm->max_vcpu_ids = KL_MAX_VCPU_IDS;
+	vm->tsc_khz = kl_host_tsc_khz();
+	return 0;
+}
+
+void kl_x86_vm_destroy(struct kl_x86_vm *vm)
+{
+	kl_vm_destroy(&vm->mem);
+	kl_msr_filter_free(vm);
+	kl_mutex_destroy(&vm->tsc_lock);
+	kl_mutex_destroy(&vm->lock);
+}
+
+/* ---- vCPU ------------------------------------------------------------------------------------------ */
+
+int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
+{
+	struct kl_vcpu *v = kl_sys_map(sizeof(*v));
+	uint32_t state = KVM_MP_STATE_RUNNABLE;
+	int r;
+
+	if (!v)
+		return -ENOMEM;
+	v->kvm = vm;
+	v->core.id = id;
+	v->core.vm = &vm->mem;
+	v->pio_data = v->pio_page_;
+	v->tlb_used = (1u << KL_NR_TLB_MODES) - 1;
+	kl_cpuid_defaults(v);
+	kl_x86_reset(v, false);
+	kl_tsc_synchronize(v, NULL);
+	if (vm->irqchip && id != vm->boot_cpu_id)
+		state = KVM_MP_STATE_UNINITIALIZED;
+	atomic_store_explicit(&v->mp_state, state, memory_order_relaxed);
+	r = kl_blocks_create(v);
+	if (r)
+		goto out_free;
+	/* From here on others find it. */
+	r = kl_vcpu_core_add(&vm->mem, &v->core, id);
+	if (r)
+		goto out_blocks;
+	*out = v;
+	return 0;
+out_blocks:
+	kl_blocks_destroy(v);
+out_free:
+	kl_sys_unmap(v, sizeof(*v));
+	return r;
+}
+
+void kl_x86_vcpu_destroy(struct kl_vcpu *v)
+{
+	kl_blocks_destroy(v);
+	free(v->cpuid);
+	kl_sys_unmap(v, sizeof(*v));
+}
+
+static void reset_segment(struct kvm_segment *s, uint8_t type, bool code_or_data)
+{
+	*s = (struct kvm_segment){.limit = 0xffff, .type = type, .present = 1, .s = code_or_data};
+}
+
+void kl_x86_reset(struct kl_vcpu *v, bool init_event)
+{
+	const struct kvm_cpuid_entry2 *e;
+	uint64_t cr0 = KL_CR0_ET;
+
+	cr0 |= init_event ? v->cr0 & (KL_CR0_NW | KL_CR0_CD) : KL_CR0_NW | KL_CR0_CD;
+	v->exc = (struct kl_event_exception){0};
+	v->irq.injected = v->irq.soft = false;
+	v->nmi.injected = v->nmi.masked = false;
+	atomic_store_explicit(&v->nmi.pending, 0, memory_order_relaxed);
+	v->int_shadow = 0;
+	v->triple_fault_pending = false;
+	v->pio_left = v->nr_mmio = v->mmio_used = 0;
+	v->mmio_replay = false;
+	v->pending = KL_PENDING_NONE;
+
+	memset(v->dr, 0, sizeof(v->dr));
+	v->dr6 = DR6_INIT;
+	v->dr7 = DR7_INIT;
+	v->cr2 = v->cr3 = v->cr4 = v->cr8 = v->efer = 0;
+	v->cr0 = cr0;
+	kl_msr_reset(v, init_event);
+	if (!init_event) {
+		v->xcr0 = 1;
+		kl_fpu_reset(v);
+	}
+	memset(v->gpr, 0, sizeof(v->gpr));
+	e = kl_x86_find_cpuid(v, 1, 0);
+	v->gpr[KL_RDX] = e ? e->eax : 0x600;
+	v->rflags = 2;
+	v->rip = 0xfff0;
+
+	reset_segment(&v->seg[KL_CS], 0xb, true);
+	v->seg[KL_CS].selector = 0xf000;
+	v->seg[KL_CS].base = 0xffff0000;
+	for (unsigned i = 0; i < KL_LDTR; i++)
+		if (i != KL_CS)
+			reset_segment(&v->seg[i], 3, true);
+	reset_segment(&v->seg[KL_LDTR], 2, false);
+	reset_segment(&v->seg[KL_TR], 3, false);
+	v->gdt = (struct kvm_dtable){.limit = 0xffff};
+	v->idt = (struct kvm_dtable){.limit = 0xffff};
+	v->cpl = 0;
+	kl_tlb_flush(v);
+	kl_x86_update_mode(v);
+	kl_x86_refresh_cpuid(v);
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
+}
+
+/* ---- registers --------------------------------------------------------------------------------------- */
+
+void kl_x86_get_regs(struct kl_vcpu *v, struct kvm_regs *r)
+{
+	memset(r, 0, sizeof(*r));
+	r->rax = v->gpr[KL_RAX];
+	r->rbx = v->gpr[KL_RBX];
+	r->rcx = v->gpr[KL_RCX];
+	r->rdx = v->gpr[KL_RDX];
+	r->rsi = v->gpr[KL_RSI];
+	r->rdi = v->gpr[KL_RDI];
+	r->rsp = v->gpr[KL_RSP];
+	r->rbp = v->gpr[KL_RBP];
+	r->r8 = v->gpr[KL_R8];
+	r->r9 = v->gpr[KL_R9];
+	r->r10 = v->gpr[KL_R10];
+	r->r11 = v->gpr[KL_R11];
+	r->r12 = v->gpr[KL_R12];
+	r->r13 = v->gpr[KL_R13];
+	r->r14 = v->gpr[KL_R14];
+	r->r15 = v->gpr[KL_R15];
+	r->rip = v->rip;
+	r->rflags = v->rflags;
+}
+
+/* CPL is where the hardware keeps it: SS.DPL in protected mode. */
+static void derive_cpl(struct kl_vcpu *v)
+{
+	if (kl_real_mode(v))
+		v->cpl = 0;
+	else
+		v->cpl = kl_vm86(v) ? 3 : v->seg[KL_SS].dpl;
+	kl_x86_update_mode(v);
+}
+
+void kl_x86_set_regs(struct kl_vcpu *v, const struct kvm_regs *r)
+{
+	v->gpr[KL_RAX] = r->rax;
+	v->gpr[KL_RBX] = r->rbx;
+	v->gpr[KL_RCX] = r->rcx;
+	v->gpr[KL_RDX] = r->rdx;
+	v->gpr[KL_RSI] = r->rsi;
+	v->gpr[KL_RDI] = r->rdi;
+	v->gpr[KL_RSP] = r->rsp;
+	v->gpr[KL_RBP] = r->rbp;
+	v->gpr[KL_R8] = r->r8;
+	v->gpr[KL_R9] = r->r9;
+	v->gpr[KL_R10] = r->r10;
+	v->gpr[KL_R11] = r->r11;
+	v->gpr[KL_R12] = r->r12;
+	v->gpr[KL_R13] = r->r13;
+	v->gpr[KL_R14] = r->r14;
+	v->gpr[KL_R15] = r->r15;
+	v->rip = r->rip;
+	v->rflags = (r->rflags & RFLAGS_KNOWN) | 2;
+	v->exc.pending = false;
+	derive_cpl(v);
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
+}
+
+/* ---- special registers ---------------------------------------------------------------------------------- */
+
+static void get_segment(struct kl_vcpu *v, enum kl_seg which, struct kvm_segment *s)
+{
+	*s = v->seg[which];
+	s->padding = 0;
+	s->g = s->limit > 0xfffff;
+	s->unusable = !s->present;
+	switch (which) {
+	case KL_CS:
+	case KL_LDTR:
+		break;
+	case KL_TR:
+		s->type |= 2;
+		break;
+	case KL_SS:
+		if (s->unusable)
+			s->db = 0;
+		s->dpl = v->cpl;
+		break;
+	default:
+		if (!s->unusable)
+			s->type |= 1;
+		break;
+	}
+}
+
+static void set_segment(struct kl_vcpu *v, enum kl_seg which, const struct kvm_segment *in)
+{
+	struct kvm_segment *s = &v->seg[which];
+
+	*s = (struct kvm_segment){
+		.base = in->base,
+		.limit = in->limit,
+		.selector = in->selector,
+		.type = in->type & 15,
+		.present = (in->present & 1) && !in->unusable,
+		.dpl = in->dpl & 3,
+		.db = in->db & 1,
+		.s = in->s & 1,
+		.l = in->l & 1,
+		.g = in->g & 1,
+		.avl = in->avl & 1,
+	};
+	s->unusable = !s->present;
+}
+
+/* The part that KVM_GET_SREGS and KVM_GET_SREGS2 share; the layouts begin alike. */
+static void get_common(struct kl_vcpu *v, struct kvm_sregs2 *s)
+{
+	memset(s, 0, sizeof(*s));
+	get_segment(v, KL_CS, &s->cs);
+	get_segment(v, KL_DS, &s->ds);
+	get_segment(v, KL_ES, &s->es);
+	get_segment(v, KL_FS, &s->fs);
+	get_segment(v, KL_GS, &s->gs);
+	get_segment(v, KL_SS, &s->ss);
+	get_segment(v, KL_TR, &s->tr);
+	get_segment(v, KL_LDTR, &s->ldt);
+	s->gdt.base = v->gdt.base;
+	s->gdt.limit = v->gdt.limit;
+	s->idt.base = v->idt.base;
+	s->idt.limit = v->idt.limit;
+	s->cr0 = v->cr0;
+	s->cr2 = v->cr2;
+	s->cr3 = v->cr3;
+	s->cr4 = v->cr4;
+	s->cr8 = v->cr8;
+	s->efer = v->efer;
+	s->apic_base = v->apic_base;
+}
+
+#define COMMON_SIZE offsetof(struct kvm_sregs2, flags)
+_Static_assert(COMMON_SIZE == offsetof(struct kvm_sregs, interrupt_bitmap), "same beginning");
+
+void kl_x86_get_sregs(struct kl_vcpu *v, struct kvm_sregs *s)
+{
+	struct kvm_sregs2 common;
+
+	get_common(v, &common);
+	memset(s, 0, sizeof(*s));
+	memcpy(s, &common, COMMON_SIZE);
+	if (v->irq.injected && !v->irq.soft)
+		s->interrupt_bitmap[v->irq.nr / 64] |= 1ull << (v->irq.nr % 64);
+}
+
+void kl_x86_get_sregs2(struct kl_vcpu *v, struct kvm_sregs2 *s)
+{
+	get_common(v, s);
+	if (kl_pae_paging(v->cr0, v->cr4, v->efer)) {
+		memcpy(s->pdptrs, v->pdptrs, sizeof(s->pdptrs));
+		s->flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+	}
+}
+
+static bool sregs_valid(struct kl_vcpu *v, const struct kvm_sregs2 *s)
+{
+	if ((s->efer & KL_EFER_LME) && (s->cr0 & KL_CR0_PG)) {
+		if (!(s->cr4 & KL_CR4_PAE) || !(s->efer & KL_EFER_LMA))
+			return false;
+		if ((s->cr3 >> 52) || (s->cr3 & kl_reserved_gpa_bits(v)))
+			return false;
+	} else if ((s->efer & KL_EFER_LMA) || s->cs.l) {
+		return false;
+	}
+	return kl_cr4_valid(v, s->cr4) && kl_cr0_valid(s->cr0);
+}
+
+static bool is_bsp(struct kl_vcpu *v)
+{
+	return v->apic_base & KL_APIC_BASE_BSP;
+}
+
+static int set_common(struct kl_vcpu *v, const struct kvm_sregs2 *s, bool read_pdptes)
+{
+	if (!sregs_valid(v, s))
+		return -EINVAL;
+	if (kl_set_apic_base(v, s->apic_base, true))
+		return -EINVAL;
+	v->idt.base = s->idt.base;
+	v->idt.limit = s->idt.limit;
+	v->gdt.base = s->gdt.base;
+	v->gdt.limit = s->gdt.limit;
+	v->cr2 = s->cr2;
+	v->cr3 = s->cr3;
+	v->cr8 = s->cr8 & 15;
+	v->efer = s->efer;
+	v->cr0 = s->cr0;
+	v->cr4 = s->cr4;
+	kl_tlb_flush(v);
+	kl_x86_refresh_cpuid(v);
+	/* Malformed or unreachable ones stay what they were, as in KVM; the guest will fault. */
+	if (read_pdptes && kl_pae_paging(s->cr0, s->cr4, s->efer)) {
+		uint64_t pdpte[4];
+
+		v->pdptrs_valid = !kl_read_pdptes(v, s->cr3, pdpte);
+		if (v->pdptrs_valid)
+			memcpy(v->pdptrs, pdpte, sizeof(pdpte));
+	}
+	set_segment(v, KL_CS, &s->cs);
+	set_segment(v, KL_DS, &s->ds);
+	set_segment(v, KL_ES, &s->es);
+	set_segment(v, KL_FS, &s->fs);
+	set_segment(v, KL_GS, &s->gs);
+	set_segment(v, KL_SS, &s->ss);
+	set_segment(v, KL_TR, &s->tr);
+	set_segment(v, KL_LDTR, &s->ldt);
+	derive_cpl(v);
+	/* Old programs reset a boot processor without waking it. */
+	if (is_bsp(v) && v->rip == 0xfff0 && s->cs.selector == 0xf000 && s->cs.base == 0xffff0000 &&
+	    !(s->cr0 & KL_CR0_PE))
+		atomic_store_explicit(&v->mp_state, KVM_MP_STATE_RUNNABLE, memory_order_relaxed);
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
+	return 0;
+}
+
+int kl_x86_set_sregs(struct kl_vcpu *v, const struct kvm_sregs *s)
+{
+	struct kvm_sregs2 common = {0};
+	int r;
+
+	memcpy(&common, s, COMMON_SIZE);
+	r = set_common(v, &common, true);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < 4; i++) {
+		uint64_t bits = s->interrupt_bitmap[i];
+
+		if (!bits)
+			continue;
+		v->irq.injected = true;
+		v->irq.soft = false;
+		v->irq.nr = (uint8_t)(i * 64 + (unsigned)__builtin_ctzll(bits));
+		break;
+	}
+	return 0;
+}
+
+int kl_x86_set_sregs2(struct kl_vcpu *v, const struct kvm_sregs2 *s)
+{
+	bool given = s->flags & KVM_SREGS2_FLAGS_PDPTRS_VALID;
+	int r;
+
+	if (s->flags & ~(uint64_t)KVM_SREGS2_FLAGS_PDPTRS_VALID)
+		return -EINVAL;
+	if (given && !kl_pae_paging(s->cr0, s->cr4, s->efer))
+		return -EINVAL;
+	r = set_common(v, s, !given);
+	if (r || !given)
+		return r;
+	memcpy(v->pdptrs, s->pdptrs, sizeof(v->pdptrs));
+	v->pdptrs_valid = true;
+	return 0;
+}
+
+/* ---- vector state ------------------------------------------------------------------------------------------ */
+
+void kl_x86_get_fpu(struct kl_vcpu *v, struct kvm_fpu *f)
+{
+	const uint8_t *x = v->xsave;
+
+	memset(f, 0, sizeof(*f));
+	memcpy(&f->fcw, x, 2);
+	memcpy(&f->fsw, x + 2, 2);
+	f->ftwx = x[4];
+	memcpy(&f->last_opcode, x + 6, 2);
+	memcpy(&f->last_ip, x + 8, 8);
+	memcpy(&f->last_dp, x + 16, 8);
+	memcpy(f->fpr, x + 32, 128);
+	memcpy(f->xmm, x + 160, 256);
+}
+
+void kl_x86_set_fpu(struct kl_vcpu *v, const struct kvm_fpu *f)
+{
+	uint8_t *x = v->xsave;
+
+	memcpy(x, &f->fcw, 2);
+	memcpy(x + 2, &f->fsw, 2);
+	x[4] = f->ftwx;
+	memcpy(x + 6, &f->last_opcode, 2);
+	memcpy(x + 8, &f->last_ip, 8);
+	memcpy(x + 16, &f->last_dp, 8);
+	memcpy(x + 32, f->fpr, 128);
+	memcpy(x + 160, f->xmm, 256);
+}
+
+void kl_x86_get_xsave(struct kl_vcpu *v, void *buf, unsigned size)
+{
+	memset(buf, 0, size);
+	memcpy(buf, v->xsave, kl_min((size_t)size, (size_t)576));
+}
+
+int kl_x86_set_xsave(struct kl_vcpu *v, const void *buf, unsigned size)
+{
+	const uint8_t *in = buf;
+	uint64_t bv, comp, rest[6];
+	uint8_t old[24 + 8];
+	uint32_t mxcsr, mask;
+
+	if (size < 576)
+		return -EINVAL;
+	memcpy(&bv, in + 512, 8);
+	memcpy(&comp, in + 520, 8);
+	memcpy(rest, in + 528, sizeof(rest));
+	memcpy(&mxcsr, in + 24, 4);
+	if ((bv & ~3ull) || comp)
+		return -EINVAL;
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(rest); i++)
+		if (rest[i])
+			return -EINVAL;
+	if ((bv & 3) && !kl_mxcsr_valid(mxcsr))
+		return -EINVAL;
+	memcpy(old, v->xsave, sizeof(old));
+	memcpy(&mask, v->xsave + 28, 4);
+	kl_fpu_reset(v);
+	if (bv & 1) {
+		memcpy(v->xsave, in, 24);
+		memcpy(v->xsave + 32, in + 32, 128);
+	}
+	if (bv & 2)
+		memcpy(v->xsave + 160, in + 160, 256);
+	if (bv & 3)
+		memcpy(v->xsave + 24, &mxcsr, 4);
+	memcpy(v->xsave + 28, &mask, 4);
+	return 0;
+}
+
+void kl_x86_get_xcrs(struct kl_vcpu *v, struct kvm_xcrs *x)
+{
+	memset(x, 0, sizeof(*x));
+	if (!(kl_cr4_supported() & KL_CR4_OSXSAVE))
+		return;
+	x->nr_xcrs = 1;
+	x->xcrs[0].value = v->xcr0;
+}
+
+int kl_x86_set_xcrs(struct kl_vcpu *v, const struct kvm_xcrs *x)
+{
+	if (!(kl_cr4_supported() & KL_CR4_OSXSAVE))
+		return -EINVAL;
+	if (x->nr_xcrs > KVM_MAX_XCRS || x->flags)
+		return -EINVAL;
+	for (unsigned i = 0; i < x->nr_xcrs; i++) {
+		if (x->xcrs[i].xcr)
+			continue;
+		if (!kl_xcr0_valid(v, x->xcrs[i].value))
+			return -EINVAL;
+		v->xcr0 = x->xcrs[i].value;
+		break;
+	}
+	return 0;
+}
+
+/* ---- debug registers, events --------------------------------------------------------------------------------- */
+
+void kl_x86_get_debugregs(struct kl_vcpu *v, struct kvm_debugregs *d)
+{
+	memset(d, 0, sizeof(*d));
+	for (unsigned i = 0; i < 4; i++)
+		d->db[i] = v->dr[i];
+	d->dr6 = v->dr6;
+	d->dr7 = v->dr7;
+}
+
+int kl_x86_set_debugregs(struct kl_vcpu *v, const struct kvm_debugregs *d)
+{
+	if (d->flags || (d->dr6 >> 32) || (d->dr7 >> 32))
+		return -EINVAL;
+	for (unsigned i = 0; i < 4; i++)
+		v->dr[i] = d->db[i];
+	v->dr6 = d->dr6;
+	v->dr7 = d->dr7;
+	return 0;
+}
+
+void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e)
+{
+	const struct kl_event_exception *x = &v->exc;
+	bool soft = x->nr == KL_EXC_BP || x->nr == KL_EXC_OF;
+
+	memset(e, 0, sizeof(*e));
+	if (!soft) {
+		e->exception.injected = x->injected;
+		e->exception.pending = x->pending;
+		if (!v->kvm->exception_payload)
+			e->exception.injected |= x->pending;
+	}
+	/* Without the payload capability, what is pending shows its effect at once. */
+	if (!v->kvm->exception_payload && x->pending && x->has_payload && x->nr == KL_EXC_PF)
+		v->cr2 = x->payload;
+	e->exception.nr = x->nr;
+	e->exception.has_error_code = x->has_error;
+	e->exception.error_code = x->error;
+	e->exception_has_payload = x->has_payload && v->kvm->exception_payload;
+	e->exception_payload = e->exception_has_payload ? x->payload : 0;
+	e->interrupt.injected = v->irq.injected && !v->irq.soft;
+	e->interrupt.nr = v->irq.nr;
+	e->interrupt.shadow = v->int_shadow;
+	e->nmi.injected = v->nmi.injected;
+	e->nmi.pending =
+		(uint8_t)atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
+	e->nmi.masked = v->nmi.masked;
+	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW |
+		   KVM_VCPUEVENT_VALID_SMM;
+	if (v->kvm->exception_payload)
+		e->flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+	if (v->kvm->triple_fault_event) {
+		e->triple_fault.pending = v->triple_fault_pending;
+		e->flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	}
+}
+
+static int events_valid(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
+{
+	const uint32_t known = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
+			       KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM |
+			       KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+
+	if (e->flags & ~known)
+		return -EINVAL;
+	if ((e->flags & KVM_VCPUEVENT_VALID_PAYLOAD) && !v->kvm->exception_payload)
+		return -EINVAL;
+	if ((e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) && !v->kvm->triple_fault_event)
+		return -EINVAL;
+	/* There is no SMM. */
+	if ((e->flags & KVM_VCPUEVENT_VALID_SMM) &&
+	    (e->smi.smm || e->smi.pending || e->smi.smm_inside_nmi))
+		return -EINVAL;
+	return 0;
+}
+
+int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
+{
+	bool payload = e->flags & KVM_VCPUEVENT_VALID_PAYLOAD;
+	bool pending = payload && e->exception.pending;
+	bool injected = e->exception.injected && !pending;
+
+	if (events_valid(v, e))
+		return -EINVAL;
+	if ((injected || pending) && (e->exception.nr > 31 || e->exception.nr == 2))
+		return -EINVAL;
+	v->exc = (struct kl_event_exception){
+		.injected = injected,
+		.pending = pending,
+		.nr = e->exception.nr,
+		.has_error = e->exception.has_error_code,
+		.error = e->exception.error_code,
+		.has_payload = pending && e->exception_has_payload,
+		.payload = e->exception_payload,
+	};
+	v->irq.injected = e->interrupt.injected;
+	v->irq.nr = e->interrupt.nr;
+	v->irq.soft = e->interrupt.soft;
+	if (e->flags & KVM_VCPUEVENT_VALID_SHADOW)
+		v->int_shadow = e->interrupt.shadow &
+				(KVM_X86_SHADOW_INT_MOV_SS | KVM_X86_SHADOW_INT_STI);
+	v->nmi.injected = e->nmi.injected;
+	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
+		atomic_store_explicit(&v->nmi.pending, e->nmi.pending, memory_order_relaxed);
+	v->nmi.masked = e->nmi.masked;
+	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && v->kvm->irqchip)
+		v->sipi_vector = (uint8_t)e->sipi_vector;
+	if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+		v->triple_fault_pending = e->triple_fault.pending;
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
+	return 0;
+}
+
+/* ---- multiprocessing state -------------------------------------------------------------------------------------- */
+
+void kl_x86_accept_sipi(struct kl_vcpu *v)
+{
+	struct kvm_segment *cs = &v->seg[KL_CS];
+
+	if (!v->sipi_pending ||
+	    atomic_load_explicit(&v->mp_state, memory_order_relaxed) != KVM_MP_STATE_INIT_RECEIVED)
+		return;
+	v->sipi_pending = false;
+	cs->selector = (uint16_t)(v->sipi_vector << 8);
+	cs->base = (uint32_t)v->sipi_vector << 12;
+	v->rip = 0;
+	kl_x86_update_mode(v);
+	atomic_store_explicit(&v->mp_state, KVM_MP_STATE_RUNNABLE, memory_order_relaxed);
+}
+
+int kl_x86_get_mp_state(struct kl_vcpu *v, struct kvm_mp_state *m)
+{
+	kl_x86_accept_sipi(v);
+	m->mp_state = atomic_load_explicit(&v->mp_state, memory_order_relaxed);
+	return 0;
+}
+
+int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m)
+{
+	uint32_t state = m->mp_state;
+
+	switch (state) {
+	case KVM_MP_STATE_RUNNABLE:
+		break;
+	case KVM_MP_STATE_UNINITIALIZED:
+	case KVM_MP_STATE_HALTED:
+	case KVM_MP_STATE_AP_RESET_HOLD:
+	case KVM_MP_STATE_INIT_RECEIVED:
+	case KVM_MP_STATE_SIPI_RECEIVED:
+		if (!v->kvm->irqchip)
+			return -EINVAL;
+		break;
+	default:
+		return -EINVAL;
+	}
+	if (state == KVM_MP_STATE_SIPI_RECEIVED) {
+		state = KVM_MP_STATE_INIT_RECEIVED;
+		v->sipi_pending = true;
+	}
+	atomic_store_explicit(&v->mp_state, state, memory_order_relaxed);
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
+	return 0;
+}
+
+/* ---- interrupts from the program ---------------------------------------------------------------------------------- */
+
+int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector)
+{
+	if (vector > 255)
+		return -EINVAL;
+	if (v->kvm->irqchip)
+		return -ENXIO;
+	v->irq.injected = true;
+	v->irq.soft = false;
+	v->irq.nr = (uint8_t)vector;
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
+	return 0;
+}
+
+bool kl_x86_ready_for_interrupt(struct kl_vcpu *v)
+{
+	return (v->rflags & KL_FL_IF) && !v->int_shadow && !v->exc.pending && !v->exc.injected &&
+	       !v->irq.injected && !v->nmi.injected;
+}
