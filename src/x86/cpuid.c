@@ -6,7 +6,7 @@
  * implements it: the masks below are the list of what it implements. Whoever adds
  * instructions adds the bit here; nothing else turns a feature on.
  */
-#include "x86/cpuid.h"
+#include "x86/guest_cpuid.h"
 
 #include <cpuid.h>
 #include <errno.h>

@@ -16,7 +16,7 @@
 #include "host/guard.h"
 #include "x86/access.h"
 #include "x86/control.h"
-#include "x86/cpuid.h"
+#include "x86/guest_cpuid.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
 

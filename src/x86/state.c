@@ -11,7 +11,7 @@
 
 #include "host/sys.h"
 #include "x86/control.h"
-#include "x86/cpuid.h"
+#include "x86/guest_cpuid.h"
 #include "x86/fpu.h"
 #include "x86/msr.h"
 #include "x86/paging.h"
