@@ -31,7 +31,6 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 		return r;
 	kl_mutex_init(&vm->lock, KL_RANK_VM);
 	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
-	vm->max_vcpu_ids = KL_MAX_VCPU_IDS;
 	vm->tsc_khz = kl_host_tsc_khz();
 	return 0;
 }
