@@ -277,7 +277,7 @@ static int enter(struct kl_uvcpu *vc)
 			run->exit_reason = KVM_EXIT_INTR;
 			kl_stat_own_add(&vc->counts.by_reason[KVM_EXIT_INTR], 1);
 		}
-	} else {
+	} else if (r != -EAGAIN) {
 		run->exit_reason = KVM_EXIT_UNKNOWN;
 		kl_stat_own_add(&vc->counts.by_reason[KVM_EXIT_UNKNOWN], 1);
 	}

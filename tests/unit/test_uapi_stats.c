@@ -4,6 +4,7 @@
  * what it counts, and the --stats table equal to the sum of the files.
  */
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 
 #include "mem/notifier.h"
