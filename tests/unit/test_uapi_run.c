@@ -418,6 +418,68 @@ static void slot_deleted_while_running(void **state)
 	munmap(page, 4096);
 }
 
+/* ---- signals ----------------------------------------------------------------------- */
+
+static volatile sig_atomic_t handled;
+
+/* As the preload library's: the program's handler does not run inside the engine. */
+static void on_signal(int sig, siginfo_t *info, void *uc)
+{
+	if (kl_engine_active())
+		kl_thread_defer_signal(sig, info, uc);
+	else
+		handled++;
+}
+
+static void install_handler(uint64_t signals)
+{
+	struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO};
+
+	if (signals & (1ull << (SIGUSR1 - 1)))
+		sigaction(SIGUSR1, &sa, NULL);
+}
+
+static pthread_t main_thread;
+
+/* Once the guest runs. */
+static void *send_signal(void *arg)
+{
+	volatile uint8_t *running = g.ram + 0x3000;
+
+	(void)arg;
+	while (!*running)
+		sched_yield();
+	pthread_kill(main_thread, SIGUSR1);
+	return NULL;
+}
+
+static void spin_until_signal(void)
+{
+	pthread_t sender;
+
+	main_thread = pthread_self();
+	g.ram[0x3000] = 0;
+	/* l: cs: mov byte [0x3000],1; jmp l */
+	guest_code(&g, 0x2e, 0xc6, 0x06, 0x00, 0x30, 0x01, 0xeb, 0xf8);
+	assert_int_equal(pthread_create(&sender, NULL, send_signal, NULL), 0);
+	g.run->exit_reason = 0x66;
+	assert_int_equal(guest_run(&g), -EINTR);
+	assert_int_equal(g.run->exit_reason, KVM_EXIT_INTR);
+	pthread_join(sender, NULL);
+}
+
+static void signal_ends_run(void **state)
+{
+	(void)state;
+	handled = 0;
+	install_handler(~0ull);
+	for (int i = 1; i <= 5; i++) {
+		spin_until_signal();
+		assert_int_equal(handled, i);
+	}
+	signal(SIGUSR1, SIG_DFL);
+}
+
 /* KVM_SET_SIGNAL_MASK: a signal that only KVM_RUN lets through ends it and stays pending. */
 static void signal_mask(void **state)
 {
@@ -426,23 +488,40 @@ static void signal_mask(void **state)
 		uint64_t set;
 	} __attribute__((packed)) m = {.head.len = 8, .set = 0};
 	struct timespec none = {0};
-	sigset_t usr1, old, pending;
+	sigset_t usr1, old, now;
 
 	(void)state;
-	if (!on_real_kvm())
-		skip(); /* the preload library's handlers take part: its tests have this one */
+	kl_thread_on_unblock = install_handler;
+	handled = 0;
 	sigemptyset(&usr1);
 	sigaddset(&usr1, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &usr1, &old);
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_SIGNAL_MASK, &m), 0);
-	guest_code(&g, 0xeb, 0xfe);
+	for (int i = 0; i < 4; i++) {
+		if (i & 1) { /* pending before KVM_RUN */
+			pthread_kill(pthread_self(), SIGUSR1);
+			assert_int_equal(guest_run(&g), -EINTR);
+			assert_int_equal(g.run->exit_reason, KVM_EXIT_INTR);
+		} else {
+			spin_until_signal();
+		}
+		sigpending(&now);
+		assert_true(sigismember(&now, SIGUSR1));
+		pthread_sigmask(SIG_SETMASK, NULL, &now);
+		assert_true(sigismember(&now, SIGUSR1));
+		assert_false(sigismember(&now, SIGUSR2));
+		assert_int_equal(sigtimedwait(&usr1, NULL, &none), SIGUSR1);
+		assert_int_equal(handled, 0);
+	}
+	/* No mask again: what is blocked does not end KVM_RUN. */
+	assert_int_equal(dev_ioctl(&g.vcpu, KVM_SET_SIGNAL_MASK, 0), 0);
 	pthread_kill(pthread_self(), SIGUSR1);
-	assert_int_equal(guest_run(&g), -EINTR);
-	assert_int_equal(g.run->exit_reason, KVM_EXIT_INTR);
-	sigpending(&pending);
-	assert_true(sigismember(&pending, SIGUSR1));
+	guest_code(&g, 0xf4);
+	assert_exit(&g, KVM_EXIT_HLT);
 	assert_int_equal(sigtimedwait(&usr1, NULL, &none), SIGUSR1);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	signal(SIGUSR1, SIG_DFL);
+	kl_thread_on_unblock = NULL;
 }
 
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -467,6 +546,7 @@ int main(void)
 		T(sync_regs_of_a_run),
 		T(ioctl_waits_for_run),
 		T(slot_deleted_while_running),
+		T(signal_ends_run),
 		T(signal_mask),
 	};
 
