@@ -15,6 +15,7 @@
 #include "host/sys.h"
 #include "x86/block.h"
 #include "x86/decode.h"
+#include "x86/thunk.h"
 
 #define ARENA_SIZE (4u << 20)
 #define MAX_OPS	   32
@@ -27,6 +28,7 @@ static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
 
 int kl_blocks_create(struct kl_vcpu *v)
 {
+	kl_thunk_init();
 	v->blocks = calloc(1, sizeof(*v->blocks));
 	return v->blocks ? 0 : -12; /* ENOMEM */
 }

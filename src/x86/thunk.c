@@ -1,12 +1,236 @@
 /* SPDX-License-Identifier: MIT */
-#include "x86/decode.h"
+/*
+ * The arena of native thunks and the rewriting of instructions for it.
+ *
+ * One arena per process, of fixed size, shared by all vCPUs: a memfd mapped twice, writable
+ * here and executable there, never both at one address. A thunk is written once, then
+ * published in a lock-free hash; it is never changed or freed. The mappings are not inherited
+ * over fork: a child that makes VMs gets its own.
+ */
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 
-bool kl_select_sse(struct kl_decode *d)
+#include "host/sys.h"
+#include "x86/thunk.h"
+
+#define SLOT	  32u /* the instruction, RET, padding; the last byte is its length */
+#define NR_SLOTS  32768u
+#define HASH_SIZE 65536u
+
+enum { NONE, BUSY, READY, REFUSED };
+
+static struct {
+	_Atomic uint64_t state; /* and in the upper half the process whose mappings they are */
+	uint8_t *rw, *rx;
+	_Atomic uint32_t used;
+	_Atomic uint32_t hash[HASH_SIZE]; /* slot + 1 */
+} arena;
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+
+static bool map_arena(void)
 {
-	return false;
+	size_t size = (size_t)SLOT * NR_SLOTS;
+	long fd = kl_sys(SYS_memfd_create, "kvmlet-thunks", MFD_CLOEXEC | MFD_EXEC), rw, rx;
+
+	if (fd < 0) /* before Linux 6.3 */
+		fd = kl_sys(SYS_memfd_create, "kvmlet-thunks", MFD_CLOEXEC);
+	if (fd < 0)
+		return false;
+	if (kl_sys(SYS_ftruncate, fd, size) < 0) {
+		kl_sys(SYS_close, fd);
+		return false;
+	}
+	rw = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	rx = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	kl_sys(SYS_close, fd);
+	if (rw >= 0 || rw < -4095)
+		arena.rw = (uint8_t *)rw;
+	if (rx >= 0 || rx < -4095)
+		arena.rx = (uint8_t *)rx;
+	if (!arena.rw || !arena.rx) {
+		if (arena.rw)
+			kl_sys(SYS_munmap, rw, size);
+		if (arena.rx)
+			kl_sys(SYS_munmap, rx, size);
+		return false;
+	}
+	kl_sys(SYS_madvise, rw, size, MADV_DONTFORK);
+	kl_sys(SYS_madvise, rx, size, MADV_DONTFORK);
+	return true;
 }
 
-bool kl_select_x87(struct kl_decode *d)
+void kl_thunk_init(void)
 {
-	return false;
+	uint64_t pid = (uint64_t)kl_sys(SYS_getpid, 0) << 32, state = atomic_load(&arena.state);
+
+	do {
+		if (state == (pid | READY) || state == (pid | REFUSED))
+			return;
+		if (state == (pid | BUSY)) {
+			kl_sys(SYS_sched_yield, 0);
+			state = atomic_load(&arena.state);
+			continue;
+		}
+		/* Nobody's yet, or the parent's: a forked child has no mappings. */
+	} while (state == (pid | BUSY) ||
+		 !atomic_compare_exchange_weak(&arena.state, &state, pid | BUSY));
+	arena.rw = arena.rx = NULL;
+	atomic_store(&arena.used, 0);
+	for (unsigned i = 0; i < HASH_SIZE; i++)
+		if (atomic_load_explicit(&arena.hash[i], memory_order_relaxed))
+			atomic_store_explicit(&arena.hash[i], 0, memory_order_relaxed);
+	atomic_store(&arena.state, pid | (map_arena() ? READY : REFUSED));
+}
+
+static bool slot_is(uint32_t slot, const uint8_t *insn, unsigned len)
+{
+	const uint8_t *p = arena.rw + (size_t)slot * SLOT;
+
+	return p[SLOT - 1] == len && !memcmp(p, insn, len);
+}
+
+void *kl_thunk_get(const uint8_t *insn, unsigned len)
+{
+	uint32_t h = 2166136261u, mine = 0, found;
+
+	if ((uint32_t)atomic_load_explicit(&arena.state, memory_order_acquire) != READY)
+		return NULL;
+	for (unsigned i = 0; i < len; i++)
+		h = (h ^ insn[i]) * 16777619u;
+	h ^= h >> 15;
+	for (;; h++) {
+		_Atomic uint32_t *entry = &arena.hash[h % HASH_SIZE];
+
+		found = atomic_load_explicit(entry, memory_order_acquire);
+		if (!found) {
+			if (!mine) {
+				uint32_t slot = atomic_load(&arena.used);
+				uint8_t *p;
+
+				/* Never past the end, however many threads try. */
+				do {
+					if (slot >= NR_SLOTS)
+						return NULL;
+				} while (!atomic_compare_exchange_weak(&arena.used, &slot, slot + 1));
+				p = arena.rw + (size_t)slot * SLOT;
+				memset(p, 0xcc, SLOT);
+				memcpy(p, insn, len);
+				p[len] = 0xc3;
+				p[SLOT - 1] = (uint8_t)len;
+				mine = slot + 1;
+			}
+			if (atomic_compare_exchange_strong(entry, &found, mine))
+				found = mine;
+		}
+		if (slot_is(found - 1, insn, len))
+			return arena.rx + (size_t)(found - 1) * SLOT;
+	}
+}
+
+/* ---- rewriting ------------------------------------------------------------------------- */
+
+static const ZydisDecodedOperand *field(const struct kl_decode *d, ZydisOperandEncoding e)
+{
+	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
+		if (d->opnd[i].encoding == e && d->opnd[i].type == ZYDIS_OPERAND_TYPE_REGISTER)
+			return &d->opnd[i];
+	return NULL;
+}
+
+static bool is_gpr(const ZydisDecodedOperand *o)
+{
+	ZydisRegisterClass c = ZydisRegisterGetClass(o->reg.value);
+
+	return c == ZYDIS_REGCLASS_GPR32 || c == ZYDIS_REGCLASS_GPR64 ||
+	       c == ZYDIS_REGCLASS_GPR16 || c == ZYDIS_REGCLASS_GPR8;
+}
+
+/* New number of a register field; -1: as it was. */
+static int renumber(const ZydisDecodedOperand *o, int gpr, int vectors, int nth)
+{
+	if (!o)
+		return -1;
+	return is_gpr(o) ? gpr : vectors < 0 ? -1 : vectors + nth;
+}
+
+static unsigned rewrite_modrm(const struct kl_decode *d, int reg, int rm)
+{
+	unsigned m = (unsigned)(d->in.raw.modrm.mod << 6 | d->in.raw.modrm.reg << 3 |
+				d->in.raw.modrm.rm);
+
+	if (reg >= 0)
+		m = (m & ~0x38u) | (unsigned)reg << 3;
+	if (d->in.raw.modrm.mod != 3)
+		return (m & 0x38) | 7; /* [rdi] */
+	return rm >= 0 ? (m & ~7u) | (unsigned)rm : m;
+}
+
+unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out)
+{
+	const ZydisDecodedInstruction *in = &d->in;
+	const ZydisDecodedOperand *vvvv = field(d, ZYDIS_OPERAND_ENCODING_NDSNDD);
+	int reg = renumber(field(d, ZYDIS_OPERAND_ENCODING_MODRM_REG), KL_THUNK_REG, vectors, 0);
+	int rm = renumber(field(d, ZYDIS_OPERAND_ENCODING_MODRM_RM), KL_THUNK_RM, vectors, 1);
+	const uint8_t *bytes = d->op->bytes;
+	unsigned n = 0, at = in->raw.modrm.offset, imm = 0;
+	bool r = reg < 0 && in->raw.rex.R, b = rm < 0 && in->raw.modrm.mod == 3 && in->raw.rex.B;
+
+	if (!(in->attributes & ZYDIS_ATTRIB_HAS_MODRM)) {
+		if (in->opcode_map != ZYDIS_OPCODE_MAP_0F)
+			return 0;
+		out[0] = 0x0f; /* EMMS */
+		out[1] = in->opcode;
+		return 2;
+	}
+	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+		const ZydisDecodedInstructionRawVex *x = &in->raw.vex;
+		int v = vvvv ? renumber(vvvv, KL_THUNK_VVVV, vectors, 2) : -1;
+
+		if (vvvv && v < 0)
+			return 0;
+		out[n++] = 0xc4;
+		out[n++] = (uint8_t)(0xe0 | x->m_mmmm);
+		out[n++] = (uint8_t)(x->W << 7 | (vvvv ? ~v & 15 : 15) << 3 | x->L << 2 | x->pp);
+		out[n++] = in->opcode;
+	} else if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+		unsigned simd = 0, opsize = 0, first = at - 1;
+
+		for (unsigned i = 0; i < in->raw.prefix_count; i++) {
+			uint8_t p = in->raw.prefixes[i].value;
+
+			if (p == 0xf2 || p == 0xf3)
+				simd = p;
+			else if (p == 0x66)
+				opsize = p;
+		}
+		/* x87: operand size in the code's own mode. */
+		if (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
+			opsize = in->operand_width == 16;
+		if (opsize)
+			out[n++] = 0x66;
+		if (simd)
+			out[n++] = (uint8_t)simd;
+		if (in->raw.rex.W || r || b)
+			out[n++] = (uint8_t)(0x40 | in->raw.rex.W << 3 | r << 2 | b);
+		if (in->opcode_map == ZYDIS_OPCODE_MAP_0F)
+			first = at - 2;
+		else if (in->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+			first = at - 3;
+		while (first < at)
+			out[n++] = bytes[first++];
+	} else {
+		return 0;
+	}
+	out[n++] = (uint8_t)rewrite_modrm(d, reg, rm);
+	if (in->raw.imm[0].size) {
+		imm = in->raw.imm[0].size / 8;
+		if (imm != 1)
+			return 0;
+		out[n++] = bytes[in->raw.imm[0].offset];
+	}
+	return n;
 }

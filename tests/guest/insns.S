@@ -366,6 +366,246 @@ insn_table:
 	T REP, "addr32 rep movsb"
 	T REP, "addr32 rep stosl"
 
+	/* SSE: register and memory forms. */
+	.macro V op:req, attr=0
+	T \attr, "\op %xmm1, %xmm0"
+	T \attr, "\op %xmm3, %xmm3"
+	T \attr, "\op %xmm15, %xmm9"
+	T \attr, "\op 32(%rbx), %xmm2"
+	T \attr, "\op (%rsi), %xmm12"
+	.endm
+	.macro VI op:req, imms:vararg
+	.irp i, \imms
+	T 0, "\op $\i, %xmm1, %xmm0"
+	T 0, "\op $\i, %xmm13, %xmm3"
+	T 0, "\op $\i, 16(%rdi), %xmm2"
+	.endr
+	.endm
+
+	.irp op, add, sub, mul, div, min, max, sqrt
+	.irp ty, ps, pd, ss, sd
+	V \op\ty
+	.endr
+	.endr
+	.irp op, andps, andpd, andnps, andnpd, orps, orpd, xorps, xorpd, unpckhps, unpckhpd
+	V \op
+	.endr
+	.irp op, unpcklps, unpcklpd, rcpps, rcpss, rsqrtps, rsqrtss, haddps, haddpd, hsubps, hsubpd
+	V \op
+	.endr
+	.irp op, addsubps, addsubpd, movsldup, movshdup, movddup, comiss, comisd, ucomiss, ucomisd
+	V \op
+	.endr
+	.irp op, cvtdq2pd, cvtdq2ps, cvtpd2dq, cvtpd2ps, cvtps2dq, cvtps2pd, cvtsd2ss, cvtss2sd
+	V \op
+	.endr
+	.irp op, cvttpd2dq, cvttps2dq, ptest
+	V \op
+	.endr
+	.irp op, packssdw, packsswb, packuswb, packusdw, paddb, paddw, paddd, paddq, paddsb, paddsw
+	V \op
+	.endr
+	.irp op, paddusb, paddusw, psubb, psubw, psubd, psubq, psubsb, psubsw, psubusb, psubusw
+	V \op
+	.endr
+	.irp op, pand, pandn, por, pxor, pavgb, pavgw, pcmpeqb, pcmpeqw, pcmpeqd, pcmpeqq, pcmpgtb
+	V \op
+	.endr
+	.irp op, pcmpgtw, pcmpgtd, pcmpgtq, pmaddwd, pmaddubsw, pmaxsb, pmaxsw, pmaxsd, pmaxub, pmaxuw
+	V \op
+	.endr
+	.irp op, pmaxud, pminsb, pminsw, pminsd, pminub, pminuw, pminud, pmulhuw, pmulhw, pmullw
+	V \op
+	.endr
+	.irp op, pmulld, pmuldq, pmuludq, pmulhrsw, psadbw, pshufb, psllw, pslld, psllq, psrlw, psrld
+	V \op
+	.endr
+	.irp op, psrlq, psraw, psrad, punpckhbw, punpckhwd, punpckhdq, punpckhqdq, punpcklbw
+	V \op
+	.endr
+	.irp op, punpcklwd, punpckldq, punpcklqdq, phaddw, phaddd, phaddsw, phsubw, phsubd, phsubsw
+	V \op
+	.endr
+	.irp op, psignb, psignw, psignd, pabsb, pabsw, pabsd, phminposuw, pmovsxbw, pmovsxbd, pmovsxbq
+	V \op
+	.endr
+	.irp op, pmovsxwd, pmovsxwq, pmovsxdq, pmovzxbw, pmovzxbd, pmovzxbq, pmovzxwd, pmovzxwq
+	V \op
+	.endr
+	.irp op, pmovzxdq, aesdec, aesdeclast, aesenc, aesenclast, aesimc, sha1msg1, sha1msg2
+	V \op
+	.endr
+	.irp op, sha1nexte, sha256msg1, sha256msg2
+	V \op
+	.endr
+	/* With the hidden XMM0. */
+	.irp op, blendvps, blendvpd, pblendvb, sha256rnds2
+	T 0, "\op %xmm0, %xmm1, %xmm2"
+	T 0, "\op %xmm0, %xmm0, %xmm10"
+	T 0, "\op %xmm0, %xmm3, %xmm0"
+	T 0, "\op %xmm0, 48(%rbx), %xmm5"
+	.endr
+	VI shufps, 0, 0x1b, 0xe4
+	VI shufpd, 0, 1, 2
+	VI cmpps, 0, 1, 3, 6
+	VI cmppd, 2, 4, 7
+	VI cmpss, 0, 5
+	VI cmpsd, 1, 3
+	VI pshufd, 0x1b, 0x4e
+	VI pshufhw, 0x1b
+	VI pshuflw, 0x39
+	VI palignr, 3, 20
+	VI pblendw, 0x55
+	VI blendps, 5
+	VI blendpd, 1
+	VI dpps, 0xf1, 0x3f
+	VI dppd, 0x31
+	VI mpsadbw, 1, 6
+	VI roundps, 0, 3
+	VI roundpd, 1
+	VI roundss, 2
+	VI roundsd, 4
+	VI insertps, 0x1d, 0xc0
+	VI pcmpestri, 0, 0x0c, 0x19, 0x44
+	VI pcmpestrm, 0x0c, 0x40
+	VI pcmpistri, 0, 0x08, 0x3a
+	VI pcmpistrm, 0x0d, 0x41
+	VI aeskeygenassist, 1, 0x36
+	VI pclmulqdq, 0, 1, 0x10, 0x11
+	VI sha1rnds4, 0, 3
+	.irp op, psllw, pslld, psllq, pslldq, psrlw, psrld, psrlq, psrldq, psraw, psrad
+	T 0, "\op $3, %xmm5"
+	T 0, "\op $17, %xmm11"
+	.endr
+	/* Unaligned, aligned and misaligned. */
+	.irp op, movups, movupd, movdqu, movaps, movapd, movdqa
+	T 0, "\op %xmm4, %xmm7"
+	T 0, "\op 16(%rbx), %xmm7"
+	T 0, "\op %xmm8, 16(%rbx)"
+	T ALIGN, "\op 5(%rbx), %xmm7"
+	T ALIGN, "\op %xmm7, 9(%rbx)"
+	.endr
+	T ALIGN, "addps 8(%rbx), %xmm1"
+	T ALIGN, "pxor 1(%rbx), %xmm1"
+	T 0, "addsd 3(%rbx), %xmm1"
+	T 0, "pcmpistri $0, 3(%rbx), %xmm1"
+	T 0, "lddqu 3(%rbx), %xmm1"
+	T 0, "movntdqa (%rbx), %xmm1"
+	T 0, "movntps %xmm1, (%rbx)"
+	T 0, "movntpd %xmm1, (%rbx)"
+	T 0, "movntdq %xmm1, (%rbx)"
+	.irp op, movhps, movhpd, movlps, movlpd
+	T 0, "\op 8(%rbx), %xmm6"
+	T 0, "\op %xmm6, 24(%rbx)"
+	.endr
+	T 0, "movhlps %xmm1, %xmm2"
+	T 0, "movlhps %xmm1, %xmm12"
+	.irp op, movss, movsd, movq
+	T 0, "\op %xmm1, %xmm2"
+	T 0, "\op 3(%rbx), %xmm2"
+	T 0, "\op %xmm12, 3(%rbx)"
+	.endr
+	T 0, "movd %eax, %xmm1"
+	T 0, "movd %xmm9, %r10d"
+	T 0, "movd (%rbx), %xmm1"
+	T 0, "movd %xmm1, (%rbx)"
+	T 0, "movq %rax, %xmm1"
+	T 0, "movq %xmm9, %r10"
+	T 0, "maskmovdqu %xmm1, %xmm2"
+	.irp op, movmskps, movmskpd, pmovmskb
+	T 0, "\op %xmm3, %eax"
+	T 0, "\op %xmm13, %r10d"
+	.endr
+	.irp r, %eax, %r9, %rdx, %r13d
+	T 0, "cvtsd2si %xmm1, \r"
+	T 0, "cvttsd2si %xmm9, \r"
+	T 0, "cvtss2si 8(%rbx), \r"
+	T 0, "cvttss2si %xmm1, \r"
+	T 0, "cvtsi2sd \r, %xmm2"
+	T 0, "cvtsi2ss \r, %xmm12"
+	.endr
+	T 0, "cvtsi2sdl (%rbx), %xmm2"
+	T 0, "cvtsi2ssq (%rbx), %xmm2"
+	T 0, "pextrb $5, %xmm1, %eax"
+	T 0, "pextrb $5, %xmm1, (%rbx)"
+	T 0, "pextrw $5, %xmm9, %eax"
+	T 0, "pextrw $5, %xmm1, (%rbx)"
+	T 0, "pextrd $1, %xmm1, %r11d"
+	T 0, "pextrd $3, %xmm1, (%rbx)"
+	T 0, "pextrq $1, %xmm1, %rax"
+	T 0, "pextrq $1, %xmm1, (%rbx)"
+	T 0, "extractps $2, %xmm1, %eax"
+	T 0, "extractps $2, %xmm1, (%rbx)"
+	T 0, "pinsrb $5, %eax, %xmm2"
+	T 0, "pinsrb $5, (%rbx), %xmm2"
+	T 0, "pinsrw $5, %r10d, %xmm2"
+	T 0, "pinsrw $5, (%rbx), %xmm2"
+	T 0, "pinsrd $2, %eax, %xmm2"
+	T 0, "pinsrd $2, (%rbx), %xmm9"
+	T 0, "pinsrq $1, %rax, %xmm2"
+	T 0, "pinsrq $0, (%rbx), %xmm9"
+
+	/* BMI, ADX. */
+	.irp op, andn, mulx, pdep, pext
+	T PURE, "\op\()l %ecx, %edx, %eax"
+	T PURE, "\op\()q %r8, %r11, %r10"
+	T PURE, "\op\()q %rcx, %rax, %rax"
+	T 0, "\op\()q (%rbx), %rdx, %rax"
+	.endr
+	.irp op, bextr, bzhi, sarx, shlx, shrx
+	T PURE, "\op\()l %ecx, %edx, %eax"
+	T PURE, "\op\()q %r8, %r11, %r10"
+	T 0, "\op\()l %ecx, 4(%rbx), %eax"
+	.endr
+	.irp op, blsi, blsmsk, blsr, adcx, adox
+	T PURE, "\op\()l %ecx, %eax"
+	T PURE, "\op\()q %r14, %r10"
+	T 0, "\op\()q (%rbx), %rcx"
+	.endr
+	T PURE, "rorx $5, %ecx, %eax"
+	T PURE, "rorx $45, %r10, %r11"
+
+	/* x87 and MMX. */
+	.irp op, fadd, fsub, fsubr, fmul, fdiv, fdivr
+	T 0, "fldl (%rbx); \op\()l 8(%rbx); fstpl 16(%rbx)"
+	T 0, "flds (%rbx); \op\()s 8(%rbx); fstps 16(%rbx)"
+	T 0, "fldt (%rbx); fldt 16(%rbx); \op %st(1), %st; fstpt 32(%rbx); fstpt 48(%rbx)"
+	T 0, "fld1; fldpi; \op\()p"
+	.endr
+	.irp op, fsqrt, frndint, fabs, fchs, fxam, ftst, fsin, fcos, f2xm1, fsincos, fxtract, fptan
+	T 0, "fldl (%rbx); \op"
+	T 0, "fldt (%rbx); \op"
+	.endr
+	.irp op, fscale, fprem, fprem1, fpatan, fyl2x, fyl2xp1, fxch, fcompp, fucompp, fnop, fincstp
+	T 0, "fldl (%rbx); fldl 8(%rbx); \op"
+	.endr
+	.irp op, fcomi, fucomi, fcmovb, fcmove, fcmovbe, fcmovu, fcmovnb, fcmovne, fcmovnbe, fcmovnu
+	T 0, "fldl (%rbx); fldl 8(%rbx); \op %st(1), %st"
+	.endr
+	.irp op, fld1, fldl2t, fldl2e, fldpi, fldlg2, fldln2, fldz, fninit, fnclex, fdecstp
+	T 0, "\op"
+	.endr
+	.irp n, s, l, ll
+	T 0, "fild\n (%rbx); fistp\n 8(%rbx)"
+	T 0, "fldl (%rbx); fistp\n 8(%rbx)"
+	T 0, "fldl (%rbx); fisttp\n 8(%rbx)"
+	.endr
+	T 0, "fbld (%rbx); fbstp 16(%rbx)"
+	T 0, "fldl (%rbx); fstl 16(%rbx); fsts 24(%rbx); ffree %st(0)"
+	T 0, "fnstcw (%rbx); fnstsw 8(%rbx); fnstsw %ax"
+	T 0, "fldpi; fnstsw %ax; fwait; fnstcw (%rbx)"
+	T 0, "movw $0x27f, (%rbx); fldcw (%rbx); fld1; fldpi; fdivrp; fldt 16(%rbx); fstpl 32(%rbx)"
+	T 0, "fstp %st(0)"
+	.irp op, paddb, pxor, pmullw, punpcklbw, pshufb, packsswb, psadbw, pmuludq, psllw
+	T 0, "movq (%rbx), %mm1; movq 8(%rbx), %mm2; \op %mm1, %mm2; movq %mm2, 16(%rbx); emms"
+	T 0, "movq (%rbx), %mm1; \op 8(%rbx), %mm1"
+	.endr
+	T 0, "movd %eax, %mm3; pshufw $0x1b, %mm3, %mm4; pextrw $1, %mm4, %edx; pmovmskb %mm3, %ecx"
+	T 0, "movq (%rbx), %mm3; cvtpi2pd %mm3, %xmm9; cvtpi2ps %mm3, %xmm2; movq2dq %mm3, %xmm1"
+	T 0, "cvttpd2pi %xmm9, %mm3; cvtps2pi 8(%rbx), %mm4; movdq2q %xmm9, %mm2; movntq %mm2, (%rbx)"
+	T 0, "movq (%rbx), %mm3; movq 8(%rbx), %mm4; maskmovq %mm3, %mm4"
+	T 0, "movq %rax, %mm3; movq %mm3, %r10"
+
 	.pushsection .data.rel.ro.insn_table, "aw"
 insn_table_end:
 	.popsection

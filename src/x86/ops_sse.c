@@ -1,0 +1,600 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * SSE to SSE4.2, AES, PCLMULQDQ, SHA, BMI and ADX. Plain moves are C; the rest, by the list
+ * below and only if the host has it, runs natively in a thunk with its operands copied in and
+ * out. Guest vector state lives only in v->xsave.
+ */
+#include <cpuid.h>
+#include <string.h>
+
+#include "x86/ops.h"
+#include "x86/thunk.h"
+
+#define MXCSR_FLAGS 0x3fu
+#define MXCSR_MASKS 0x1f80u
+#define XSTATE_SSE  2u
+
+/* What a thunk's op->imm says. */
+enum {
+	I_REG_X = 1 << 0, /* ModRM.reg is a vector register */
+	I_REG_G = 1 << 1, /* ... a general one */
+	I_REG_W = 1 << 2, /* ... written */
+	I_RM_X = 1 << 3,
+	I_RM_G = 1 << 4,
+	I_RM_W = 1 << 5,
+	I_VVVV_G = 1 << 6,
+	I_VVVV_W = 1 << 7,
+	I_MEM_R = 1 << 8,
+	I_MEM_W = 1 << 9,
+	I_ALIGN = 1 << 10,
+	I_FP = 1 << 11,	   /* uses MXCSR */
+	I_FLAGS = 1 << 12, /* uses or changes EFLAGS */
+	I_X0 = 1 << 13,	   /* hidden XMM0; the fields start at xmm1 */
+	I_X0_W = 1 << 14,
+	I_RAX = 1 << 15, /* hidden general registers */
+	I_RDX = 1 << 16,
+	I_RCX_W = 1 << 17,
+	I_GPR = 1 << 18, /* no vector state involved */
+	I_WIDE = 1 << 19, /* general registers are written with 64 bits */
+};
+#define I_SIZE_SHIFT 24 /* bytes of the memory operand */
+
+KL_INLINE uint8_t *xmm(struct kl_vcpu *v, unsigned n)
+{
+	return v->xsave + 160 + 16 * n;
+}
+
+KL_INLINE void check_sse(struct kl_vcpu *v)
+{
+	if (KL_UNLIKELY((v->cr0 & (KL_CR0_EM | KL_CR0_TS)) || !(v->cr4 & KL_CR4_OSFXSR)))
+		kl_raise(v, (v->cr0 & KL_CR0_EM) || !(v->cr4 & KL_CR4_OSFXSR) ? KL_EXC_UD :
+										KL_EXC_NM);
+	*(uint64_t *)(v->xsave + 512) |= XSTATE_SSE;
+}
+
+/* Operands of 4, 8 and 16 bytes mostly: through the TLB, without a call. */
+KL_INLINE void read_mem(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned size)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	uint64_t x[2];
+
+	if (size == 16 && KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
+				    (lin & ~KL_PAGE_MASK) <= KL_PAGE_SIZE - 16)) {
+		x[0] = kl_load64((void *)(lin + (uint64_t)e->addend));
+		x[1] = kl_load64((void *)(lin + (uint64_t)e->addend + 8));
+		memcpy(buf, x, 16);
+	} else if (size == 8 || size == 4 || size == 2 || size == 1) {
+		x[0] = kl_read(v, lin, size);
+		memcpy(buf, x, 8);
+	} else {
+		kl_read_bytes(v, lin, buf, size);
+	}
+}
+
+KL_INLINE void write_mem(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned size)
+{
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	uint64_t x[2];
+
+	if (size == 16 && KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) &&
+				    (lin & ~KL_PAGE_MASK) <= KL_PAGE_SIZE - 16)) {
+		uint8_t *p = (uint8_t *)(lin + (uint64_t)e->addend);
+
+		memcpy(x, buf, 16);
+		kl_store64(p, x[0]);
+		kl_store64(p + 8, x[1]);
+		kl_note_store(v, p);
+	} else if (size == 8 || size == 4 || size == 2 || size == 1) {
+		memcpy(x, buf, 8);
+		kl_write(v, lin, x[0], size);
+	} else {
+		kl_write_bytes(v, lin, buf, size);
+	}
+}
+
+/* ---- moves in C: op->imm 1: the memory operand must be aligned ---------------------------- */
+
+KL_INLINE uint64_t vector_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned size, bool write)
+{
+	uint64_t lin = kl_mem_lin(v, op, size, write);
+
+	if (KL_UNLIKELY(op->imm && (lin & (size - 1))))
+		kl_raise_error(v, KL_EXC_GP, 0);
+	return lin;
+}
+
+static enum kl_next mov128_rr(struct kl_vcpu *v, const struct kl_op *op)
+{
+	check_sse(v);
+	memcpy(xmm(v, op->reg), xmm(v, op->rm), 16);
+	return KL_NEXT;
+}
+
+static enum kl_next mov128_rm(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint8_t x[16];
+
+	check_sse(v);
+	read_mem(v, vector_lin(v, op, 16, false), x, 16);
+	memcpy(xmm(v, op->reg), x, 16);
+	return KL_NEXT;
+}
+
+static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
+{
+	check_sse(v);
+	write_mem(v, vector_lin(v, op, 16, true), xmm(v, op->reg), 16);
+	return KL_NEXT;
+}
+
+/* Load the low @size bytes and clear the rest; store them. */
+#define MOV_LOW(size)                                                                              \
+	static enum kl_next movlow##size##_rm(struct kl_vcpu *v, const struct kl_op *op)           \
+	{                                                                                          \
+		uint64_t x[2] = { 0 };                                                             \
+                                                                                                   \
+		check_sse(v);                                                                      \
+		x[0] = kl_mem_read(v, op, size);                                                   \
+		memcpy(xmm(v, op->reg), x, 16);                                                    \
+		return KL_NEXT;                                                                    \
+	}                                                                                          \
+	static enum kl_next movlow##size##_mr(struct kl_vcpu *v, const struct kl_op *op)           \
+	{                                                                                          \
+		uint64_t x;                                                                        \
+                                                                                                   \
+		check_sse(v);                                                                      \
+		memcpy(&x, xmm(v, op->reg), 8);                                                    \
+		kl_write(v, kl_mem_lin(v, op, size, true), x, size);                               \
+		return KL_NEXT;                                                                    \
+	}                                                                                          \
+	static enum kl_next movlow##size##_xg(struct kl_vcpu *v, const struct kl_op *op)           \
+	{                                                                                          \
+		uint64_t x[2] = { kl_gpr_get(v, op->rm, size), 0 };                                \
+                                                                                                   \
+		check_sse(v);                                                                      \
+		memcpy(xmm(v, op->reg), x, 16);                                                    \
+		return KL_NEXT;                                                                    \
+	}                                                                                          \
+	static enum kl_next movlow##size##_gx(struct kl_vcpu *v, const struct kl_op *op)           \
+	{                                                                                          \
+		uint64_t x;                                                                        \
+                                                                                                   \
+		check_sse(v);                                                                      \
+		memcpy(&x, xmm(v, op->rm), 8);                                                     \
+		kl_gpr_set(v, op->reg, x, size);                                                   \
+		return KL_NEXT;                                                                    \
+	}
+MOV_LOW(4)
+MOV_LOW(8)
+
+/* MASKMOVDQU: the only one with a hidden memory operand. */
+static enum kl_next maskmovdqu(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint64_t ea = v->gpr[KL_RDI], lin;
+
+	check_sse(v);
+	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
+	lin = kl_seg_linear(v, op->seg, ea, 16, true);
+	for (unsigned i = 0; i < 16; i++)
+		if (xmm(v, op->rm)[i] & 0x80)
+			kl_write(v, lin + i, xmm(v, op->reg)[i], 1);
+	return KL_NEXT;
+}
+
+/* ---- thunks ------------------------------------------------------------------------------ */
+
+#define LOAD_ALL                                                                                   \
+	"movups 128(%%rdi), %%xmm0\n\tmovups 144(%%rdi), %%xmm1\n\tmovups 160(%%rdi), %%xmm2\n\t"  \
+	"movups 176(%%rdi), %%xmm3\n\tmovq 192(%%rdi), %%rax\n\tmovq 200(%%rdi), %%rcx\n\t"        \
+	"movq 208(%%rdi), %%rdx\n\tmovq 216(%%rdi), %%rsi\n\t"
+#define SAVE_ALL                                                                                   \
+	"movups %%xmm0, 128(%%rdi)\n\tmovups %%xmm1, 144(%%rdi)\n\tmovups %%xmm2, 160(%%rdi)\n\t"  \
+	"movups %%xmm3, 176(%%rdi)\n\tmovq %%rax, 192(%%rdi)\n\tmovq %%rcx, 200(%%rdi)\n\t"        \
+	"movq %%rdx, 208(%%rdi)\n\tmovq %%rsi, 216(%%rdi)\n\t"
+#define FLAGS_LOAD "pushq 224(%%rdi)\n\tpopfq\n\t"
+#define FLAGS_SAVE "pushfq\n\tpopq 224(%%rdi)\n\t"
+#define MXCSR_LOAD "stmxcsr 236(%%rdi)\n\tldmxcsr 232(%%rdi)\n\t"
+#define MXCSR_SAVE "stmxcsr 232(%%rdi)\n\tldmxcsr 236(%%rdi)\n\t"
+#define RUN(before, after)                                                                         \
+	__asm__ volatile(LOAD_ALL before "call *%[fn]\n\t" after SAVE_ALL                          \
+			 :                                                                         \
+			 : "D"(c), [fn] "r"(fn)                                                    \
+			 : "rax", "rcx", "rdx", "rsi", "xmm0", "xmm1", "xmm2", "xmm3", "cc",       \
+			   "memory")
+
+static void run(struct kl_thunk_ctx *c, void *thunk, unsigned info)
+{
+	register void *fn __asm__("r8") = thunk;
+
+	switch (info & (I_FP | I_FLAGS)) {
+	case 0:
+		RUN("", "");
+		break;
+	case I_FP:
+		RUN(MXCSR_LOAD, MXCSR_SAVE);
+		break;
+	case I_FLAGS:
+		RUN(FLAGS_LOAD, FLAGS_SAVE);
+		break;
+	default:
+		RUN(MXCSR_LOAD FLAGS_LOAD, FLAGS_SAVE MXCSR_SAVE);
+		break;
+	}
+}
+
+/* Masked exceptions accumulate; an unmasked one is raised and nothing else happens. */
+static void floating_point_flags(struct kl_vcpu *v, uint32_t after)
+{
+	uint32_t *mxcsr = (uint32_t *)(void *)(v->xsave + 24), flags = after & MXCSR_FLAGS;
+
+	*mxcsr |= flags;
+	if (flags & ~(*mxcsr >> 7))
+		kl_raise(v, v->cr4 & KL_CR4_OSXMMEXCPT ? KL_EXC_XM : KL_EXC_UD);
+}
+
+static void put_gpr(struct kl_vcpu *v, uint8_t offset, uint64_t x, unsigned info)
+{
+	kl_gpr_set(v, offset, x, info & I_WIDE ? 8 : 4);
+}
+
+static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
+{
+	struct kl_thunk_ctx c;
+	unsigned info = (unsigned)op->imm, size = (unsigned)(op->imm >> I_SIZE_SHIFT) & 0xff;
+	unsigned first = info & I_X0 ? 1 : 0;
+	uint64_t lin = 0;
+
+	if (!(info & I_GPR))
+		check_sse(v);
+	if (info & (I_MEM_R | I_MEM_W)) {
+		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
+		if (KL_UNLIKELY((info & I_ALIGN) && (lin & 15)))
+			kl_raise_error(v, KL_EXC_GP, 0);
+		if (info & I_MEM_R)
+			read_mem(v, lin, c.mem, size);
+	}
+	if (info & I_X0)
+		memcpy(c.x[0], xmm(v, 0), 16);
+	if (info & I_REG_X)
+		memcpy(c.x[first], xmm(v, op->reg), 16);
+	if (info & I_RM_X)
+		memcpy(c.x[first + 1], xmm(v, op->rm), 16);
+	if (info & I_REG_G)
+		c.rax = *(uint64_t *)kl_gpr(v, op->reg);
+	if (info & I_RM_G)
+		c.rcx = *(uint64_t *)kl_gpr(v, op->rm);
+	if (info & I_VVVV_G)
+		c.rsi = *(uint64_t *)kl_gpr(v, op->cond);
+	if (info & I_RAX)
+		c.rax = v->gpr[KL_RAX];
+	if (info & I_RDX)
+		c.rdx = v->gpr[KL_RDX];
+	if (info & I_FLAGS)
+		c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
+	if (info & I_FP)
+		c.mxcsr = ((*(uint32_t *)(void *)(v->xsave + 24) | MXCSR_MASKS) & ~MXCSR_FLAGS) &
+			  0xffff;
+	run(&c, op->thunk, info);
+	if (info & I_FP)
+		floating_point_flags(v, c.mxcsr);
+	if (info & I_MEM_W)
+		write_mem(v, lin, c.mem, size);
+	if (info & I_X0_W)
+		memcpy(xmm(v, 0), c.x[0], 16);
+	if ((info & (I_RM_X | I_RM_W)) == (I_RM_X | I_RM_W))
+		memcpy(xmm(v, op->rm), c.x[first + 1], 16);
+	if ((info & (I_REG_X | I_REG_W)) == (I_REG_X | I_REG_W))
+		memcpy(xmm(v, op->reg), c.x[first], 16);
+	if ((info & (I_RM_G | I_RM_W)) == (I_RM_G | I_RM_W))
+		put_gpr(v, op->rm, c.rcx, info);
+	if ((info & (I_VVVV_G | I_VVVV_W)) == (I_VVVV_G | I_VVVV_W))
+		put_gpr(v, op->cond, c.rsi, info);
+	if ((info & (I_REG_G | I_REG_W)) == (I_REG_G | I_REG_W))
+		put_gpr(v, op->reg, c.rax, info);
+	if (info & I_RCX_W)
+		put_gpr(v, 8 * KL_RCX, c.rcx, info);
+	if (info & I_FLAGS)
+		v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | (c.flags & KL_FL_STATUS);
+	return KL_NEXT;
+}
+
+/* ---- selection --------------------------------------------------------------------------- */
+
+enum kind { NOT_OURS, INTEGER, FLOATING, UNALIGNED };
+
+#define EACH4(X, n) X(n##PS) X(n##PD) X(n##SS) X(n##SD)
+#define EACH2(X, n) X(n##PS) X(n##PD)
+#define CASE(n)	    case ZYDIS_MNEMONIC_##n:
+
+/* The allow-list. UNALIGNED: a 16-byte memory operand need not be aligned. */
+static enum kind kind_of(ZydisMnemonic m)
+{
+	switch (m) {
+		EACH4(CASE, ADD) EACH4(CASE, SUB) EACH4(CASE, MUL) EACH4(CASE, DIV)
+		EACH4(CASE, SQRT) EACH4(CASE, MIN) EACH4(CASE, MAX) EACH4(CASE, CMP)
+		EACH4(CASE, ROUND) EACH2(CASE, HADD) EACH2(CASE, HSUB) EACH2(CASE, ADDSUB)
+		EACH2(CASE, DP)
+		CASE(COMISS) CASE(COMISD) CASE(UCOMISS) CASE(UCOMISD)
+		CASE(CVTDQ2PD) CASE(CVTDQ2PS) CASE(CVTPD2DQ) CASE(CVTPD2PS) CASE(CVTPS2DQ)
+		CASE(CVTPS2PD) CASE(CVTSD2SI) CASE(CVTSD2SS) CASE(CVTSI2SD) CASE(CVTSI2SS)
+		CASE(CVTSS2SD) CASE(CVTSS2SI) CASE(CVTTPD2DQ) CASE(CVTTPS2DQ) CASE(CVTTSD2SI)
+		CASE(CVTTSS2SI)
+		return FLOATING;
+		EACH2(CASE, AND) EACH2(CASE, ANDN) EACH2(CASE, OR) EACH2(CASE, XOR)
+		EACH2(CASE, SHUF) EACH2(CASE, UNPCKH) EACH2(CASE, UNPCKL) EACH2(CASE, MOVMSK)
+		EACH2(CASE, MOVH) EACH2(CASE, MOVL) EACH2(CASE, BLEND) EACH2(CASE, BLENDV)
+		CASE(MOVHLPS) CASE(MOVLHPS) CASE(MOVSS) CASE(MOVSD) CASE(MOVQ) CASE(MOVD)
+		CASE(RCPPS) CASE(RCPSS) CASE(RSQRTPS) CASE(RSQRTSS)
+		CASE(MOVSLDUP) CASE(MOVSHDUP) CASE(MOVDDUP) CASE(EXTRACTPS) CASE(INSERTPS)
+		CASE(PACKSSDW) CASE(PACKSSWB) CASE(PACKUSWB) CASE(PACKUSDW)
+		CASE(PADDB) CASE(PADDW) CASE(PADDD) CASE(PADDQ) CASE(PADDSB) CASE(PADDSW)
+		CASE(PADDUSB) CASE(PADDUSW) CASE(PSUBB) CASE(PSUBW) CASE(PSUBD) CASE(PSUBQ)
+		CASE(PSUBSB) CASE(PSUBSW) CASE(PSUBUSB) CASE(PSUBUSW)
+		CASE(PAND) CASE(PANDN) CASE(POR) CASE(PXOR) CASE(PAVGB) CASE(PAVGW)
+		CASE(PCMPEQB) CASE(PCMPEQW) CASE(PCMPEQD) CASE(PCMPEQQ) CASE(PCMPGTB)
+		CASE(PCMPGTW) CASE(PCMPGTD) CASE(PCMPGTQ)
+		CASE(PEXTRB) CASE(PEXTRW) CASE(PEXTRD) CASE(PEXTRQ) CASE(PINSRB) CASE(PINSRW)
+		CASE(PINSRD) CASE(PINSRQ) CASE(PMADDWD) CASE(PMADDUBSW)
+		CASE(PMAXSB) CASE(PMAXSW) CASE(PMAXSD) CASE(PMAXUB) CASE(PMAXUW) CASE(PMAXUD)
+		CASE(PMINSB) CASE(PMINSW) CASE(PMINSD) CASE(PMINUB) CASE(PMINUW) CASE(PMINUD)
+		CASE(PMOVMSKB) CASE(PMULHUW) CASE(PMULHW) CASE(PMULLW) CASE(PMULLD)
+		CASE(PMULDQ) CASE(PMULUDQ) CASE(PMULHRSW) CASE(PSADBW) CASE(MPSADBW)
+		CASE(PSHUFB) CASE(PSHUFD) CASE(PSHUFHW) CASE(PSHUFLW)
+		CASE(PSLLW) CASE(PSLLD) CASE(PSLLQ) CASE(PSLLDQ) CASE(PSRLW) CASE(PSRLD)
+		CASE(PSRLQ) CASE(PSRLDQ) CASE(PSRAW) CASE(PSRAD)
+		CASE(PUNPCKHBW) CASE(PUNPCKHWD) CASE(PUNPCKHDQ) CASE(PUNPCKHQDQ)
+		CASE(PUNPCKLBW) CASE(PUNPCKLWD) CASE(PUNPCKLDQ) CASE(PUNPCKLQDQ)
+		CASE(PHADDW) CASE(PHADDD) CASE(PHADDSW) CASE(PHSUBW) CASE(PHSUBD) CASE(PHSUBSW)
+		CASE(PSIGNB) CASE(PSIGNW) CASE(PSIGND) CASE(PABSB) CASE(PABSW) CASE(PABSD)
+		CASE(PALIGNR) CASE(PBLENDVB) CASE(PBLENDW) CASE(PHMINPOSUW)
+		CASE(PMOVSXBW) CASE(PMOVSXBD) CASE(PMOVSXBQ) CASE(PMOVSXWD) CASE(PMOVSXWQ)
+		CASE(PMOVSXDQ) CASE(PMOVZXBW) CASE(PMOVZXBD) CASE(PMOVZXBQ) CASE(PMOVZXWD)
+		CASE(PMOVZXWQ) CASE(PMOVZXDQ) CASE(PTEST)
+		CASE(AESDEC) CASE(AESDECLAST) CASE(AESENC) CASE(AESENCLAST) CASE(AESIMC)
+		CASE(AESKEYGENASSIST) CASE(PCLMULQDQ)
+		CASE(SHA1MSG1) CASE(SHA1MSG2) CASE(SHA1NEXTE) CASE(SHA1RNDS4) CASE(SHA256MSG1)
+		CASE(SHA256MSG2) CASE(SHA256RNDS2)
+		CASE(ANDN) CASE(BEXTR) CASE(BLSI) CASE(BLSMSK) CASE(BLSR) CASE(BZHI) CASE(MULX)
+		CASE(PDEP) CASE(PEXT) CASE(RORX) CASE(SARX) CASE(SHLX) CASE(SHRX)
+		CASE(ADCX) CASE(ADOX)
+		return INTEGER;
+		CASE(PCMPESTRI) CASE(PCMPESTRM) CASE(PCMPISTRI) CASE(PCMPISTRM)
+		return UNALIGNED;
+	default:
+		return NOT_OURS;
+	}
+}
+
+/* CPUID may be a trap: once. Bit 0 (FSGSBASE) marks that it was asked. */
+static uint32_t leaf7_ebx(void)
+{
+	static _Atomic uint32_t cached;
+	uint32_t r = atomic_load_explicit(&cached, memory_order_relaxed);
+	unsigned a, b, c, d;
+
+	if (!r) {
+		r = 1;
+		if (__get_cpuid_count(7, 0, &a, &b, &c, &d))
+			r |= b;
+		atomic_store_explicit(&cached, r, memory_order_relaxed);
+	}
+	return r;
+}
+
+/* Running what the host does not have would kill the program. */
+static bool host_has(const ZydisDecodedInstruction *in)
+{
+	switch (in->meta.isa_ext) {
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+		return true;
+	case ZYDIS_ISA_EXT_SSE3:
+		return __builtin_cpu_supports("sse3");
+	case ZYDIS_ISA_EXT_SSSE3:
+		return __builtin_cpu_supports("ssse3");
+	case ZYDIS_ISA_EXT_SSE4:
+		return __builtin_cpu_supports("sse4.2");
+	case ZYDIS_ISA_EXT_AES:
+		return __builtin_cpu_supports("aes");
+	case ZYDIS_ISA_EXT_PCLMULQDQ:
+		return __builtin_cpu_supports("pclmul");
+	case ZYDIS_ISA_EXT_BMI1:
+		return __builtin_cpu_supports("bmi");
+	case ZYDIS_ISA_EXT_BMI2:
+		return __builtin_cpu_supports("bmi2");
+	case ZYDIS_ISA_EXT_SHA:
+		return leaf7_ebx() & 1u << 29;
+	case ZYDIS_ISA_EXT_ADOX_ADCX:
+		return leaf7_ebx() & 1u << 19;
+	default:
+		return false;
+	}
+}
+
+static bool is_class(const ZydisDecodedOperand *o, ZydisRegisterClass c)
+{
+	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == c;
+}
+
+static bool is_gpr(const ZydisDecodedOperand *o)
+{
+	return is_class(o, ZYDIS_REGCLASS_GPR32) || is_class(o, ZYDIS_REGCLASS_GPR64);
+}
+
+static uint8_t number(const ZydisDecodedOperand *o)
+{
+	return (uint8_t)ZydisRegisterGetId(o->reg.value);
+}
+
+/* Note one operand in *info; false: a shape that thunks do not have. */
+static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint64_t *info)
+{
+	bool written = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+	bool x = is_class(o, ZYDIS_REGCLASS_XMM), g = is_gpr(o);
+	struct kl_op *op = d->op;
+
+	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+		return true;
+	if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+		if (o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN || o->size > 128)
+			return false;
+		*info |= (uint64_t)(o->size / 8) << I_SIZE_SHIFT;
+		if (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ)
+			*info |= I_MEM_R;
+		if (written)
+			*info |= I_MEM_W;
+		return true;
+	}
+	if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return false;
+	if (is_class(o, ZYDIS_REGCLASS_FLAGS)) {
+		*info |= I_FLAGS;
+		return true;
+	}
+	if (g && o->size == 64)
+		*info |= I_WIDE;
+	switch (o->encoding) {
+	case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+		op->reg = g ? (uint8_t)(8 * number(o)) : number(o);
+		*info |= (x ? I_REG_X : I_REG_G) | (written ? I_REG_W : 0);
+		return x || g;
+	case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+		op->rm = g ? (uint8_t)(8 * number(o)) : number(o);
+		*info |= (x ? I_RM_X : I_RM_G) | (written ? I_RM_W : 0);
+		return x || g;
+	case ZYDIS_OPERAND_ENCODING_NDSNDD:
+		op->cond = (uint8_t)(8 * number(o));
+		*info |= I_VVVV_G | (written ? I_VVVV_W : 0);
+		return g;
+	default:
+		break;
+	}
+	/* Hidden ones. */
+	if (x && number(o) == 0)
+		*info |= I_X0 | (written ? I_X0_W : 0);
+	else if (g && number(o) == KL_RAX && !written)
+		*info |= I_RAX;
+	else if (g && number(o) == KL_RDX && !written)
+		*info |= I_RDX;
+	else if (g && number(o) == KL_RCX && written)
+		*info |= I_RCX_W;
+	else
+		return false;
+	return true;
+}
+
+static bool select_thunk(struct kl_decode *d)
+{
+	enum kind kind = kind_of(d->in.mnemonic);
+	uint64_t info = kind == FLOATING ? I_FP : 0;
+	uint8_t code[16];
+	unsigned len;
+
+	if (kind == NOT_OURS || !host_has(&d->in))
+		return false;
+	for (unsigned i = 0; i < d->in.operand_count; i++)
+		if (!note_operand(d, &d->opnd[i], &info))
+			return false;
+	if (!(info & (I_REG_X | I_RM_X)))
+		info |= I_GPR;
+	if (d->in.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && kind != UNALIGNED &&
+	    info >> I_SIZE_SHIFT == 16)
+		info |= I_ALIGN;
+	len = kl_thunk_rewrite(d, info & I_X0 ? 1 : 0, code);
+	d->op->thunk = len ? kl_thunk_get(code, len) : NULL;
+	if (!d->op->thunk)
+		return false;
+	d->op->imm = info;
+	d->op->fn = thunked;
+	d->reads_flags = true;
+	d->stores = info & I_MEM_W;
+	return true;
+}
+
+static bool move(struct kl_decode *d, kl_op_fn *fn)
+{
+	d->op->fn = fn;
+	d->op->imm = 0;
+	d->stores = d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
+	return true;
+}
+
+/* Register numbers in operand order. */
+static void move_registers(struct kl_decode *d)
+{
+	uint8_t *to = &d->op->reg;
+
+	for (unsigned i = 0; i < 2; i++) {
+		const ZydisDecodedOperand *o = &d->opnd[i];
+
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+			continue;
+		*to = is_class(o, ZYDIS_REGCLASS_XMM) ? number(o) : (uint8_t)(8 * number(o));
+		to = &d->op->rm;
+	}
+}
+
+static bool select_move128(struct kl_decode *d, bool aligned)
+{
+	move_registers(d);
+	if (d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
+		move(d, mov128_mr);
+	else
+		move(d, d->opnd[1].type == ZYDIS_OPERAND_TYPE_MEMORY ? mov128_rm : mov128_rr);
+	d->op->imm = aligned;
+	return true;
+}
+
+static bool select_move_low(struct kl_decode *d, unsigned size)
+{
+	const ZydisDecodedOperand *a = &d->opnd[0], *b = &d->opnd[1];
+	bool wide = size == 8;
+
+	if (is_class(a, ZYDIS_REGCLASS_XMM) && is_class(b, ZYDIS_REGCLASS_XMM))
+		return select_thunk(d);
+	move_registers(d);
+	if (a->type == ZYDIS_OPERAND_TYPE_MEMORY)
+		return move(d, wide ? movlow8_mr : movlow4_mr);
+	if (b->type == ZYDIS_OPERAND_TYPE_MEMORY)
+		return move(d, wide ? movlow8_rm : movlow4_rm);
+	if (is_class(a, ZYDIS_REGCLASS_XMM))
+		return move(d, wide ? movlow8_xg : movlow4_xg);
+	return move(d, wide ? movlow8_gx : movlow4_gx);
+}
+
+bool kl_select_sse(struct kl_decode *d)
+{
+	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
+		if (is_class(&d->opnd[i], ZYDIS_REGCLASS_MMX))
+			return false; /* ops_x87.c */
+	switch (d->in.mnemonic) {
+	case ZYDIS_MNEMONIC_MOVAPS:
+	case ZYDIS_MNEMONIC_MOVAPD:
+	case ZYDIS_MNEMONIC_MOVDQA:
+	case ZYDIS_MNEMONIC_MOVNTPS:
+	case ZYDIS_MNEMONIC_MOVNTPD:
+	case ZYDIS_MNEMONIC_MOVNTDQ:
+		return select_move128(d, true);
+	case ZYDIS_MNEMONIC_MOVNTDQA:
+		return host_has(&d->in) && select_move128(d, true);
+	case ZYDIS_MNEMONIC_MOVUPS:
+	case ZYDIS_MNEMONIC_MOVUPD:
+	case ZYDIS_MNEMONIC_MOVDQU:
+		return select_move128(d, false);
+	case ZYDIS_MNEMONIC_LDDQU:
+		return host_has(&d->in) && select_move128(d, false);
+	case ZYDIS_MNEMONIC_MOVSS:
+	case ZYDIS_MNEMONIC_MOVD:
+		return select_move_low(d, 4);
+	case ZYDIS_MNEMONIC_MOVSD:
+	case ZYDIS_MNEMONIC_MOVQ:
+		return select_move_low(d, 8);
+	case ZYDIS_MNEMONIC_MASKMOVDQU:
+		move_registers(d);
+		move(d, maskmovdqu);
+		d->stores = true;
+		return true;
+	default:
+		return select_thunk(d);
+	}
+}
