@@ -130,6 +130,11 @@ WRAP(int, dup3, (int old, int new, int flags))
 	return duplicated(old, REAL(dup3)(old, new, flags));
 }
 
+static bool read_only(int fd)
+{
+	return (kl_sys(SYS_fcntl, fd, F_GETFL) & O_ACCMODE) == O_RDONLY;
+}
+
 static int do_fcntl(int fd, int cmd, unsigned long arg)
 {
 	switch (cmd) {
@@ -140,7 +145,7 @@ static int do_fcntl(int fd, int cmd, unsigned long arg)
 	case F_GET_SEALS:
 		/* That there is a memfd is nobody's business. */
 		if (kl_fd_known(fd))
-			return (int)kl_ret(-EINVAL);
+			return (int)kl_ret(cmd == F_ADD_SEALS && read_only(fd) ? -EPERM : -EINVAL);
 		/* fallthrough */
 	default:
 		return REAL(fcntl)(fd, cmd, arg);

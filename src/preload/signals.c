@@ -495,17 +495,19 @@ static void deliver(int sig, siginfo_t *info, void *uc)
 /* A guard signal that is the program's own and must wait: it cannot stay blocked here. */
 static void park(int sig, siginfo_t *info, ucontext_t *uc)
 {
+	uint64_t bit = KL_SIGBIT(sig), m;
+
 	if (kl_engine_active()) {
 		if (kl_pl_self.nr_parked < KL_ARRAY_SIZE(kl_pl_self.parked))
 			kl_pl_self.parked[kl_pl_self.nr_parked++] = *info;
-		if (!(kl_pl_self.view & KL_SIGBIT(sig)))
+		if (!(kl_pl_self.view & bit))
 			kl_thread_interrupt(uc);
 		return;
 	}
 	/* Outside: blocked for real, and pending. Entering the engine takes the slow way. */
-	uint64_t m = kl_sigset_get(&uc->uc_sigmask) | KL_SIGBIT(sig);
-
+	m = kl_sigset_get(&uc->uc_sigmask) | bit;
 	memcpy(&uc->uc_sigmask, &m, sizeof(m));
+	kl_sys(SYS_rt_sigprocmask, SIG_BLOCK, &bit, NULL, 8);
 	kl_pl_self.mask_ok = false;
 	kl_signal_requeue(sig, info);
 }
