@@ -79,7 +79,7 @@ int kl_object_open(struct kl_object *obj, enum kl_object_kind kind, const char *
 	fd = new_memfd(name, size);
 	if (fd < 0)
 		return (int)fd;
-	if ((flags & O_ACCMODE) == O_RDONLY && kind == KL_OBJ_STATS)
+	if ((flags & O_ACCMODE) == O_RDONLY && (kind == KL_OBJ_STATS || kind == KL_OBJ_SYSTEM))
 		reopen_readonly(fd);
 	if (!(flags & O_CLOEXEC))
 		kl_sys(SYS_fcntl, fd, F_SETFD, 0);
