@@ -144,6 +144,8 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 	}
 	kl_vcpu_leave_guest(&v->core);
 	kl_self.guard = NULL;
+	if (why)
+		kl_interp_settle(v);
 	v->in_run = false;
 	v->delivering = false;
 	return why;
