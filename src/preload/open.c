@@ -84,6 +84,8 @@ int kl_pl_openat(int dirfd, const char *path, int flags, unsigned mode)
 	switch (kl_path_classify(dirfd, path, buf, sizeof(buf), &rest)) {
 	case KL_PATH_KVM:
 		return (int)kl_ret(kl_open_kvm(flags));
+	case KL_PATH_IN_KVM:
+		return (int)kl_ret(-ENOTDIR);
 	case KL_PATH_SYSFS:
 		return (int)kl_ret(kl_sysfs_open(rest, flags));
 	case KL_PATH_FD: {
@@ -168,6 +170,9 @@ WRAP(FILE *, fopen, (const char *path, const char *mode))
 	switch (kl_path_classify(AT_FDCWD, path, buf, sizeof(buf), &rest)) {
 	case KL_PATH_KVM:
 		fd = kl_open_kvm(stdio_flags(mode));
+		break;
+	case KL_PATH_IN_KVM:
+		fd = -ENOTDIR;
 		break;
 	case KL_PATH_SYSFS:
 		fd = kl_sysfs_open(rest, stdio_flags(mode));

@@ -130,6 +130,8 @@ enum kl_path_kind kl_path_classify(int dirfd, const char *path, char *buf, size_
 		if (!strstr(buf, "/kvm"))
 			return KL_PATH_OTHER;
 		normalize(buf);
+		if (!strncmp(buf, "/dev/kvm", 8) && (!buf[8] || buf[8] == '/'))
+			return KL_PATH_IN_KVM;
 		if (strncmp(buf, "/sys/module/kvm", 15))
 			return KL_PATH_OTHER;
 		if (buf[15] && buf[15] != '/' && buf[15] != '_')

@@ -165,7 +165,13 @@ uint64_t kl_maps_segment(uint64_t addr);
 /* Longer paths are none of kvmlet's. Threads may have small stacks. */
 #define KL_PATH_BUF 1024
 
-enum kl_path_kind { KL_PATH_OTHER, KL_PATH_KVM, KL_PATH_SYSFS, KL_PATH_FD };
+enum kl_path_kind {
+	KL_PATH_OTHER,
+	KL_PATH_KVM,
+	KL_PATH_IN_KVM, /* "/dev/kvm/": ENOTDIR */
+	KL_PATH_SYSFS,
+	KL_PATH_FD,
+};
 
 /*
  * What @path means. KL_PATH_SYSFS: *rest is the part after "/sys/module/". Costs a system

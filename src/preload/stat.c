@@ -13,7 +13,7 @@
 #define KVM_MINOR 232
 #define MISC_MAJOR 10
 
-/* 1: ours, *mode says what it is; 0: not ours; -ENOENT: ours, and it is not there. */
+/* 1: ours, *mode says what it is; 0: not ours; -errno: ours, and it is not there. */
 static int look(int dirfd, const char *path, unsigned *mode)
 {
 	char buf[KL_PATH_BUF];
@@ -24,6 +24,8 @@ static int look(int dirfd, const char *path, unsigned *mode)
 	case KL_PATH_KVM:
 		*mode = S_IFCHR | 0666;
 		return 1;
+	case KL_PATH_IN_KVM:
+		return -ENOTDIR;
 	case KL_PATH_SYSFS:
 		r = kl_sysfs_mode(rest, mode);
 		return r ? r : 1;

@@ -115,6 +115,7 @@ static void refusals(void)
 	FAILS(open("/dev/kvm", O_RDONLY | O_DIRECTORY), ENOTDIR);
 	FAILS(open("/dev/kvm/", O_RDWR), ENOTDIR);
 	FAILS(open("/dev/kvm/x", O_RDWR), ENOTDIR);
+	FAILS(access("/dev/kvm/", F_OK), ENOTDIR);
 	FAILS(open("/dev/kvmx", O_RDWR), ENOENT);
 	FAILS(open("/dev/kv", O_RDWR), ENOENT);
 	FAILS(open("", O_RDWR), ENOENT);

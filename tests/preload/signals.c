@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The program's signals (U3). */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <sys/syscall.h>
@@ -371,6 +372,8 @@ static void handler_jumps(void)
 
 static void views(void)
 {
+	/* Linking against this one draws a warning. */
+	int (*get_mask)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "siggetmask");
 	struct sigaction sa, old;
 	sigset_t set, got;
 
@@ -416,7 +419,7 @@ static void views(void)
 	CHECK(!sigprocmask(0, NULL, &set) && sigismember(&set, SIGSEGV) == 0);
 	FAILS(sigprocmask(99, &set, NULL), EINVAL);
 	CHECK(sigblock(1 << (SIGBUS - 1)) == 0);
-	CHECK(siggetmask() == 1 << (SIGBUS - 1));
+	CHECK(get_mask && get_mask() == 1 << (SIGBUS - 1));
 	CHECK(sigsetmask(0) == 1 << (SIGBUS - 1));
 	CHECK(!sighold(SIGSEGV) && !sigprocmask(0, NULL, &set) && sigismember(&set, SIGSEGV) == 1);
 	CHECK(!sigrelse(SIGSEGV) && !sigprocmask(0, NULL, &set) && !sigismember(&set, SIGSEGV));
