@@ -50,6 +50,26 @@ WRAP(int, close, (int fd))
 }
 WRAP_ALIAS(int, __close, close, (int fd));
 
+/* libc closes the descriptor without the wrapper. */
+WRAP(int, fclose, (FILE *f))
+{
+	int fd = f ? fileno(f) : -1;
+	struct kl_object *obj;
+	struct kl_entry e;
+	int r;
+
+	if (KL_LIKELY(fd < 0 || !kl_fd_known(fd)) || kl_fd_shared_child())
+		return REAL(fclose)(f);
+	obj = kl_fd_close_begin(fd);
+	r = REAL(fclose)(f);
+	kl_pl_enter(&e);
+	kl_fd_close_end(fd);
+	if (obj)
+		kl_object_put(obj);
+	kl_pl_leave(&e);
+	return r;
+}
+
 WRAP(int, close_range, (unsigned first, unsigned last, int flags))
 {
 	unsigned from = first;

@@ -33,6 +33,8 @@ void kl_pl_init(void);
 void kl_pl_take_over(void);
 /* In the child of fork(). */
 void kl_pl_after_fork_child(void);
+/* The same where no atfork handler ran: _Fork(), clone(), syscall(SYS_fork). */
+void kl_pl_after_raw_fork(void);
 /* Statistics, if asked for; once. */
 void kl_pl_exit_report(void);
 
@@ -101,6 +103,8 @@ void kl_signal_requeue(int sig, siginfo_t *info);
 void kl_signals_take_over(void);
 void kl_signals_fork_lock(void);
 void kl_signals_fork_unlock(bool child);
+/* In a child that no atfork handler prepared: its other threads are gone. */
+void kl_signals_after_raw_fork(void);
 bool kl_signals_taken(void);
 int kl_signals_action(int sig, const struct sigaction *act, struct sigaction *old);
 /* rt_sigaction(2) and rt_sigprocmask(2): 0 or -errno. */

@@ -35,6 +35,21 @@ void kl_proc_init(void)
 	pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 
+void kl_pl_after_raw_fork(void)
+{
+	kl_signals_after_raw_fork();
+	kl_pl_after_fork_child();
+}
+
+WRAP(pid_t, _Fork, (void))
+{
+	pid_t pid = REAL(_Fork)();
+
+	if (!pid)
+		kl_pl_after_raw_fork();
+	return pid;
+}
+
 struct start {
 	int (*fn)(void *);
 	void *arg;
@@ -45,7 +60,7 @@ static int cloned(void *p)
 {
 	struct start *s = p;
 
-	kl_pl_after_fork_child();
+	kl_pl_after_raw_fork();
 	return s->fn(s->arg);
 }
 

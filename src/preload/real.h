@@ -134,6 +134,8 @@
 	X(int, execvpe, (const char *, char *const[], char *const[]))                              \
 	X(int, fexecve, (int, char *const[], char *const[]))                                       \
 	X(int, execveat, (int, const char *, char *const[], char *const[], int))                   \
+	X(pid_t, _Fork, (void))                                                                    \
+	X(int, fclose, (FILE *))                                                                   \
 	X(int, clone, (int (*)(void *), void *, int, void *, ...))                                 \
 	X(void, _exit, (int) KL_NORETURN)                                                          \
 	X(int, prctl, (int, ...))

@@ -88,6 +88,15 @@ void kl_signals_fork_unlock(bool child)
 	unlock_signals(fork_mask);
 }
 
+void kl_signals_after_raw_fork(void)
+{
+	atomic_store(&forwarding, 0);
+	atomic_store(&lock, 0);
+	for (int sig = 1; sig < NSIG_MAX; sig++)
+		if (atomic_load(&records[sig].seq) & 1)
+			atomic_fetch_add(&records[sig].seq, 1);
+}
+
 /* ---- the table ------------------------------------------------------------------------ */
 
 static void store(int sig, const struct record *new)

@@ -146,7 +146,7 @@ static long do_fork(long nr, long a, long b, long c, long d, long e)
 	long r = kl_sys(nr, a, b, c, d, e);
 
 	if (!r)
-		kl_pl_after_fork_child();
+		kl_pl_after_raw_fork();
 	return kl_ret(r);
 }
 

@@ -263,6 +263,18 @@ static int raw_fork(void)
 	return WEXITSTATUS(st);
 }
 
+static int bare_fork(void)
+{
+	pid_t pid = _Fork();
+	int st;
+
+	if (!pid)
+		_exit(in_child());
+	if (waitpid(pid, &st, 0) != pid)
+		return 99;
+	return WEXITSTATUS(st);
+}
+
 static int clone_fn(void *arg)
 {
 	return in_child();
@@ -290,6 +302,7 @@ static void forks(void)
 	CHECK(t_child(in_child) == 0);
 	CHECK(t_child(grandchild) == 0);
 	CHECK(raw_fork() == 0);
+	CHECK(bare_fork() == 0);
 	CHECK(cloned() == 0);
 	/* The parent's are as they were. */
 	CHECK(t_out(&v) == 0);

@@ -69,8 +69,11 @@ static void spellings(void)
 	IS_KVM(creat("/dev/kvm", 0600));
 	f = fopen("/dev/kvm", "r+");
 	if (CHECK(f)) {
-		CHECK(ioctl(fileno(f), KVM_GET_API_VERSION, 0) == 12);
-		fclose(f);
+		int fd = fileno(f);
+
+		CHECK(ioctl(fd, KVM_GET_API_VERSION, 0) == 12);
+		CHECK(!fclose(f));
+		FAILS(ioctl(fd, KVM_GET_API_VERSION, 0), EBADF);
 	}
 	CHECK(!chdir("/dev"));
 	IS_KVM(open("kvm", O_RDWR));
@@ -175,6 +178,10 @@ static void stats(void)
 
 int main(void)
 {
+	/* Before anything was opened. */
+	FAILS(stat("/dev/kvm", (struct stat *)8), EFAULT);
+	FAILS(statx(AT_FDCWD, "/dev/kvm", 0, 0, (struct statx *)8), EFAULT);
+	stats();
 	spellings();
 	links();
 	refusals();
