@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What KVM's get and set ioctls mean for a vCPU: power-on state, checks, CPUID and its rules,
+ * the MSR lists, XSAVE areas, events.
+ */
+#include "x86_env.h"
+
+static void power_on(void **state)
+{
+	struct env *e = *state;
+	struct kvm_sregs s;
+	struct kvm_regs r;
+	struct kvm_fpu f;
+
+	kl_x86_get_regs(e->v, &r);
+	assert_int_equal(r.rip, 0xfff0);
+	assert_int_equal(r.rflags, 2);
+	assert_int_equal(r.rdx, 0x600);
+	kl_x86_get_sregs(e->v, &s);
+	assert_int_equal(s.cr0, 0x60000010);
+	assert_int_equal(s.cs.base, 0xffff0000);
+	assert_int_equal(s.cs.selector, 0xf000);
+	assert_int_equal(s.cs.limit, 0xffff);
+	assert_int_equal(s.apic_base, 0xfee00900);
+	assert_int_equal(s.tr.type, 3);
+	assert_int_equal(s.ldt.type, 2);
+	kl_x86_get_fpu(e->v, &f);
+	assert_int_equal(f.fcw, 0x37f);
+}
+
+/* Refused sregs change nothing at all. */
+static void sregs_checks(void **state)
+{
+	struct env *e = *state;
+	struct kvm_sregs good, bad, now;
+
+	mode64(e, 0);
+	kl_x86_get_sregs(e->v, &good);
+	for (unsigned i = 0; i < 9; i++) {
+		bad = good;
+		switch (i) {
+		case 0:
+			bad.cr0 |= 1ull << 32;
+			break;
+		case 1:
+			bad.cr0 |= KL_CR0_NW;
+			break;
+		case 2:
+			bad.cr0 &= ~(uint64_t)KL_CR0_PE;
+			break;
+		case 3:
+			bad.cr4 &= ~(uint64_t)KL_CR4_PAE;
+			break;
+		case 4:
+			bad.efer &= ~(uint64_t)KL_EFER_LMA;
+			break;
+		case 5:
+			bad.cr4 |= 1u << 13; /* VMXE */
+			break;
+		case 6:
+			bad.cr3 |= 1ull << 51;
+			break;
+		case 7:
+			bad.apic_base = KL_CR4_PAE;
+			break;
+		default:
+			bad.cr0 &= ~(uint64_t)KL_CR0_PG; /* then LMA and CS.L are wrong */
+			break;
+		}
+		bad.cr2 = 0x1234;
+		assert_int_equal(kl_x86_set_sregs(e->v, &bad), -EINVAL);
+		kl_x86_get_sregs(e->v, &now);
+		assert_memory_equal(&now, &good, sizeof(now));
+	}
+	good.interrupt_bitmap[1] = 4;
+	assert_int_equal(kl_x86_set_sregs(e->v, &good), 0);
+	assert_true(e->v->irq.injected);
+	assert_int_equal(e->v->irq.nr, 66);
+	kl_x86_get_sregs(e->v, &now);
+	assert_int_equal(now.interrupt_bitmap[1], 4);
+}
+
+static void sregs2_pdptrs(void **state)
+{
+	struct env *e = *state;
+	struct kvm_sregs2 s, now;
+
+	kl_x86_get_sregs2(e->v, &s);
+	assert_int_equal(s.flags, 0);
+	s.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+	assert_int_equal(kl_x86_set_sregs2(e->v, &s), -EINVAL); /* not PAE */
+	s.cr0 = KL_CR0_PE | KL_CR0_PG;
+	s.cr4 = KL_CR4_PAE;
+	s.pdptrs[2] = 0x5001;
+	assert_int_equal(kl_x86_set_sregs2(e->v, &s), 0);
+	kl_x86_get_sregs2(e->v, &now);
+	assert_int_equal(now.flags, KVM_SREGS2_FLAGS_PDPTRS_VALID);
+	assert_int_equal(now.pdptrs[2], 0x5001);
+	/* Without them they are read from memory. */
+	put64(e, 0x20008, 0x7001);
+	s.flags = 0;
+	s.cr3 = 0x20000;
+	assert_int_equal(kl_x86_set_sregs2(e->v, &s), 0);
+	assert_int_equal(e->v->pdptrs[1], 0x7001);
+	s.flags = 2;
+	assert_int_equal(kl_x86_set_sregs2(e->v, &s), -EINVAL);
+}
+
+static void cr4_follows_cpuid(void **state)
+{
+	struct env *e = *state;
+	struct kvm_cpuid_entry2 one = {.function = 1};
+	struct kvm_sregs s;
+
+	kl_x86_get_sregs(e->v, &s);
+	s.cr4 = KL_CR4_PCIDE | KL_CR4_OSXSAVE;
+	assert_int_equal(kl_x86_set_sregs(e->v, &s), 0);
+	assert_true(kl_x86_find_cpuid(e->v, 1, 0)->ecx & (1u << 27)); /* OSXSAVE shows */
+	s.cr4 = 0;
+	assert_int_equal(kl_x86_set_sregs(e->v, &s), 0);
+	assert_false(kl_x86_find_cpuid(e->v, 1, 0)->ecx & (1u << 27));
+	assert_int_equal(kl_x86_set_cpuid(e->v, &one, 1), 0);
+	s.cr4 = KL_CR4_PCIDE;
+	assert_int_equal(kl_x86_set_sregs(e->v, &s), -EINVAL);
+	assert_int_equal(e->v->maxphyaddr, 36);
+}
+
+static void cpuid_is_fixed_after_running(void **state)
+{
+	struct env *e = *state;
+	struct kvm_cpuid_entry2 list[100];
+	int n = kl_x86_supported_cpuid(list, 100);
+
+	assert_true(n > 0);
+	assert_int_equal(kl_x86_supported_cpuid(list, 3), -E2BIG);
+	env_code(e, 0xf4);
+	mode64(e, 0);
+	assert_run(e, KVM_EXIT_HLT);
+	n = kl_x86_supported_cpuid(list, 100);
+	assert_int_equal(kl_x86_set_cpuid(e->v, list, (unsigned)n), 0);
+	list[0].ebx++;
+	assert_int_equal(kl_x86_set_cpuid(e->v, list, (unsigned)n), -EINVAL);
+	assert_int_equal(kl_x86_set_cpuid(e->v, list, (unsigned)n - 1), -EINVAL);
+}
+
+static void cpuid_instruction(void **state)
+{
+	struct env *e = *state;
+	const struct kvm_cpuid_entry2 *want;
+
+	env_code(e, 0x0f, 0xa2, 0xf4);
+	mode64(e, 0);
+	e->v->gpr[KL_RAX] = 0x40000000;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RBX], 0x4b4d564b); /* "KVMK" */
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RAX] = 7;
+	assert_run(e, KVM_EXIT_HLT);
+	want = kl_x86_find_cpuid(e->v, 7, 0);
+	assert_non_null(want);
+	assert_int_equal(e->v->gpr[KL_RBX], want->ebx);
+	/* What the engine lacks is not offered, whatever the host has: AVX, x2APIC, VMX, SVM. */
+	assert_int_equal(kl_x86_find_cpuid(e->v, 1, 0)->ecx & (1u << 28 | 1u << 21 | 1u << 5), 0);
+	assert_int_equal(kl_x86_find_cpuid(e->v, 0x80000001, 0)->ecx & (1u << 2), 0);
+	assert_int_equal(want->ebx & (1u << 5 | 1u << 16), 0);
+}
+
+/* Every listed MSR can be read, and what was read can be written back. */
+static void msr_lists(void **state)
+{
+	struct env *e = *state;
+	uint64_t val, again;
+
+	for (unsigned i = 0; i < kl_x86_nr_msrs; i++) {
+		uint32_t msr = kl_x86_msr_list[i];
+
+		assert_int_equal(kl_x86_get_msr(e->v, msr, &val), 0);
+		assert_int_equal(kl_x86_set_msr(e->v, msr, val), 0);
+		if (msr == 0x10) /* the TSC goes on */
+			continue;
+		assert_int_equal(kl_x86_get_msr(e->v, msr, &again), 0);
+		assert_int_equal(val, again);
+	}
+	for (unsigned i = 0; i < kl_x86_nr_feature_msrs; i++)
+		assert_int_equal(kl_x86_get_feature_msr(kl_x86_feature_msr_list[i], &val), 0);
+	assert_int_equal(kl_x86_get_feature_msr(0x10, &val), -EINVAL);
+	assert_int_equal(kl_x86_get_msr(e->v, 0xdeadbeef, &val), -EINVAL);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xdeadbeef, 0), -EINVAL);
+}
+
+static void msr_checks(void **state)
+{
+	static const struct {
+		uint32_t msr;
+		uint64_t val;
+		int want;
+	} t[] = {
+		{0x277, 0x0606060606060606, 0},	   /* PAT */
+		{0x277, 0x0206060606060606, -EINVAL},
+		{0xc0000082, 0xffff800000000000, 0}, /* LSTAR */
+		{0xc0000082, 1ull << 62, -EINVAL},
+		{0xc0000080, 0x901, 0}, /* EFER */
+		{0xc0000080, 1ull << 20, -EINVAL},
+		{0x1b, 0xfee00d00, -EINVAL}, /* APIC base: x2APIC */
+		{0x1b, 0xfee00800, 0},
+		{0x200, 0xabc00006, 0}, /* MTRR */
+		{0x200, 0xabc00002, -EINVAL},
+		{0x2ff, 0xc06, 0},
+		{0x2ff, 0x1006, -EINVAL},
+		{0x250, 0x0606060606060606, 0},
+		{0x250, 0x0706060606060606, -EINVAL},
+		{0xc0010015, 1ull << 18, 0}, /* HWCR */
+		{0xc0010015, 1, -EINVAL},
+		{0xda0, 0, 0}, /* XSS */
+		{0xda0, 1, -EINVAL},
+	};
+	struct env *e = *state;
+
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++)
+		assert_int_equal(kl_x86_set_msr(e->v, t[i].msr, t[i].val), t[i].want);
+}
+
+/* A second vCPU starts with the first one's TSC; a write shifts it; TSC_ADJUST follows. */
+static void tsc(void **state)
+{
+	struct env *e = *state;
+	struct kl_vcpu *second;
+	uint64_t val;
+
+	assert_int_equal(kl_x86_vcpu_create(e->vm, 1, &second), 0);
+	assert_int_equal(second->tsc_offset, e->v->tsc_offset);
+	assert_int_equal(kl_x86_set_msr(e->v, 0x10, 1ull << 50), 0);
+	assert_int_equal(kl_x86_get_msr(e->v, 0x10, &val), 0);
+	assert_in_range(val, 1ull << 50, (1ull << 50) + 100000000000);
+	/* The other vCPU is written a little later: KVM makes them equal. */
+	assert_int_equal(kl_x86_set_msr(second, 0x10, 1ull << 50), 0);
+	assert_int_equal(second->tsc_offset, e->v->tsc_offset);
+	/* wrmsr(TSC, 0): TSC_ADJUST takes the difference. */
+	env_code(e, 0x0f, 0x30, 0xf4);
+	mode64(e, 0);
+	e->v->gpr[KL_RCX] = 0x10;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_in_range(kl_x86_tsc(e->v), 0, 100000000000);
+	assert_int_equal(kl_x86_get_msr(e->v, 0x3b, &val), 0);
+	assert_int_equal(val, e->v->tsc_offset - second->tsc_offset);
+	kl_notifier_remove_vm(&e->vm->mem);
+	kl_vcpu_core_remove(&second->core);
+	kl_x86_vcpu_destroy(second);
+}
+
+static void xsave_area(void **state)
+{
+	struct env *e = *state;
+	uint8_t area[4096];
+	uint64_t bv = 2;
+	uint32_t bad = 0xffffffff;
+	struct kvm_fpu f;
+
+	kl_x86_get_xsave(e->v, area, sizeof(area));
+	assert_int_equal(area[512], 3);
+	memset(area + 160, 0x5a, 16); /* xmm0 */
+	memcpy(area, "\x12\x34", 2);  /* fcw, but x87 is declared to be in its initial state */
+	memcpy(area + 512, &bv, 8);
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), 0);
+	kl_x86_get_fpu(e->v, &f);
+	assert_int_equal(f.xmm[0][3], 0x5a);
+	assert_int_equal(f.fcw, 0x37f);
+	memcpy(area + 24, &bad, 4);
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
+	kl_x86_get_xsave(e->v, area, sizeof(area));
+	area[512] = 7; /* AVX */
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
+	area[512] = 3;
+	area[527] = 0x80; /* compacted */
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
+}
+
+static void xcr0(void **state)
+{
+	struct env *e = *state;
+	struct kvm_xcrs x;
+
+	kl_x86_get_xcrs(e->v, &x);
+	assert_int_equal(x.nr_xcrs, 1);
+	assert_int_equal(x.xcrs[0].value, 1);
+	x.xcrs[0].value = 3;
+	assert_int_equal(kl_x86_set_xcrs(e->v, &x), 0);
+	x.xcrs[0].value = 2;
+	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
+	x.xcrs[0].value = 7;
+	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
+	x.flags = 1;
+	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
+}
+
+/* XSAVE and XRSTOR in the guest: what is not asked for stays. */
+static void xsave_instructions(void **state)
+{
+	struct env *e = *state;
+
+	/* xsave [rdi]; xrstor [rdi]; hlt */
+	env_code(e, 0x0f, 0xae, 0x27, 0x0f, 0xae, 0x2f, 0xf4);
+	mode64(e, 0);
+	e->v->cr4 |= KL_CR4_OSXSAVE;
+	e->v->xcr0 = 3;
+	e->v->gpr[KL_RDI] = 0x20000;
+	e->v->gpr[KL_RAX] = 2;
+	memset(e->mem + 0x20000, 0xee, 512);
+	memset(e->v->xsave + 160, 0x11, 256);
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->mem[0x20000 + 160], 0x11);
+	assert_int_equal(e->mem[0x20000], 0xee);
+	assert_int_equal(e->mem[0x20000 + 512], 2);
+	/* Misaligned, and without CR4.OSXSAVE. */
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RDI] = 0x20010;
+	assert_vector(e, 13);
+	mode64(e, 0);
+	assert_vector(e, 6);
+}
+
+static void events(void **state)
+{
+	struct env *e = *state;
+	struct kvm_vcpu_events ev;
+
+	kl_x86_get_events(e->v, &ev);
+	ev.exception.injected = 1;
+	ev.exception.nr = 2;
+	assert_int_equal(kl_x86_set_events(e->v, &ev), -EINVAL); /* an NMI is no exception */
+	ev.exception.nr = 32;
+	assert_int_equal(kl_x86_set_events(e->v, &ev), -EINVAL);
+	ev.exception.nr = 6;
+	ev.flags |= 1u << 20;
+	assert_int_equal(kl_x86_set_events(e->v, &ev), -EINVAL);
+	ev.flags = KVM_VCPUEVENT_VALID_PAYLOAD;
+	assert_int_equal(kl_x86_set_events(e->v, &ev), -EINVAL);
+	ev.flags = KVM_VCPUEVENT_VALID_SMM;
+	ev.smi.smm = 1;
+	assert_int_equal(kl_x86_set_events(e->v, &ev), -EINVAL);
+	/* Pending counts only with the payload capability; it wins over injected. */
+	e->vm->exception_payload = true;
+	memset(&ev, 0, sizeof(ev));
+	ev.flags = KVM_VCPUEVENT_VALID_PAYLOAD;
+	ev.exception.pending = ev.exception.injected = 1;
+	ev.exception.nr = 14;
+	ev.exception_has_payload = 1;
+	ev.exception_payload = 0xabc;
+	assert_int_equal(kl_x86_set_events(e->v, &ev), 0);
+	kl_x86_get_events(e->v, &ev);
+	assert_int_equal(ev.exception.pending, 1);
+	assert_int_equal(ev.exception.injected, 0);
+	assert_int_equal(ev.exception_payload, 0xabc);
+	assert_int_equal(e->v->cr2, 0);
+}
+
+static void mp_states(void **state)
+{
+	struct env *e = *state;
+	struct kvm_mp_state m = {KVM_MP_STATE_HALTED};
+
+	assert_int_equal(kl_x86_set_mp_state(e->v, &m), -EINVAL);
+	e->vm->irqchip = true;
+	assert_int_equal(kl_x86_set_mp_state(e->v, &m), 0);
+	m.mp_state = 77;
+	assert_int_equal(kl_x86_set_mp_state(e->v, &m), -EINVAL);
+	m.mp_state = KVM_MP_STATE_SIPI_RECEIVED;
+	e->v->sipi_vector = 0x12;
+	assert_int_equal(kl_x86_set_mp_state(e->v, &m), 0);
+	assert_int_equal(kl_x86_get_mp_state(e->v, &m), 0);
+	assert_int_equal(m.mp_state, KVM_MP_STATE_RUNNABLE);
+	assert_int_equal(e->v->seg[KL_CS].base, 0x12000);
+	assert_int_equal(e->v->rip, 0);
+}
+
+static void debug_registers(void **state)
+{
+	struct env *e = *state;
+	struct kvm_debugregs d;
+
+	kl_x86_get_debugregs(e->v, &d);
+	assert_int_equal(d.dr6, 0xffff0ff0);
+	assert_int_equal(d.dr7, 0x400);
+	d.db[2] = 0x1234;
+	assert_int_equal(kl_x86_set_debugregs(e->v, &d), 0);
+	d.dr7 = 1ull << 32;
+	assert_int_equal(kl_x86_set_debugregs(e->v, &d), -EINVAL);
+	d.dr7 = 0;
+	d.flags = 1;
+	assert_int_equal(kl_x86_set_debugregs(e->v, &d), -EINVAL);
+	assert_int_equal(e->v->dr[2], 0x1234);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
+	const struct CMUnitTest tests[] = {
+		TEST(power_on),
+		TEST(sregs_checks),
+		TEST(sregs2_pdptrs),
+		TEST(cr4_follows_cpuid),
+		TEST(cpuid_is_fixed_after_running),
+		TEST(cpuid_instruction),
+		TEST(msr_lists),
+		TEST(msr_checks),
+		TEST(tsc),
+		TEST(xsave_area),
+		TEST(xcr0),
+		TEST(xsave_instructions),
+		TEST(events),
+		TEST(mp_states),
+		TEST(debug_registers),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
