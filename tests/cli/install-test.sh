@@ -6,7 +6,7 @@ src=$1
 build=$2
 prefix=$3
 libdir=$4
-spin=$5
+spin=$(realpath "$5")
 cc=${CC:-cc}
 . "$(dirname "$0")/tap.sh"
 unset LD_PRELOAD KVMLET_PRELOAD_LIBRARY

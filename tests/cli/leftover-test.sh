@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 # However a program ends, nothing of it or of kvmlet's stays: no process, shared memory, file.
 # usage: leftover-test.sh KVMLET SPIN_VM
-kvmlet=$1
-spin=$2
+kvmlet=$(realpath "$1")
+spin=$(realpath "$2")
 . "$(dirname "$0")/tap.sh"
 
 # sid_of PID; field 6 of stat, behind the name in parentheses

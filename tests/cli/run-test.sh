@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 # `kvmlet run` without an engine: options, environment, and every refusal with its reason.
 # usage: run-test.sh KVMLET DUMMY_PRELOAD [CC]
-kvmlet=$1
-dummy=$2
+kvmlet=$(realpath "$1")
+dummy=$(realpath "$2")
 cc=${3:-cc}
 . "$(dirname "$0")/tap.sh"
 

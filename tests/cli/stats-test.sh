@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 # Every statistic counts, and the table of --stats says what KVM_GET_STATS_FD says.
 # usage: stats-test.sh KVMLET STATS_VM HELLO_VM STATS_DEF
-kvmlet=$1
-vm=$2
-hello=$3
+kvmlet=$(realpath "$1")
+vm=$(realpath "$2")
+hello=$(realpath "$3")
 def=$4
 . "$(dirname "$0")/tap.sh"
 

@@ -7,7 +7,8 @@
 #include <signal.h>
 
 typedef void (*handler_t)(int);
-handler_t signal(int sig, handler_t handler);
+/* Found by libcmocka only if the program exports it. */
+__attribute__((visibility("default"))) handler_t signal(int sig, handler_t handler);
 
 handler_t signal(int sig, handler_t handler)
 {
