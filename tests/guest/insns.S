@@ -337,9 +337,9 @@ insn_table:
 	T 0, "lea 1f(%rip), %rax; mov %rax, (%rbx); jmp *(%rbx); incl %ecx; 1: incl %edx"
 	T 0, "lea 1f(%rip), %rax; jmp *%rax; incl %ecx; 1: incl %edx"
 	T 0, "jmp 1f; incl %ecx; 1: incl %edx"
-	T REP, "1: incl %eax; loop 1b"
-	T REP, "1: decl %eax; loope 1b"
-	T REP, "1: decl %eax; loopne 1b"
+	T REP, "incl %ecx; 1: incl %eax; loop 1b"
+	T REP, "incl %ecx; 1: decl %eax; loope 1b"
+	T REP, "incl %ecx; 1: decl %eax; loopne 1b"
 	T REP, "jrcxz 1f; incl %eax; 1: incl %edx"
 	T REP, "jecxz 1f; incl %eax; 1: incl %edx"
 
