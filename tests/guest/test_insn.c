@@ -628,8 +628,8 @@ static void test_changing_code(void **state)
 		assert_int_equal(v->gpr[KL_RAX] & 0xff, i);
 	}
 
-	/* A store that turns XOR, which would have killed ADD's flags, into SBB, which reads them. */
-	put_code(64, "\x04\xff\x66\xc7\x05\0\0\0\0\x19\xc0\x31\xc0\xf4", 14);
+	/* ADD turns the next instruction from XOR, which kills its flags, into SBB. */
+	put_code(64, "\x80\x05\0\0\0\0\xe8\x31\xc0\xf4", 10);
 	v->gpr[KL_RAX] = 1;
 	env_run(false);
 	assert_true(env.halted);
