@@ -28,17 +28,24 @@ in_session()
 
 listing()
 {
-	# Other programs of this machine come and go in /tmp: what counts there is our name
-	find /dev/shm /dev/mqueue -mindepth 1 2>/dev/null | sort
-	find /tmp /var/tmp /run -maxdepth 2 -name '*kvmlet*' 2>/dev/null | sort
+	# Other tests and programs come and go there too: what counts in /tmp is our name
+	find /dev/shm /dev/mqueue -mindepth 1 2>/dev/null
+	find /tmp /var/tmp /run -maxdepth 1 -name '*kvmlet*' ! -name 'kvmlet-test.*' 2>/dev/null
+}
+
+# What is there now and was not before
+appeared()
+{
+	listing | sort > "$tmp/after"
+	comm -13 "$tmp/before" "$tmp/after"
 }
 
 # end_by NAME MODE SIGNAL STATUS
 end_by()
 {
-	local name=$1 mode=$2 signal=$3 want=$4 before pid got="" left status i
+	local name=$1 mode=$2 signal=$3 want=$4 pid got="" left status i
 	mkdir "$tmp/tmpdir" "$tmp/cwd"
-	before=$(listing)
+	listing | sort > "$tmp/before"
 	rm -f "$tmp/out" && mkfifo "$tmp/out"
 	(
 		cd "$tmp/cwd" || exit 99
@@ -68,8 +75,8 @@ end_by()
 		not_ok "$name" "processes stayed: $left"
 	elif find "$tmp/tmpdir" "$tmp/cwd" -mindepth 1 | grep -q .; then
 		not_ok "$name" "files stayed: $(find "$tmp/tmpdir" "$tmp/cwd" -mindepth 1)"
-	elif [ "$before" != "$(listing)" ]; then
-		not_ok "$name" "before: $before" "after: $(listing)"
+	elif [ -n "$(appeared)" ]; then
+		not_ok "$name" "files stayed: $(appeared)"
 	else
 		ok "$name"
 	fi
