@@ -792,6 +792,53 @@ static void test_legacy_modes(void **state)
 	set_mode(KL_CODE64);
 }
 
+/* Random bytes in each mode: anything may come out, but not the host's death. */
+static void test_random_bytes(void **state)
+{
+	static const enum kl_code_mode modes[] = { KL_CODE64, KL_CODE32, KL_CODE16 };
+	struct kl_vcpu *v = env.v;
+	struct native_ctx c;
+	unsigned done = 0;
+
+	for (unsigned i = 0; i < 60000; i++) {
+		unsigned at = 0x100 + (unsigned)(rng() & 0x7fff);
+
+		random_state(&c, ATTR_REP);
+		set_mode(modes[i % 3]);
+		load(&c, at);
+		v->gpr[KL_RCX] &= 0xff;
+		if (modes[i % 3] == KL_CODE16)
+			v->rip = at;
+		for (unsigned k = 0; k < 24; k++)
+			env.code_rw[at + k] = (uint8_t)rng();
+		switch (rng() & 7) { /* the interesting maps */
+		case 0:
+			env.code_rw[at] = 0x0f;
+			break;
+		case 1:
+			memcpy(env.code_rw + at, "\x66\x0f\x38", 3);
+			break;
+		case 2:
+			env.code_rw[at] = (uint8_t)(0xd8 + (rng() & 7));
+			break;
+		case 3:
+			memcpy(env.code_rw + at, rng() & 1 ? "\xc4\xe2" : "\x66\x0f\x3a", 2);
+			break;
+		default:
+			break;
+		}
+		for (unsigned k = 0; k < 4; k++) {
+			env_run(true);
+			if (env.vector >= 0 || env.failed || env.halted)
+				break;
+			done++;
+		}
+	}
+	set_mode(KL_CODE64);
+	printf("# %u random instructions completed\n", done);
+	assert_true(done > 10000);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -801,6 +848,7 @@ int main(void)
 		cmocka_unit_test(test_changing_code),
 		cmocka_unit_test(test_eviction),     cmocka_unit_test(test_requests),
 		cmocka_unit_test(test_count),	     cmocka_unit_test(test_legacy_modes),
+		cmocka_unit_test(test_random_bytes),
 	};
 	env_init();
 	return cmocka_run_group_tests(tests, NULL, NULL);
