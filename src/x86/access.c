@@ -44,6 +44,7 @@ void kl_tlb_flush(struct kl_vcpu *v)
 	}
 	v->tlb_used = 0;
 	v->tlb_large = false;
+	v->mmio_tag = KL_MMIO_NONE;
 }
 
 void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
@@ -58,6 +59,7 @@ void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
 
 		e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
 	}
+	v->mmio_tag = KL_MMIO_NONE;
 }
 
 void kl_serve_flush(struct kl_vcpu *v)
@@ -108,12 +110,15 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 /* A stage-2 miss. Leaves if the fault can't be resolved or the vCPU is wanted elsewhere. */
 static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 {
+	jmp_buf *guard = kl_self.guard;
 	uint32_t req;
 	int r;
 
 	kl_vcpu_leave_guest(&v->core);
 	kl_stat_own_add(&v->core.stats.pf_taken, 1);
+	kl_self.guard = NULL; /* a trap in the engine is not the guest's */
 	r = kl_mmu_fault(&v->core, gpa, access);
+	kl_self.guard = guard;
 	if (r == KL_FAULT_MAPPED)
 		kl_stat_own_add(&v->core.stats.pf_fixed, 1);
 	kl_vcpu_enter_guest(&v->core);
@@ -156,6 +161,15 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 		p->ptr = (uint8_t *)(lin + (uint64_t)e->addend);
 		return false;
 	}
+	if (v->mmio_tag == ((lin & KL_PAGE_MASK) | mode) && (v->mmio_access & access)) {
+		p->gpa = v->mmio_gpa | (lin & ~KL_PAGE_MASK);
+		page = kl_mmu_lookup(&v->core, v->mmio_gpa, access, &writable, &mmio);
+		if (KL_LIKELY(!page && mmio)) {
+			p->mmio = true;
+			return false;
+		}
+		v->mmio_tag = KL_MMIO_NONE;
+	}
 	switch (kl_walk(v, lin, access, mode, true, &w)) {
 	case KL_WALK_OK:
 		break;
@@ -181,6 +195,11 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 		return false;
 	}
 	if (mmio) {
+		v->mmio_tag = (lin & KL_PAGE_MASK) | mode;
+		v->mmio_gpa = w.gpa & KL_PAGE_MASK;
+		v->mmio_access = kl_walk_allowed(v, &w, mode);
+		if (!w.dirty)
+			v->mmio_access &= ~KL_ACC_WRITE;
 		p->mmio = true;
 		return false;
 	}

@@ -495,6 +495,9 @@ enum kl_next kl_op_syscall(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (kl_real_mode(v) || !(v->efer & KL_EFER_SCE))
 		kl_raise(v, KL_EXC_UD);
+	/* Intel processors have it in 64-bit code only. */
+	if (v->intel_compatible && v->code_mode != KL_CODE64)
+		kl_raise(v, KL_EXC_UD);
 	flat_ss(&ss, (uint16_t)(sel + 8), 0);
 	if (v->efer & KL_EFER_LMA) {
 		uint64_t target = v->code_mode == KL_CODE64 ? v->msr_lstar : v->msr_cstar;

@@ -135,6 +135,7 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
 #define KL_TLB_BITS 9
 #define KL_TLB_SIZE (1u << KL_TLB_BITS)
 #define KL_TLB_NONE 1ull
+#define KL_MMIO_NONE 0xfffull
 
 struct kl_tlb_entry {
 	uint64_t rtag, wtag, xtag;
@@ -256,6 +257,10 @@ struct kl_vcpu {
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
 	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
 	bool tlb_large;	  /* some of them are parts of large guest pages */
+	/* The last page that was MMIO: its translation only; stage 2 is asked each time. */
+	uint64_t mmio_tag; /* linear page | access mode, or KL_MMIO_NONE */
+	uint64_t mmio_gpa;
+	unsigned mmio_access; /* KL_ACC_* that the guest's tables allow */
 	uint8_t *code_page;  /* host page that the current block lies in, or NULL */
 	bool code_written; /* a store hit code_page: leave the block after this instruction */
 
