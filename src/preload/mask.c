@@ -68,6 +68,8 @@ uint64_t kl_mask_expose(void)
 
 	if (KL_LIKELY(!kl_pl_self.adopted || !kl_pl_self.view))
 		return 0;
+	if (kl_fd_shared_child() && kl_pl_self.masked_child == kl_sys(SYS_getpid))
+		return 0;
 	change_mask(SIG_BLOCK, kl_pl_self.view, &old);
 	return kl_pl_self.view & ~old;
 }
@@ -105,6 +107,11 @@ static int set_mask(int (*real)(int, const sigset_t *, sigset_t *), int how, con
 
 	if (KL_LIKELY(!kl_pl_self.adopted))
 		return real(how, set, old);
+	if (set && kl_fd_shared_child()) {
+		/* vfork: the thread's record is the parent's, the mask in the kernel is not. */
+		kl_pl_self.masked_child = kl_sys(SYS_getpid);
+		return real(how, set, old);
+	}
 	if (set) {
 		want = kl_sigset_get(set);
 		clean = *set;

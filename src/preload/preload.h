@@ -63,6 +63,7 @@ struct kl_pl_thread {
 	bool adopted;	    /* the program's view of them is in @view */
 	unsigned char nr_parked;
 	uint64_t view;	    /* guard signals that the program believes blocked */
+	long masked_child;   /* the vfork() child that has set its own mask */
 	siginfo_t parked[3]; /* program's guard signals that came inside the engine */
 };
 extern KL_TLS struct kl_pl_thread kl_pl_self;

@@ -7,8 +7,10 @@
  * would do harm (kl_fd_shared_child()). A new program or thread inherits the signal mask as
  * the program knows it.
  */
+#include <alloca.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -148,6 +150,53 @@ WRAP(int, fexecve, (int fd, char *const argv[], char *const envp[]))
 WRAP(int, execveat, (int dirfd, const char *path, char *const argv[], char *const envp[], int flags))
 {
 	EXEC(REAL(execveat)(dirfd, path, argv, envp, flags));
+}
+
+/* The arguments of execl() and relatives as an array on the stack; @last: what follows NULL. */
+#define COLLECT(argv, first, last)                                                                 \
+	do {                                                                                       \
+		unsigned n_ = 1;                                                                   \
+		va_list ap_;                                                                       \
+		va_start(ap_, first);                                                              \
+		while (va_arg(ap_, char *))                                                        \
+			n_++;                                                                      \
+		va_end(ap_);                                                                       \
+		(argv) = alloca((n_ + 1) * sizeof(*(argv)));                                       \
+		(argv)[0] = (char *)(first);                                                       \
+		va_start(ap_, first);                                                              \
+		for (unsigned i_ = 1; i_ <= n_; i_++)                                              \
+			(argv)[i_] = va_arg(ap_, char *);                                          \
+		(last) = va_arg(ap_, void *);                                                      \
+		va_end(ap_);                                                                       \
+	} while (0)
+
+WRAP(int, execl, (const char *path, const char *arg, ...))
+{
+	char **argv;
+	void *last;
+
+	COLLECT(argv, arg, last);
+	(void)last;
+	EXEC(REAL(execve)(path, argv, environ));
+}
+
+WRAP(int, execlp, (const char *file, const char *arg, ...))
+{
+	char **argv;
+	void *last;
+
+	COLLECT(argv, arg, last);
+	(void)last;
+	EXEC(REAL(execvpe)(file, argv, environ));
+}
+
+WRAP(int, execle, (const char *path, const char *arg, ...))
+{
+	char **argv;
+	void *envp;
+
+	COLLECT(argv, arg, envp);
+	EXEC(REAL(execve)(path, argv, envp));
 }
 
 /* libc's exit functions that run no destructors. */

@@ -196,6 +196,26 @@ static void report(const struct record *r, struct sigaction *out)
 	kl_sigset_put(&out->sa_mask, r->mask);
 }
 
+/*
+ * A child of vfork() has its own actions in the kernel, and our table: it must not write it.
+ * What it installs before it execs is installed as it is.
+ */
+static int child_action(int sig, const struct sigaction *act, struct sigaction *old)
+{
+	struct sigaction was;
+	struct record r;
+
+	if (REAL(sigaction)(sig, act, &was))
+		return -1;
+	if (old && was.sa_sigaction == dispatch) {
+		load(sig, &r);
+		report(&r, old);
+	} else if (old) {
+		*old = was;
+	}
+	return 0;
+}
+
 int kl_signals_action(int sig, const struct sigaction *act, struct sigaction *old)
 {
 	struct sigaction new_act, old_act;
@@ -215,6 +235,8 @@ int kl_signals_action(int sig, const struct sigaction *act, struct sigaction *ol
 	if (sig <= 0 || sig >= NSIG_MAX || sig == 32 || sig == 33 || sig == SIGKILL ||
 	    sig == SIGSTOP)
 		return REAL(sigaction)(sig, act, old);
+	if (kl_fd_shared_child())
+		return child_action(sig, act, old);
 	if (act)
 		new_act = *act;
 	load(sig, &was);

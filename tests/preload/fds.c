@@ -309,24 +309,55 @@ static void forks(void)
 	t_free(&v);
 }
 
+static volatile int signals;
+
+static void on_signal(int sig)
+{
+	signals++;
+}
+
+/* A new program starts with the mask that the child asked for. */
+static int exit0(void)
+{
+	sigset_t set;
+
+	sigprocmask(SIG_SETMASK, NULL, &set);
+	return sigismember(&set, SIGSEGV) || sigismember(&set, SIGBUS) ||
+	       sigismember(&set, SIGRTMAX);
+}
+
 /* vfork: the child closes everything, as programs do before exec. */
 static void vforks(const char *self)
 {
+	struct sigaction sa;
+	sigset_t set, old;
 	struct vm v;
 	pid_t pid;
 	int st;
 
 	T_VM(&v, code_out);
+	signal(SIGUSR1, on_signal);
+	sigfillset(&set);
+	pthread_sigmask(SIG_SETMASK, &set, &old);
 	pid = vfork();
 	if (!pid) {
 		close(v.vcpu);
 		close(v.vm);
 		dup2(2, v.kvm);
 		close_range(3, ~0u, 0);
+		/* Resets what the parent keeps, as subprocess modules do. */
+		signal(SIGUSR1, SIG_DFL);
+		sigemptyset(&set);
+		sigprocmask(SIG_SETMASK, &set, NULL);
 		execl(self, self, "exit0", NULL);
 		_exit(99);
 	}
 	CHECK(pid > 0 && waitpid(pid, &st, 0) == pid && st == 0);
+	pthread_sigmask(SIG_SETMASK, &old, &set);
+	CHECK(sigismember(&set, SIGSEGV) == 1 && sigismember(&set, SIGUSR2) == 1);
+	CHECK(!sigaction(SIGUSR1, NULL, &sa) && sa.sa_handler == on_signal);
+	raise(SIGUSR1);
+	CHECK(signals == 1);
 	CHECK(api(v.kvm) == 12);
 	CHECK(t_out(&v) == 0);
 	t_free(&v);
@@ -482,7 +513,7 @@ int main(int argc, char **argv)
 	int st;
 
 	if (argc > 1 && !strcmp(argv[1], "exit0"))
-		return 0;
+		return exit0();
 	if (argc > 3 && !strcmp(argv[1], "inherit"))
 		return inherit(atoi(argv[2]), atoi(argv[3]));
 	T_VM(&v, code_out);
