@@ -28,7 +28,7 @@ static bool padding_is_clean(unsigned long arg, unsigned n)
 
 long kl_cpuid_get_system(unsigned long arg, bool emulated)
 {
-	struct kvm_cpuid_entry2 e[KL_MAX_CPUID_ENTRIES] = {0};
+	struct kvm_cpuid_entry2 *e;
 	struct kvm_cpuid2 head;
 	int n;
 
@@ -39,14 +39,19 @@ long kl_cpuid_get_system(unsigned long arg, bool emulated)
 	head.nent = kl_min(head.nent, (uint32_t)KL_MAX_CPUID_ENTRIES);
 	if (emulated && !padding_is_clean(arg, head.nent))
 		return -EINVAL;
+	e = calloc(head.nent, sizeof(e[0]));
+	if (!e)
+		return -ENOMEM;
 	n = emulated ? kl_x86_emulated_cpuid(e, head.nent) : kl_x86_supported_cpuid(e, head.nent);
-	if (n < 0)
-		return n;
-	head.nent = (uint32_t)n;
-	if (kl_copy_to_user(user_entries(arg), e, head.nent * sizeof(e[0])) ||
-	    kl_copy_to_user((void *)arg, &head, sizeof(head)))
-		return -EFAULT;
-	return 0;
+	if (n >= 0) {
+		head.nent = (uint32_t)n;
+		n = 0;
+		if (kl_copy_to_user(user_entries(arg), e, head.nent * sizeof(e[0])) ||
+		    kl_copy_to_user((void *)arg, &head, sizeof(head)))
+			n = -EFAULT;
+	}
+	free(e);
+	return n;
 }
 
 long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg)
@@ -90,15 +95,21 @@ static int copy_entries(struct kvm_cpuid_entry2 *to, unsigned long arg, unsigned
 
 long kl_cpuid_set(struct kl_uvcpu *vc, unsigned long arg, bool v2)
 {
-	struct kvm_cpuid_entry2 e[KL_MAX_CPUID_ENTRIES];
+	struct kvm_cpuid_entry2 *e;
 	struct kvm_cpuid2 head;
+	int r;
 
 	_Static_assert(sizeof(struct kvm_cpuid) == sizeof(struct kvm_cpuid2), "same head");
 	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
 		return -EFAULT;
 	if (head.nent > KL_MAX_CPUID_ENTRIES)
 		return -E2BIG;
-	if (copy_entries(e, arg, head.nent, v2))
-		return -EFAULT;
-	return kl_x86_set_cpuid(vc->v, e, head.nent);
+	e = calloc(head.nent + 1, sizeof(e[0])); /* not on the program's stack */
+	if (!e)
+		return -ENOMEM;
+	r = copy_entries(e, arg, head.nent, v2);
+	if (!r)
+		r = kl_x86_set_cpuid(vc->v, e, head.nent);
+	free(e);
+	return r;
 }

@@ -22,10 +22,23 @@ static bool vm_unusable(const struct kl_uvm *vm, const struct kl_object *obj)
 
 static void trace_ioctl(const struct kl_object *obj, unsigned cmd, unsigned long arg, long r)
 {
-	static const char *const kinds[] = {"kvm", "vm", "vcpu", "stats"};
+	const struct kl_uvcpu *vc = (const struct kl_uvcpu *)obj;
+	const struct kl_uvm *vm = obj->kind == KL_OBJ_VCPU ? vc->vm : (const struct kl_uvm *)obj;
+	const char *name = kl_ioctl_name(cmd);
 
-	kl_trace_write("ioctl %s:%lu %s(0x%x) arg=0x%lx = %ld", kinds[obj->kind],
-		       (unsigned long)obj->ino, kl_ioctl_name(cmd), cmd, arg, r);
+	switch (obj->kind) {
+	case KL_OBJ_VM:
+		kl_trace_write("ioctl vm%lu %s(0x%x) arg=0x%lx = %ld",
+			       (unsigned long)vm->kvm.mem.serial, name, cmd, arg, r);
+		break;
+	case KL_OBJ_VCPU:
+		kl_trace_write("ioctl vm%lu vcpu%u %s(0x%x) arg=0x%lx = %ld",
+			       (unsigned long)vm->kvm.mem.serial, vc->id, name, cmd, arg, r);
+		break;
+	default:
+		kl_trace_write("ioctl kvm %s(0x%x) arg=0x%lx = %ld", name, cmd, arg, r);
+		break;
+	}
 }
 
 long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd_long, unsigned long arg,

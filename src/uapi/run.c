@@ -222,30 +222,30 @@ static void trace_exit(const struct kl_uvcpu *vc, int r)
 	unsigned long vm = (unsigned long)vc->vm->kvm.mem.serial;
 
 	if (r) {
-		kl_trace_write("exit vm=%lu vcpu=%u error=%d", vm, vc->id, r);
+		kl_trace_write("exit vm%lu vcpu%u error=%d", vm, vc->id, r);
 		return;
 	}
 	switch (e->reason) {
 	case KVM_EXIT_IO:
-		kl_trace_write("exit vm=%lu vcpu=%u IO %s port=0x%x size=%u count=%u", vm, vc->id,
+		kl_trace_write("exit vm%lu vcpu%u IO %s port=0x%x size=%u count=%u", vm, vc->id,
 			       e->io.in ? "in" : "out", e->io.port, e->io.size, e->io.count);
 		break;
 	case KVM_EXIT_MMIO:
-		kl_trace_write("exit vm=%lu vcpu=%u MMIO %s gpa=0x%lx len=%u", vm, vc->id,
+		kl_trace_write("exit vm%lu vcpu%u MMIO %s gpa=0x%lx len=%u", vm, vc->id,
 			       e->mmio.is_write ? "write" : "read", (unsigned long)e->mmio.gpa,
 			       e->mmio.len);
 		break;
 	case KVM_EXIT_X86_RDMSR:
 	case KVM_EXIT_X86_WRMSR:
-		kl_trace_write("exit vm=%lu vcpu=%u %s index=0x%x why=0x%x", vm, vc->id,
+		kl_trace_write("exit vm%lu vcpu%u %s index=0x%x why=0x%x", vm, vc->id,
 			       kl_exit_name(e->reason), e->msr.index, e->msr.why);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
-		kl_trace_write("exit vm=%lu vcpu=%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm,
+		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm,
 			       vc->id, e->internal.suberror, (unsigned long)vc->v->rip);
 		break;
 	default:
-		kl_trace_write("exit vm=%lu vcpu=%u %s", vm, vc->id, kl_exit_name(e->reason));
+		kl_trace_write("exit vm%lu vcpu%u %s", vm, vc->id, kl_exit_name(e->reason));
 		break;
 	}
 }

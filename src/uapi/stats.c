@@ -15,6 +15,8 @@
 #include "uapi/object.h"
 
 #define MAX_STATS 64
+_Static_assert(sizeof(struct kl_vm_stats) <= MAX_STATS * sizeof(kl_stat_t), "room for all");
+_Static_assert(sizeof(struct kl_vcpu_stats) <= MAX_STATS * sizeof(kl_stat_t), "room for all");
 
 struct stats_desc {
 	struct kvm_stats_desc head;
@@ -93,15 +95,21 @@ ssize_t kl_stats_read(struct kl_ustats *s, void *buf, size_t len, off_t *ppos)
 	unsigned n = nr_stats(s);
 	uint64_t pos = (uint64_t)*ppos, size = head_size(n) + n * sizeof(uint64_t);
 	uint64_t data[MAX_STATS];
-	struct stats_file f;
 
 	if (pos >= size)
 		return 0;
 	len = kl_min(len, size - pos);
 	if (pos < head_size(n)) {
-		build_head(s, &f);
-		if (copy_piece(buf, len, pos, &f, 0, head_size(n)))
-			return -EFAULT;
+		struct stats_file *f = malloc(sizeof(*f));
+		int r = -ENOMEM;
+
+		if (f) {
+			build_head(s, f);
+			r = copy_piece(buf, len, pos, f, 0, head_size(n));
+		}
+		free(f);
+		if (r)
+			return r;
 	}
 	snapshot(s, data);
 	if (copy_piece(buf, len, pos, data, head_size(n), n * sizeof(uint64_t)))
@@ -116,7 +124,6 @@ int kl_stats_open(struct kl_uvm *vm, struct kl_uvcpu *vc, struct kl_object **new
 	char name[32];
 	int fd;
 
-	KL_ASSERT(kl_vm_nr_stats <= MAX_STATS && kl_vcpu_nr_stats <= MAX_STATS);
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
@@ -206,7 +213,7 @@ void kl_stats_after_fork(void)
 struct out {
 	int fd;
 	size_t n;
-	char buf[8192];
+	char buf[4096];
 };
 
 static void put_row(struct out *o, const char *name, uint64_t value)

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "base/log.h"
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/notifier_gate.h"
@@ -129,19 +128,13 @@ static long set_memory_region(struct kl_uvm *vm, unsigned long arg, bool v2)
 {
 	const uint32_t v1_flags = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
 	struct kl_uapi_memory_region2 r = {0};
-	long ret;
 
 	if (kl_copy_from_user(&r, (void *)arg,
 			      v2 ? sizeof(r) : sizeof(struct kvm_userspace_memory_region)))
 		return -EFAULT;
 	if (!v2 && (r.flags & ~v1_flags))
 		return -EINVAL;
-	ret = kl_set_memory_region(&vm->kvm.mem, &r);
-	KL_TRACE("slot vm=%lu id=%u flags=0x%x gpa=0x%lx size=0x%lx hva=0x%lx = %ld",
-		 (unsigned long)vm->kvm.mem.serial, r.slot, r.flags,
-		 (unsigned long)r.guest_phys_addr, (unsigned long)r.memory_size,
-		 (unsigned long)r.userspace_addr, ret);
-	return ret;
+	return kl_set_memory_region(&vm->kvm.mem, &r);
 }
 
 /* No slot has a log yet: KVM_MEM_LOG_DIRTY_PAGES is refused. */
