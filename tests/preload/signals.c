@@ -346,7 +346,7 @@ static void handler_jumps(void)
 
 	signal(SIGUSR1, jumps);
 	hits = 0;
-	for (int i = 0; i < 3; i++) {
+	for (volatile int i = 0; i < 3; i++) {
 		t = shoot(&s, SIGUSR1, false);
 		if (!sigsetjmp(out, 1)) {
 			t_run(&v);
