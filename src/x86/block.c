@@ -159,26 +159,30 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 	return b;
 }
 
-const struct kl_op *kl_block_one(struct kl_vcpu *v)
+/* Do the first @len bytes of two 16-byte strings agree? */
+static bool same_bytes(const struct kl_single *s, uint64_t lo, uint64_t hi)
 {
-	struct kl_block_cache *c = v->blocks;
-	uint64_t lin = kl_code_lin(v), next;
-	unsigned n = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK));
+	unsigned len = s->op.len;
+	uint64_t low_mask = len >= 8 ? ~0ull : (1ull << (8 * len)) - 1;
+	uint64_t high_mask = len > 8 ? (1ull << (8 * (len - 8))) - 1 : 0;
+
+	return !(((lo ^ s->lo) & low_mask) | ((hi ^ s->hi) & high_mask));
+}
+
+/* The bytes at @lin and what they decode to, over a page boundary if need be. */
+static void decode_single(struct kl_vcpu *v, struct kl_single *s, uint64_t lin, const uint8_t *code,
+			  unsigned n)
+{
 	uint8_t bytes[32] = { 0 };
 	struct kl_decode d;
-	const uint8_t *code;
+	uint64_t next;
 
-	n = kl_min(n, 16u);
-	code = kl_fetch_pointer(v, lin);
-	v->cur_op = NULL;
-	if (!code)
-		code = kl_fetch_slow(v, lin);
-	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
+	/* Whatever leaves below finds no half-made entry. */
+	s->op.len = 0;
 	kl_access_copy(bytes, code, n);
-	if (v->code_mode != KL_CODE64 && v->rip > v->seg[KL_CS].limit)
-		kl_raise_error(v, KL_EXC_GP, 0);
-	if (kl_decode_one(&d, &c->one, (enum kl_code_mode)v->code_mode, v->rip, bytes, n) ==
+	if (kl_decode_one(&d, &s->op, (enum kl_code_mode)v->code_mode, v->rip, bytes, n) ==
 	    KL_DECODE_TRUNCATED) {
+		s->op.len = 0;
 		next = (lin | ~KL_PAGE_MASK) + 1;
 		if (v->code_mode != KL_CODE64)
 			next = (uint32_t)next;
@@ -186,9 +190,32 @@ const struct kl_op *kl_block_one(struct kl_vcpu *v)
 		if (!code)
 			code = kl_fetch_slow(v, next);
 		kl_access_copy(bytes + n, code, 16);
-		kl_decode_one(&d, &c->one, (enum kl_code_mode)v->code_mode, v->rip, bytes, n + 16);
+		kl_decode_one(&d, &s->op, (enum kl_code_mode)v->code_mode, v->rip, bytes, n + 16);
 	}
-	if (v->code_mode != KL_CODE64 && v->rip + c->one.len - 1 > v->seg[KL_CS].limit)
+	memcpy(&s->lo, bytes, 8);
+	memcpy(&s->hi, bytes + 8, 8);
+}
+
+const struct kl_op *kl_block_one(struct kl_vcpu *v)
+{
+	uint64_t lin = kl_code_lin(v), key = lin << 2 | v->code_mode;
+	struct kl_single *s = &v->blocks->single[kl_block_hash(key) % KL_NR_SINGLES];
+	unsigned n = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK));
+	const uint8_t *code = kl_fetch_pointer(v, lin);
+
+	n = kl_min(n, 16u);
+	v->cur_op = NULL;
+	if (!code)
+		code = kl_fetch_slow(v, lin);
+	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
+	if (v->code_mode != KL_CODE64 && v->rip > v->seg[KL_CS].limit)
 		kl_raise_error(v, KL_EXC_GP, 0);
-	return &c->one;
+	if (s->key != key || !s->op.len || n < 16 ||
+	    !same_bytes(s, kl_load64(code), kl_load64(code + 8))) {
+		s->key = key;
+		decode_single(v, s, lin, code, n);
+	}
+	if (v->code_mode != KL_CODE64 && v->rip + s->op.len - 1 > v->seg[KL_CS].limit)
+		kl_raise_error(v, KL_EXC_GP, 0);
+	return &s->op;
 }

@@ -17,6 +17,17 @@ struct kl_block {
 	struct kl_op ops[]; /* then nr_bytes of code */
 };
 
+/*
+ * An instruction that was executed outside of blocks: an MMIO access whose answer has come is
+ * decoded once, not each time. Unlike in a block, all its flags are computed.
+ */
+struct kl_single {
+	uint64_t key;
+	uint64_t lo, hi; /* the 16 bytes of memory that it was decoded from */
+	struct kl_op op; /* op.len 0: none */
+};
+#define KL_NR_SINGLES 16
+
 #define KL_BLOCK_FRONT 2048
 #define KL_BLOCK_HASH  4096
 
@@ -27,7 +38,7 @@ struct kl_block_cache {
 	size_t used;
 	bool stepping;	/* kl_interp_one: one element of a string instruction at a time */
 	const struct kl_op *run_end; /* of the block whose count is in insn_count, or NULL */
-	struct kl_op one; /* an instruction that is not in a block */
+	struct kl_single single[KL_NR_SINGLES]; /* by hash of the key */
 	/* Statistics for tests. */
 	uint64_t nr_built, nr_flushes, nr_stale;
 };
