@@ -376,7 +376,7 @@ static void *run_to_hlt(void *arg)
 /* Another thread's ioctl waits until KVM_RUN is over. */
 static void ioctl_waits_for_run(void **state)
 {
-	volatile uint8_t *flags = g.ram + 0x3000;
+	_Atomic uint8_t *flags = (void *)(g.ram + 0x3000);
 	pthread_t runner;
 	void *r;
 
@@ -399,7 +399,7 @@ static void ioctl_waits_for_run(void **state)
 static void slot_deleted_while_running(void **state)
 {
 	uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	volatile uint8_t *seen = page;
+	_Atomic uint8_t *seen = (void *)page;
 	pthread_t runner;
 	void *r;
 
@@ -444,7 +444,7 @@ static pthread_t main_thread;
 /* Once the guest runs. */
 static void *send_signal(void *arg)
 {
-	volatile uint8_t *running = g.ram + 0x3000;
+	_Atomic uint8_t *running = (void *)(g.ram + 0x3000);
 
 	(void)arg;
 	while (!*running)

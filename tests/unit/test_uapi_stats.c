@@ -294,7 +294,7 @@ static void *run_thread(void *arg)
 
 static void memory_events_are_counted(void **state)
 {
-	volatile uint8_t *flag = g.ram + 0x3000;
+	_Atomic uint8_t *flag = (void *)(g.ram + 0x3000);
 	struct kl_notifier_range range = {
 		.start = (uint64_t)g.ram + 0x5000,
 		.end = (uint64_t)g.ram + 0x6000,
