@@ -120,7 +120,6 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	}
 	if (!n)
 		return NULL;
-	len = kl_min(len, avail); /* an undecodable byte counts as one */
 	drop_dead_flags(b->ops, use, n);
 	b->key = key;
 	b->nr_ops = (uint16_t)n;
@@ -215,7 +214,8 @@ const struct kl_op *kl_block_one(struct kl_vcpu *v)
 		s->key = key;
 		decode_single(v, s, lin, code, n);
 	}
-	if (v->code_mode != KL_CODE64 && v->rip + s->op.len - 1 > v->seg[KL_CS].limit)
+	if (v->code_mode != KL_CODE64 && s->op.fn != kl_op_ud &&
+	    v->rip + s->op.len - 1 > v->seg[KL_CS].limit)
 		kl_raise_error(v, KL_EXC_GP, 0);
 	return &s->op;
 }

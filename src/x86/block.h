@@ -59,6 +59,14 @@ KL_INLINE unsigned kl_block_hash(uint64_t key)
 	return (unsigned)(key >> 2 ^ key >> 14);
 }
 
+KL_INLINE uint64_t kl_block_bytes(const uint8_t *own, unsigned size)
+{
+	uint64_t x = 0;
+
+	__builtin_memcpy(&x, own, size);
+	return x;
+}
+
 /* Whether memory at @code still holds what the block was decoded from. */
 KL_INLINE bool kl_block_same(const struct kl_block *b, const uint8_t *code)
 {
@@ -68,16 +76,16 @@ KL_INLINE bool kl_block_same(const struct kl_block *b, const uint8_t *code)
 
 	if (KL_LIKELY(n >= 8)) {
 		for (unsigned i = 0; i < n - 8; i += 8)
-			diff |= kl_load64(code + i) ^ *(const uint64_t *)(own + i);
-		return !(diff | (kl_load64(code + n - 8) ^ *(const uint64_t *)(own + n - 8)));
+			diff |= kl_load64(code + i) ^ kl_block_bytes(own + i, 8);
+		return !(diff | (kl_load64(code + n - 8) ^ kl_block_bytes(own + n - 8, 8)));
 	}
 	if (n >= 4) {
-		diff = kl_load32(code) ^ *(const uint32_t *)own;
-		return !(diff | (kl_load32(code + n - 4) ^ *(const uint32_t *)(own + n - 4)));
+		diff = kl_load32(code) ^ kl_block_bytes(own, 4);
+		return !(diff | (kl_load32(code + n - 4) ^ kl_block_bytes(own + n - 4, 4)));
 	}
 	diff = kl_load8(code) ^ own[0];
 	if (n >= 2)
-		diff |= kl_load16(code + n - 2) ^ *(const uint16_t *)(own + n - 2);
+		diff |= kl_load16(code + n - 2) ^ kl_block_bytes(own + n - 2, 2);
 	return !diff;
 }
 

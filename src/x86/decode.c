@@ -215,7 +215,7 @@ enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum 
 	memcpy(op->bytes, bytes, kl_min(len, 15u));
 	if (!ZYAN_SUCCESS(status)) {
 		op->fn = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? kl_op_too_long : kl_op_ud;
-		op->len = 1;
+		op->len = (uint8_t)kl_min(len, 15u); /* it depends on as many bytes */
 		op->flags = KL_OPF_END;
 		op->base = op->index = op->reg = op->rm = KL_NOREG;
 		d->reads_flags = true;

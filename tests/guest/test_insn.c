@@ -628,6 +628,23 @@ static void test_changing_code(void **state)
 		assert_int_equal(v->gpr[KL_RAX] & 0xff, i);
 	}
 
+	/* What was no instruction becomes one. */
+	for (unsigned step = 0; step < 2; step++) {
+		put_code(64, "\x0f\xff\xc0\xf4", 4);
+		env_run(step);
+		assert_int_equal(env.vector, KL_EXC_UD);
+		put_code(64, "\x0f\x1f\xc0\xf4", 4);
+		env_run(step);
+		assert_int_equal(env.vector, -1);
+		assert_int_equal(v->rip, (uint64_t)env.code + 67 + !step);
+		put_code(64, "\xd9\xd1\xc0\xf4", 4); /* reserved */
+		env_run(step);
+		assert_true(env.vector == KL_EXC_UD);
+		put_code(64, "\xd9\xd0\xf4", 3); /* fnop */
+		env_run(step);
+		assert_int_equal(env.vector, -1);
+	}
+
 	/* ADD turns the next instruction from XOR, which kills its flags, into SBB. */
 	put_code(64, "\x80\x05\0\0\0\0\xe8\x31\xc0\xf4", 10);
 	v->gpr[KL_RAX] = 1;
