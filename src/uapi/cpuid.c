@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "host/guard.h"
 #include "uapi/object.h"
@@ -54,20 +55,47 @@ long kl_cpuid_get_system(unsigned long arg, bool emulated)
 	return n;
 }
 
+/* A copy of the vCPU's table, or NULL; -E2BIG if the program has room for less. */
+static int snapshot(struct kl_uvcpu *vc, unsigned room, struct kvm_cpuid_entry2 **out, unsigned *n)
+{
+	struct kl_vcpu *v = vc->v;
+	int r = 0;
+
+	kl_mutex_lock(&vc->lock);
+	*n = v->nr_cpuid;
+	*out = NULL;
+	if (room < *n) {
+		r = -E2BIG;
+	} else if (*n) {
+		kl_x86_refresh_cpuid(v);
+		*out = malloc(*n * sizeof(**out));
+		if (*out)
+			memcpy(*out, v->cpuid, *n * sizeof(**out));
+		else
+			r = -ENOMEM;
+	}
+	kl_mutex_unlock(&vc->lock);
+	return r;
+}
+
 long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg)
 {
+	struct kvm_cpuid_entry2 *e;
 	struct kvm_cpuid2 head;
+	unsigned n;
+	int r;
 
 	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
 		return -EFAULT;
-	if (head.nent < vc->v->nr_cpuid)
-		return -E2BIG;
-	kl_x86_refresh_cpuid(vc->v);
-	head.nent = vc->v->nr_cpuid;
-	if (kl_copy_to_user(user_entries(arg), vc->v->cpuid, head.nent * sizeof(vc->v->cpuid[0])) ||
+	r = snapshot(vc, head.nent, &e, &n);
+	if (r)
+		return r;
+	head.nent = n;
+	if ((n && kl_copy_to_user(user_entries(arg), e, n * sizeof(*e))) ||
 	    kl_copy_to_user((void *)arg, &head, sizeof(head)))
-		return -EFAULT;
-	return 0;
+		r = -EFAULT;
+	free(e);
+	return r;
 }
 
 static int copy_entries(struct kvm_cpuid_entry2 *to, unsigned long arg, unsigned n, bool v2)
@@ -108,8 +136,11 @@ long kl_cpuid_set(struct kl_uvcpu *vc, unsigned long arg, bool v2)
 	if (!e)
 		return -ENOMEM;
 	r = copy_entries(e, arg, head.nent, v2);
-	if (!r)
+	if (!r) {
+		kl_mutex_lock(&vc->lock);
 		r = kl_x86_set_cpuid(vc->v, e, head.nent);
+		kl_mutex_unlock(&vc->lock);
+	}
 	free(e);
 	return r;
 }

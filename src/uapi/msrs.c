@@ -28,6 +28,8 @@ long kl_msrs_get(struct kl_uvcpu *vc, unsigned long arg)
 	struct kvm_msr_entry e[KL_MAX_IO_MSRS];
 	long n = copy_msrs(arg, e), i;
 
+	if (vc)
+		kl_mutex_lock(&vc->lock);
 	for (i = 0; i < n; i++) {
 		uint64_t data = e[i].data;
 		int r = vc ? kl_x86_get_msr(vc->v, e[i].index, &data) :
@@ -37,6 +39,8 @@ long kl_msrs_get(struct kl_uvcpu *vc, unsigned long arg)
 			break;
 		e[i].data = data;
 	}
+	if (vc)
+		kl_mutex_unlock(&vc->lock);
 	if (n < 0)
 		return n;
 	if (kl_copy_to_user((char *)arg + offsetof(struct kvm_msrs, entries), e,
@@ -50,10 +54,12 @@ long kl_msrs_set(struct kl_uvcpu *vc, unsigned long arg)
 	struct kvm_msr_entry e[KL_MAX_IO_MSRS];
 	long n = copy_msrs(arg, e), i;
 
+	kl_mutex_lock(&vc->lock);
 	for (i = 0; i < n; i++) {
 		if (kl_x86_set_msr(vc->v, e[i].index, e[i].data))
 			break;
 	}
+	kl_mutex_unlock(&vc->lock);
 	return n < 0 ? n : i;
 }
 

@@ -119,13 +119,13 @@ int kl_uvcpu_run(struct kl_uvcpu *vc) KL_MUST_CHECK;
 int kl_check_extension(struct kl_uvm *vm, long cap);
 int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap) KL_MUST_CHECK;
 
-/* msrs.c: KVM_GET_MSRS and relatives; @vc NULL: feature MSRs of the system. */
+/* msrs.c: KVM_GET_MSRS and relatives; @vc NULL: feature MSRs of the system. They take vc->lock. */
 long kl_msrs_get(struct kl_uvcpu *vc, unsigned long arg);
 long kl_msrs_set(struct kl_uvcpu *vc, unsigned long arg);
 long kl_msrs_index_list(unsigned long arg, bool features);
 long kl_vm_set_msr_filter(struct kl_uvm *vm, unsigned long arg);
 
-/* cpuid.c */
+/* cpuid.c; takes vc->lock. */
 long kl_cpuid_get_system(unsigned long arg, bool emulated);
 long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg);
 long kl_cpuid_set(struct kl_uvcpu *vc, unsigned long arg, bool v2);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A vCPU: its birth and death, and its ioctls. All of these hold the vCPU's mutex, as in KVM:
- * one that comes while KVM_RUN runs on another thread waits for it.
+ * A vCPU: its birth and death, and its ioctls. All that look at the vCPU take its mutex, as in
+ * KVM: one that comes while KVM_RUN runs on another thread waits for it. The program's memory
+ * is copied before or after, never under the mutex (M6).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -136,29 +137,37 @@ void kl_uvcpu_free(struct kl_uvcpu *vc)
 
 /* ---- ioctls ------------------------------------------------------------------------ */
 
+#define LOCKED(vc, call)                                                                           \
+	({                                                                                         \
+		kl_mutex_lock(&(vc)->lock);                                                        \
+		__auto_type locked_r_ = (call);                                                    \
+		kl_mutex_unlock(&(vc)->lock);                                                      \
+		locked_r_;                                                                         \
+	})
+
 /* Out: the engine fills a structure that the program gets. In: the other way round. */
 #define GET(type, call)                                                                            \
 	({                                                                                         \
 		type x;                                                                            \
 		memset(&x, 0, sizeof(x));                                                          \
-		call;                                                                              \
+		LOCKED(vc, (call, 0));                                                             \
 		kl_copy_to_user((void *)arg, &x, sizeof(x));                                       \
 	})
 #define SET(type, call)                                                                            \
 	({                                                                                         \
 		type x;                                                                            \
-		kl_copy_from_user(&x, (void *)arg, sizeof(x)) ? -EFAULT : (call);                  \
+		kl_copy_from_user(&x, (void *)arg, sizeof(x)) ? -EFAULT : LOCKED(vc, call);        \
 	})
 
-static long get_mp_state(struct kl_vcpu *v, unsigned long arg)
+static long get_mp_state(struct kl_uvcpu *vc, unsigned long arg)
 {
 	struct kvm_mp_state m = {0};
-	int r = kl_x86_get_mp_state(v, &m);
+	int r = LOCKED(vc, kl_x86_get_mp_state(vc->v, &m));
 
 	return r ? r : kl_copy_to_user((void *)arg, &m, sizeof(m));
 }
 
-static long translate(struct kl_vcpu *v, unsigned long arg)
+static long translate(struct kl_uvcpu *vc, unsigned long arg)
 {
 	struct kvm_translation tr;
 	bool writable, user;
@@ -167,7 +176,7 @@ static long translate(struct kl_vcpu *v, unsigned long arg)
 
 	if (kl_copy_from_user(&tr, (void *)arg, sizeof(tr)))
 		return -EFAULT;
-	r = kl_x86_translate(v, tr.linear_address, &gpa, &writable, &user);
+	r = LOCKED(vc, kl_x86_translate(vc->v, tr.linear_address, &gpa, &writable, &user));
 	tr.valid = !r;
 	tr.physical_address = r ? ~0ull : gpa;
 	/* KVM does not look at the rights. */
@@ -179,12 +188,10 @@ static long translate(struct kl_vcpu *v, unsigned long arg)
 static long set_signal_mask(struct kl_uvcpu *vc, unsigned long arg)
 {
 	struct kvm_signal_mask head;
-	uint64_t mask;
+	uint64_t mask = 0;
 
-	if (!arg) {
-		vc->sigmask_set = false;
-		return 0;
-	}
+	if (!arg)
+		goto set;
 	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
 		return -EFAULT;
 	if (head.len != KL_KERNEL_SIGSET_SIZE)
@@ -192,28 +199,31 @@ static long set_signal_mask(struct kl_uvcpu *vc, unsigned long arg)
 	if (kl_copy_from_user(&mask, (char *)arg + offsetof(struct kvm_signal_mask, sigset),
 			      sizeof(mask)))
 		return -EFAULT;
+set:
+	kl_mutex_lock(&vc->lock);
 	vc->sigmask = mask;
-	vc->sigmask_set = true;
+	vc->sigmask_set = arg;
+	kl_mutex_unlock(&vc->lock);
 	return 0;
 }
 
-static long get_xsave(struct kl_vcpu *v, unsigned long arg)
+static long get_xsave(struct kl_uvcpu *vc, unsigned long arg)
 {
 	uint8_t buf[KL_XSAVE_SIZE] __attribute__((aligned(64)));
 
 	_Static_assert(sizeof(buf) == sizeof(struct kvm_xsave), "GET_XSAVE and GET_XSAVE2 agree");
 	memset(buf, 0, sizeof(buf));
-	kl_x86_get_xsave(v, buf, sizeof(buf));
+	LOCKED(vc, (kl_x86_get_xsave(vc->v, buf, sizeof(buf)), 0));
 	return kl_copy_to_user((void *)arg, buf, sizeof(buf));
 }
 
-static long set_xsave(struct kl_vcpu *v, unsigned long arg)
+static long set_xsave(struct kl_uvcpu *vc, unsigned long arg)
 {
 	uint8_t buf[KL_XSAVE_SIZE] __attribute__((aligned(64)));
 
 	if (kl_copy_from_user(buf, (void *)arg, sizeof(buf)))
 		return -EFAULT;
-	return kl_x86_set_xsave(v, buf, sizeof(buf));
+	return LOCKED(vc, kl_x86_set_xsave(vc->v, buf, sizeof(buf)));
 }
 
 /* One more; more than two wait together only as two, whatever is being delivered. */
@@ -239,14 +249,13 @@ static long set_tsc_khz(struct kl_uvcpu *vc, uint32_t khz)
 	return 0;
 }
 
-static long locked_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
-			 struct kl_object **new_obj)
+long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct kl_object **new_obj)
 {
 	struct kl_vcpu *v = vc->v;
 
 	switch (cmd) {
 	case KVM_RUN:
-		return arg ? -EINVAL : kl_uvcpu_run(vc);
+		return arg ? -EINVAL : LOCKED(vc, kl_uvcpu_run(vc));
 	case KVM_GET_REGS:
 		return GET(struct kvm_regs, kl_x86_get_regs(v, &x));
 	case KVM_SET_REGS:
@@ -265,9 +274,9 @@ static long locked_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
 		return SET(struct kvm_fpu, (kl_x86_set_fpu(v, &x), 0));
 	case KVM_GET_XSAVE:
 	case KVM_GET_XSAVE2:
-		return get_xsave(v, arg);
+		return get_xsave(vc, arg);
 	case KVM_SET_XSAVE:
-		return set_xsave(v, arg);
+		return set_xsave(vc, arg);
 	case KVM_GET_XCRS:
 		return GET(struct kvm_xcrs, kl_x86_get_xcrs(v, &x));
 	case KVM_SET_XCRS:
@@ -281,7 +290,7 @@ static long locked_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
 	case KVM_SET_VCPU_EVENTS:
 		return SET(struct kvm_vcpu_events, kl_x86_set_events(v, &x));
 	case KVM_GET_MP_STATE:
-		return get_mp_state(v, arg);
+		return get_mp_state(vc, arg);
 	case KVM_SET_MP_STATE:
 		return SET(struct kvm_mp_state, kl_x86_set_mp_state(v, &x));
 	case KVM_GET_MSRS:
@@ -295,19 +304,19 @@ static long locked_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
 	case KVM_SET_CPUID:
 		return kl_cpuid_set(vc, arg, false);
 	case KVM_TRANSLATE:
-		return translate(v, arg);
+		return translate(vc, arg);
 	case KVM_INTERRUPT:
 		return SET(struct kvm_interrupt, kl_x86_interrupt(v, x.irq));
 	case KVM_NMI:
-		return nmi(v);
+		return LOCKED(vc, nmi(v));
 	case KVM_SMI: /* no SMM */
 		return -ENOTTY;
 	case KVM_SET_SIGNAL_MASK:
 		return set_signal_mask(vc, arg);
 	case KVM_SET_TSC_KHZ:
-		return set_tsc_khz(vc, (uint32_t)arg);
+		return LOCKED(vc, set_tsc_khz(vc, (uint32_t)arg));
 	case KVM_GET_TSC_KHZ:
-		return vc->tsc_khz;
+		return LOCKED(vc, vc->tsc_khz);
 	case KVM_ENABLE_CAP: /* a vCPU has none that could be enabled */
 		return SET(struct kvm_enable_cap, -EINVAL);
 	case KVM_GET_STATS_FD:
@@ -315,14 +324,4 @@ static long locked_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
 	default:
 		return -EINVAL;
 	}
-}
-
-long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct kl_object **new_obj)
-{
-	long r;
-
-	kl_mutex_lock(&vc->lock);
-	r = locked_ioctl(vc, cmd, arg, new_obj);
-	kl_mutex_unlock(&vc->lock);
-	return r;
 }

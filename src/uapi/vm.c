@@ -182,16 +182,29 @@ static long set_boot_cpu_id(struct kl_x86_vm *kvm, const struct kl_uvm *vm, unsi
 	return r;
 }
 
-static long set_identity_map_addr(struct kl_x86_vm *kvm, const struct kl_uvm *vm, unsigned long arg)
+static bool has_vcpus(struct kl_uvm *vm)
 {
+	bool yes;
+
+	kl_mutex_lock(&vm->kvm.lock);
+	yes = vm->nr_vcpus;
+	kl_mutex_unlock(&vm->kvm.lock);
+	return yes;
+}
+
+static long set_identity_map_addr(struct kl_uvm *vm, unsigned long arg)
+{
+	struct kl_x86_vm *kvm = &vm->kvm;
 	uint64_t addr;
 	int r = 0;
 
+	if (has_vcpus(vm))
+		return -EINVAL;
+	if (kl_copy_from_user(&addr, (void *)arg, sizeof(addr)))
+		return -EFAULT;
 	kl_mutex_lock(&kvm->lock);
 	if (vm->nr_vcpus)
 		r = -EINVAL;
-	else if (kl_copy_from_user(&addr, (void *)arg, sizeof(addr)))
-		r = -EFAULT;
 	else
 		kvm->identity_map_addr = addr;
 	kl_mutex_unlock(&kvm->lock);
@@ -317,7 +330,7 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 		kvm->tss_addr = arg;
 		return 0;
 	case KVM_SET_IDENTITY_MAP_ADDR:
-		return set_identity_map_addr(kvm, vm, arg);
+		return set_identity_map_addr(vm, arg);
 	case KVM_SET_NR_MMU_PAGES:
 		if (arg < KL_MIN_MMU_PAGES)
 			return -EINVAL;
