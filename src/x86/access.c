@@ -29,7 +29,7 @@ struct page {
 	bool skip_ad; /* the guest's page tables are in read-only memory */
 };
 
-/* ---- TLB ---------------------------------------------------------------------------- */
+/* ---- TLB ---- */
 
 void kl_tlb_flush(struct kl_vcpu *v)
 {
@@ -105,7 +105,7 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 	v->tlb_large |= w->page_shift != KL_PAGE_SHIFT;
 }
 
-/* ---- translation -------------------------------------------------------------------- */
+/* ---- translation ---- */
 
 /* A stage-2 miss. Leaves if the fault can't be resolved or the vCPU is wanted elsewhere. */
 static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
@@ -225,7 +225,7 @@ again:
 	return first;
 }
 
-/* ---- MMIO --------------------------------------------------------------------------- */
+/* ---- MMIO ---- */
 
 static void mmio_check(struct kl_vcpu *v)
 {
@@ -271,14 +271,15 @@ static void mmio_write(struct kl_vcpu *v, uint64_t gpa, const uint8_t *buf, unsi
 		if (v->nr_mmio == KL_MAX_MMIO_FRAGMENTS)
 			kl_emulation_failure(v);
 		f = &v->mmio[v->nr_mmio++];
-		*f = (struct kl_mmio_fragment){.gpa = gpa + done, .len = (uint8_t)n, .is_write = true};
+		*f = (struct kl_mmio_fragment){
+			.gpa = gpa + done, .len = (uint8_t)n, .is_write = true};
 		memcpy(f->data, buf + done, n);
 		v->mmio_used++;
 	}
 	v->exit_pending = true;
 }
 
-/* ---- accesses ----------------------------------------------------------------------- */
+/* ---- accesses ---- */
 
 static void load_part(void *dst, const void *src, unsigned len)
 {
@@ -416,8 +417,8 @@ void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned 
 void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
 	struct page p[2];
-	unsigned first = translate_range(v, lin, size, KL_ACC_WRITE,
-					 (enum kl_tlb_mode)v->tlb_mode, p);
+	unsigned first =
+		translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode, p);
 
 	if (p[0].mmio || p[1].mmio || (first < size && p[0].ptr + first != p[1].ptr))
 		return NULL;
@@ -449,7 +450,7 @@ void kl_probe(struct kl_vcpu *v, uint64_t lin)
 		;
 }
 
-/* ---- outside an instruction --------------------------------------------------------- */
+/* ---- outside an instruction ---- */
 
 int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len)
 {
@@ -548,7 +549,8 @@ int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison)
 		kl_gfn_t first, last;
 
 		while (n < KL_ARRAY_SIZE(gpas) &&
-		       kl_memslots_next_overlap(s, page, page + KL_PAGE_SIZE, &cursor, &first, &last))
+		       kl_memslots_next_overlap(s, page, page + KL_PAGE_SIZE, &cursor, &first,
+						&last))
 			gpas[n++] = first << KL_PAGE_SHIFT;
 	}
 	kl_srcu_read_unlock(&vm->srcu, idx);

@@ -91,8 +91,7 @@ void kl_write_cr0(struct kl_vcpu *v, uint64_t val)
 			gp(v);
 		efer &= ~(uint64_t)KL_EFER_LMA;
 	}
-	if (kl_pae_paging(val, v->cr4, efer) &&
-	    ((val ^ old) & (KL_CR0_PG | KL_CR0_CD | KL_CR0_NW)))
+	if (kl_pae_paging(val, v->cr4, efer) && ((val ^ old) & (KL_CR0_PG | KL_CR0_CD | KL_CR0_NW)))
 		load_pdptes(v, v->cr3);
 	v->cr0 = val;
 	v->efer = efer;
@@ -151,7 +150,7 @@ void kl_load_flags(struct kl_vcpu *v, uint64_t val, uint64_t mask)
 	kl_x86_update_mode(v);
 }
 
-/* ---- instructions ------------------------------------------------------------------------- */
+/* ---- instructions ---- */
 
 static void need_cpl0(struct kl_vcpu *v)
 {
@@ -325,8 +324,7 @@ enum kl_next kl_op_pushf(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (vm86_without_iopl(v))
 		gp(v);
-	kl_write(v, kl_seg_linear(v, KL_SS, sp & kl_sp_mask(v), op->opsize, true), val,
-		 op->opsize);
+	kl_write(v, kl_seg_linear(v, KL_SS, sp & kl_sp_mask(v), op->opsize, true), val, op->opsize);
 	kl_set_sp(v, sp);
 	return KL_NEXT;
 }
@@ -343,8 +341,7 @@ enum kl_next kl_op_popf(struct kl_vcpu *v, const struct kl_op *op)
 		mask |= KL_FL_IF;
 	if (v->cpl == 0)
 		mask |= KL_FL_IOPL;
-	val = kl_read(v, kl_seg_linear(v, KL_SS, v->gpr[KL_RSP] & kl_sp_mask(v), op->opsize,
-				       false),
+	val = kl_read(v, kl_seg_linear(v, KL_SS, v->gpr[KL_RSP] & kl_sp_mask(v), op->opsize, false),
 		      op->opsize);
 	kl_set_sp(v, v->gpr[KL_RSP] + op->opsize);
 	kl_load_flags(v, val, mask);

@@ -7,8 +7,8 @@
 #include "x86/vcpu.h"
 
 #define KL_EFER_KNOWN (KL_EFER_SCE | KL_EFER_LME | KL_EFER_LMA | KL_EFER_NX)
-#define KL_CR0_KNOWN                                                                               \
-	(KL_CR0_PE | KL_CR0_MP | KL_CR0_EM | KL_CR0_TS | KL_CR0_ET | KL_CR0_NE | KL_CR0_WP |       \
+#define KL_CR0_KNOWN                                                                         \
+	(KL_CR0_PE | KL_CR0_MP | KL_CR0_EM | KL_CR0_TS | KL_CR0_ET | KL_CR0_NE | KL_CR0_WP | \
 	 KL_CR0_AM | KL_CR0_NW | KL_CR0_CD | KL_CR0_PG)
 
 /* CR4 bits that this engine has, whatever the program's CPUID says (cpuid.c). */

@@ -18,44 +18,45 @@
 #include "x86/insn.h"
 #include "x86/msr.h"
 
-#define BIT(n) (1u << (n))
+#define BIT(n)            (1u << (n))
 #define KVM_FEATURES_LEAF 0x40000001u
-#define MAX_ENTRIES 256u
+#define MAX_ENTRIES       256u
 
-/* ---- what the engine implements ---------------------------------------------------------------- */
+/* ---- what the engine implements ---- */
 
 enum { EAX, EBX, ECX, EDX };
 
-#define F_1_ECX                                                                                    \
-	(BIT(0) /* SSE3 */ | BIT(1) /* PCLMULQDQ */ | BIT(9) /* SSSE3 */ | BIT(13) /* CX16 */ |    \
-	 BIT(17) /* PCID */ | BIT(19) /* SSE4.1 */ | BIT(20) /* SSE4.2 */ | BIT(22) /* MOVBE */ |  \
+#define F_1_ECX                                                                                   \
+	(BIT(0) /* SSE3 */ | BIT(1) /* PCLMULQDQ */ | BIT(9) /* SSSE3 */ | BIT(13) /* CX16 */ |   \
+	 BIT(17) /* PCID */ | BIT(19) /* SSE4.1 */ | BIT(20) /* SSE4.2 */ | BIT(22) /* MOVBE */ | \
 	 BIT(23) /* POPCNT */ | BIT(25) /* AES */ | BIT(26) /* XSAVE */)
 /* VME (1) is not implemented. */
-#define F_1_EDX                                                                                    \
-	(BIT(0) /* FPU */ | BIT(2) /* DE */ | BIT(3) /* PSE */ | BIT(4) /* TSC */ |                \
-	 BIT(5) /* MSR */ | BIT(6) /* PAE */ | BIT(7) /* MCE */ | BIT(8) /* CX8 */ |               \
-	 BIT(9) /* APIC */ | BIT(11) /* SEP */ | BIT(12) /* MTRR */ | BIT(13) /* PGE */ |          \
-	 BIT(14) /* MCA */ | BIT(15) /* CMOV */ | BIT(16) /* PAT */ | BIT(17) /* PSE36 */ |        \
-	 BIT(19) /* CLFLUSH */ | BIT(23) /* MMX */ | BIT(24) /* FXSR */ | BIT(25) /* SSE */ |      \
+#define F_1_EDX                                                                               \
+	(BIT(0) /* FPU */ | BIT(2) /* DE */ | BIT(3) /* PSE */ | BIT(4) /* TSC */ |           \
+	 BIT(5) /* MSR */ | BIT(6) /* PAE */ | BIT(7) /* MCE */ | BIT(8) /* CX8 */ |          \
+	 BIT(9) /* APIC */ | BIT(11) /* SEP */ | BIT(12) /* MTRR */ | BIT(13) /* PGE */ |     \
+	 BIT(14) /* MCA */ | BIT(15) /* CMOV */ | BIT(16) /* PAT */ | BIT(17) /* PSE36 */ |   \
+	 BIT(19) /* CLFLUSH */ | BIT(23) /* MMX */ | BIT(24) /* FXSR */ | BIT(25) /* SSE */ | \
 	 BIT(26) /* SSE2 */ | BIT(27) /* SS */)
-#define F_7_EBX                                                                                    \
-	(BIT(0) /* FSGSBASE */ | BIT(3) /* BMI1 */ | BIT(6) /* FDP_EXCPTN_ONLY */ |                \
-	 BIT(7) /* SMEP */ | BIT(8) /* BMI2 */ | BIT(9) /* ERMS */ | BIT(10) /* INVPCID */ |       \
+#define F_7_EBX                                                                              \
+	(BIT(0) /* FSGSBASE */ | BIT(3) /* BMI1 */ | BIT(6) /* FDP_EXCPTN_ONLY */ |          \
+	 BIT(7) /* SMEP */ | BIT(8) /* BMI2 */ | BIT(9) /* ERMS */ | BIT(10) /* INVPCID */ | \
 	 BIT(13) /* ZERO_FCS_FDS */ | BIT(19) /* ADX */ | BIT(20) /* SMAP */)
 #define F_7_EBX_EMULATED BIT(1) /* TSC_ADJUST: software, whatever the host has */
-#define F_7_ECX	    (BIT(2) /* UMIP */ | BIT(16) /* LA57 */ | BIT(22) /* RDPID */)
-#define F_7_EDX	    BIT(4) /* FSRM */
-#define F_D1_EAX    BIT(0) /* XSAVEOPT */
-#define F_8_1_ECX                                                                                  \
-	(BIT(0) /* LAHF_LM */ | BIT(1) /* CMP_LEGACY */ | BIT(4) /* CR8_LEGACY */ |                \
+#define F_7_ECX          (BIT(2) /* UMIP */ | BIT(16) /* LA57 */ | BIT(22) /* RDPID */)
+#define F_7_EDX          BIT(4) /* FSRM */
+#define F_D1_EAX         BIT(0) /* XSAVEOPT */
+#define F_8_1_ECX                                                                   \
+	(BIT(0) /* LAHF_LM */ | BIT(1) /* CMP_LEGACY */ | BIT(4) /* CR8_LEGACY */ | \
 	 BIT(5) /* ABM */ | BIT(8) /* 3DNOWPREFETCH */ | BIT(22) /* TOPOEXT */)
-#define F_8_1_EDX                                                                                  \
-	((F_1_EDX & 0x0183f3ff & ~BIT(25)) | BIT(11) /* SYSCALL */ | BIT(20) /* NX */ |            \
-	 BIT(22) /* MMXEXT */ | BIT(26) /* 1 GiB pages */ | BIT(27) /* RDTSCP */ | BIT(29) /* LM */)
-#define F_8_7_EDX   BIT(8) /* invariant TSC */
-#define F_8_21_EAX  (BIT(2) /* LFENCE serializes */ | BIT(6) /* null selectors clear the base */)
+#define F_8_1_EDX                                                                       \
+	((F_1_EDX & 0x0183f3ff & ~BIT(25)) | BIT(11) /* SYSCALL */ | BIT(20) /* NX */ | \
+	 BIT(22) /* MMXEXT */ | BIT(26) /* 1 GiB pages */ | BIT(27) /* RDTSCP */ |      \
+	 BIT(29) /* LM */)
+#define F_8_7_EDX      BIT(8) /* invariant TSC */
+#define F_8_21_EAX     (BIT(2) /* LFENCE serializes */ | BIT(6) /* null selectors clear the base */)
 #define XCR0_SUPPORTED 3ull /* x87, SSE */
-#define XSAVE_AREA	576u
+#define XSAVE_AREA     576u
 
 /* What a paravirtual guest may rely on: port accesses need no delay. */
 #define PV_FEATURES BIT(KVM_FEATURE_NOP_IO_DELAY)
@@ -84,7 +85,7 @@ bool kl_host_is_intel(void)
 	return x.r[EBX] == 0x756e6547; /* "Genu" */
 }
 
-/* ---- KVM_GET_SUPPORTED_CPUID ------------------------------------------------------------------------ */
+/* ---- KVM_GET_SUPPORTED_CPUID ---- */
 
 struct list {
 	struct kvm_cpuid_entry2 *e;
@@ -317,7 +318,7 @@ uint64_t kl_cr4_supported(void)
 	return cr4;
 }
 
-/* ---- the program's choice ---------------------------------------------------------------------------- */
+/* ---- the program's choice ---- */
 
 static const struct kvm_cpuid_entry2 *find(const struct kvm_cpuid_entry2 *e, unsigned n,
 					   uint32_t fn, uint32_t index)
@@ -445,8 +446,7 @@ int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *in, unsig
 		if (n != v->nr_cpuid)
 			r = -EINVAL;
 		for (unsigned i = 0; !r && i < n; i++)
-			if (memcmp(&e[i], &v->cpuid[i],
-				   offsetof(struct kvm_cpuid_entry2, padding)))
+			if (memcmp(&e[i], &v->cpuid[i], offsetof(struct kvm_cpuid_entry2, padding)))
 				r = -EINVAL;
 		free(e);
 		return r;
@@ -468,7 +468,7 @@ int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *in, unsig
 	return 0;
 }
 
-/* ---- the instruction ------------------------------------------------------------------------------------ */
+/* ---- the instruction ---- */
 
 /* Intel: a leaf beyond the last one of its class answers as the last basic leaf. */
 static const struct kvm_cpuid_entry2 *out_of_range(struct kl_vcpu *v, uint32_t fn, uint32_t index)
@@ -515,7 +515,7 @@ enum kl_next kl_op_cpuid(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-/* ---- TSC frequency ------------------------------------------------------------------------------------------ */
+/* ---- TSC frequency ---- */
 
 static uint64_t now_ns(void)
 {

@@ -9,6 +9,7 @@
  */
 #include <string.h>
 
+#include "base/log.h"
 #include "x86/access.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
@@ -16,6 +17,7 @@
 
 void kl_leave(struct kl_vcpu *v, enum kl_leave why)
 {
+	KL_ASSERT(v->in_run);
 	longjmp(v->jmp, (int)why);
 }
 
@@ -100,7 +102,7 @@ void kl_emulation_failure(struct kl_vcpu *v)
 	kl_leave(v, KL_LEAVE_EXIT);
 }
 
-/* ---- delivery ------------------------------------------------------------------------ */
+/* ---- delivery ---- */
 
 struct event {
 	unsigned vector;
@@ -348,7 +350,7 @@ void kl_x86_soft_int(struct kl_vcpu *v, unsigned vector, uint64_t next_rip)
 	deliver(v, &e);
 }
 
-/* ---- instructions --------------------------------------------------------------------- */
+/* ---- instructions ---- */
 
 enum kl_next kl_op_int_n(struct kl_vcpu *v, const struct kl_op *op)
 {

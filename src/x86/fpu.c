@@ -12,9 +12,9 @@
 #include "x86/fpu.h"
 #include "x86/insn.h"
 
-#define XHDR	   512
-#define XFEATURES  (1ull | 2)
-#define FX_USED	   416 /* FXSAVE leaves the rest of its 512 bytes alone */
+#define XHDR      512
+#define XFEATURES (1ull | 2)
+#define FX_USED   416 /* FXSAVE leaves the rest of its 512 bytes alone */
 
 static uint32_t mxcsr_mask(void)
 {

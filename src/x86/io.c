@@ -70,7 +70,7 @@ enum kl_next kl_op_out(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_JUMPED_STOP;
 }
 
-/* ---- strings ------------------------------------------------------------------------------ */
+/* ---- strings ---- */
 
 static uint64_t address_mask(const struct kl_op *op)
 {

@@ -20,21 +20,26 @@
 #include "x86/insn.h"
 #include "x86/paging.h"
 
-#define MISC_ENABLE_EMON   (1ull << 7)
-#define MISC_ENABLE_MWAIT  (1ull << 18)
-#define MISC_ENABLE_PMU_RO (MISC_ENABLE_EMON | KL_MISC_ENABLE_DEFAULT)
+#define MISC_ENABLE_EMON          (1ull << 7)
+#define MISC_ENABLE_MWAIT         (1ull << 18)
+#define MISC_ENABLE_PMU_RO        (MISC_ENABLE_EMON | KL_MISC_ENABLE_DEFAULT)
 #define MISC_FEATURES_CPUID_FAULT 1ull
 #define PLATFORM_INFO_CPUID_FAULT (1ull << 31)
-#define NR_MCE_BANKS 32u
+#define NR_MCE_BANKS              32u
 
 enum result { OK, REFUSED, UNKNOWN, FILTERED };
 
 const uint32_t kl_x86_msr_list[] = {
-	KL_MSR_SYSENTER_CS,   KL_MSR_SYSENTER_ESP,  KL_MSR_SYSENTER_EIP, KL_MSR_STAR,
-	KL_MSR_CSTAR,	      KL_MSR_KERNEL_GS_BASE, KL_MSR_FMASK,	 KL_MSR_LSTAR,
-	KL_MSR_TSC,	      KL_MSR_PAT,	    KL_MSR_TSC_AUX,	 KL_MSR_DEBUGCTL,
-	KL_MSR_TSC_ADJUST,    KL_MSR_ARCH_CAPABILITIES, KL_MSR_MISC_ENABLE, KL_MSR_MCG_STATUS,
-	KL_MSR_MCG_CTL,	      KL_MSR_PLATFORM_INFO, KL_MSR_MISC_FEATURES, KL_MSR_POWER_CTL,
+	KL_MSR_SYSENTER_CS,   KL_MSR_SYSENTER_ESP,
+	KL_MSR_SYSENTER_EIP,  KL_MSR_STAR,
+	KL_MSR_CSTAR,         KL_MSR_KERNEL_GS_BASE,
+	KL_MSR_FMASK,         KL_MSR_LSTAR,
+	KL_MSR_TSC,           KL_MSR_PAT,
+	KL_MSR_TSC_AUX,       KL_MSR_DEBUGCTL,
+	KL_MSR_TSC_ADJUST,    KL_MSR_ARCH_CAPABILITIES,
+	KL_MSR_MISC_ENABLE,   KL_MSR_MCG_STATUS,
+	KL_MSR_MCG_CTL,       KL_MSR_PLATFORM_INFO,
+	KL_MSR_MISC_FEATURES, KL_MSR_POWER_CTL,
 	KL_MSR_UCODE_REV,     KL_MSR_HWCR,
 };
 const unsigned kl_x86_nr_msrs = KL_ARRAY_SIZE(kl_x86_msr_list);
@@ -46,7 +51,7 @@ const uint32_t kl_x86_feature_msr_list[] = {
 };
 const unsigned kl_x86_nr_feature_msrs = KL_ARRAY_SIZE(kl_x86_feature_msr_list);
 
-/* ---- MTRRs: stored, without effect ---------------------------------------------------------- */
+/* ---- MTRRs: stored, without effect ---- */
 
 /* Order in v->msr_mtrr: 16 variable, 64K, 2 of 16K, 8 of 4K, default type. -1: not an MTRR. */
 static int mtrr_slot(uint32_t index)
@@ -95,7 +100,7 @@ static bool pat_valid(uint64_t data)
 	return true;
 }
 
-/* ---- values that are facts of the machine ------------------------------------------------------ */
+/* ---- values that are facts of the machine ---- */
 
 int kl_x86_get_feature_msr(uint32_t index, uint64_t *data)
 {
@@ -135,8 +140,8 @@ void kl_msr_reset(struct kl_vcpu *v, bool init_event)
 int kl_set_apic_base(struct kl_vcpu *v, uint64_t base, bool host)
 {
 	/* x2APIC is never offered, so its bit is reserved. */
-	uint64_t reserved = kl_reserved_gpa_bits(v) | 0xfff0000000000000ull | 0x2ff |
-			    KL_APIC_BASE_X2APIC;
+	uint64_t reserved =
+		kl_reserved_gpa_bits(v) | 0xfff0000000000000ull | 0x2ff | KL_APIC_BASE_X2APIC;
 
 	(void)host;
 	if (base & reserved)
@@ -146,7 +151,7 @@ int kl_set_apic_base(struct kl_vcpu *v, uint64_t base, bool host)
 	return 0;
 }
 
-/* ---- TSC ----------------------------------------------------------------------------------------- */
+/* ---- TSC ---- */
 
 static uint64_t host_tsc(void)
 {
@@ -182,7 +187,7 @@ void kl_tsc_synchronize(struct kl_vcpu *v, const uint64_t *user_value)
 	kl_mutex_unlock(&vm->tsc_lock);
 }
 
-/* ---- get ----------------------------------------------------------------------------------------- */
+/* ---- get ---- */
 
 static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
@@ -303,9 +308,17 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = v->msr_de_cfg;
 		break;
 	/* Registers of processors and chipsets that read as zero in KVM. */
+	case 0: /* P5_MC_ADDR, P5_MC_TYPE */
+	case 1:
 	case KL_MSR_PLATFORM_ID:
 	case KL_MSR_EBL_CR_POWERON:
 	case KL_MSR_PERF_CTL:
+	case 0x1db ... 0x1de: /* last branch and exception */
+	case 0x606:           /* RAPL: units and energy counters */
+	case 0x611:
+	case 0x619:
+	case 0x639:
+	case 0x641:
 	case KL_MSR_P6_PERFCTR0:
 	case KL_MSR_P6_PERFCTR1:
 	case KL_MSR_P6_EVNTSEL0:
@@ -322,13 +335,15 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 	case 0xc001102a: /* BU_CFG2 */
 	case 0xc001102c: /* EX_CFG */
 		break;
+	case 0x800 ... 0x8ff: /* x2APIC: known, never enabled */
+		return REFUSED;
 	default:
 		return UNKNOWN;
 	}
 	return OK;
 }
 
-/* ---- set ----------------------------------------------------------------------------------------- */
+/* ---- set ---- */
 
 static enum result set_efer(struct kl_vcpu *v, uint64_t efer, bool host)
 {
@@ -534,6 +549,8 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		break;
 	case 0xc0010058: /* MMIO_CONF_BASE */
 		return data ? REFUSED : OK;
+	case 0x800 ... 0x8ff: /* x2APIC */
+		return REFUSED;
 	default:
 		return UNKNOWN;
 	}
@@ -555,7 +572,7 @@ int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data)
 	return set_msr(v, index, data, true) == OK ? 0 : -EINVAL;
 }
 
-/* ---- the program's filter -------------------------------------------------------------------------- */
+/* ---- the program's filter ---- */
 
 #define MAX_BITMAP 0x600
 
@@ -667,15 +684,15 @@ static bool allowed(struct kl_vcpu *v, uint32_t index, uint32_t type)
 	return ok;
 }
 
-/* ---- instructions ------------------------------------------------------------------------------------ */
+/* ---- instructions ---- */
 
 /* The program wants to answer, or #GP. */
 static enum kl_next msr_failed(struct kl_vcpu *v, const struct kl_op *op, enum result why,
 			       uint32_t index, uint64_t data, bool write)
 {
-	uint32_t reason = why == FILTERED ? KVM_MSR_EXIT_REASON_FILTER :
-			  why == UNKNOWN  ? KVM_MSR_EXIT_REASON_UNKNOWN :
-					    KVM_MSR_EXIT_REASON_INVAL;
+	uint32_t reason = why == FILTERED  ? KVM_MSR_EXIT_REASON_FILTER
+			  : why == UNKNOWN ? KVM_MSR_EXIT_REASON_UNKNOWN
+					   : KVM_MSR_EXIT_REASON_INVAL;
 
 	if (!(v->kvm->user_space_msr_mask & reason))
 		kl_raise_error(v, KL_EXC_GP, 0);

@@ -56,9 +56,9 @@ enum kl_msr_index {
 	KL_MSR_DE_CFG = 0xc0011029,
 };
 
-#define KL_PAT_DEFAULT	       0x0007040600070406ull
+#define KL_PAT_DEFAULT         0x0007040600070406ull
 #define KL_MISC_ENABLE_DEFAULT ((1ull << 11) | (1ull << 12)) /* no BTS, no PEBS */
-#define KL_NR_VAR_MTRR	       8
+#define KL_NR_VAR_MTRR         8
 #define KL_APIC_BASE_BSP       (1u << 8)
 #define KL_APIC_BASE_X2APIC    (1u << 10)
 #define KL_APIC_BASE_ENABLE    (1u << 11)

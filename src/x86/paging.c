@@ -8,13 +8,13 @@
  */
 #include "x86/paging.h"
 
-#define PTE_P  (1ull << 0)
-#define PTE_W  (1ull << 1)
-#define PTE_U  (1ull << 2)
-#define PTE_A  (1ull << 5)
-#define PTE_D  (1ull << 6)
-#define PTE_PS (1ull << 7)
-#define PTE_NX (1ull << 63)
+#define PTE_P    (1ull << 0)
+#define PTE_W    (1ull << 1)
+#define PTE_U    (1ull << 2)
+#define PTE_A    (1ull << 5)
+#define PTE_D    (1ull << 6)
+#define PTE_PS   (1ull << 7)
+#define PTE_NX   (1ull << 63)
 #define PTE_ADDR 0x000ffffffffff000ull
 
 /* A level of the table that the walk passed. */
@@ -249,8 +249,8 @@ static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned a
 	w->gpa |= lin & ((1ull << w->page_shift) - 1);
 
 	if (set_ad) {
-		enum kl_walk_status st = set_bits(v, steps, n, access == KL_ACC_WRITE, f.entry_size,
-						  w, again);
+		enum kl_walk_status st =
+			set_bits(v, steps, n, access == KL_ACC_WRITE, f.entry_size, w, again);
 
 		if (st != KL_WALK_OK || *again)
 			return st;
@@ -260,8 +260,8 @@ static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned a
 	return KL_WALK_OK;
 }
 
-enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access,
-			    enum kl_tlb_mode mode, bool set_ad, struct kl_walk *w)
+enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_tlb_mode mode,
+			    bool set_ad, struct kl_walk *w)
 {
 	enum kl_walk_status st;
 	bool again;

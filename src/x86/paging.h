@@ -24,8 +24,8 @@ struct kl_walk {
 	uint64_t gpa;
 	uint32_t error;
 	bool user, writable, nx; /* what all levels together allow */
-	bool dirty;		 /* the leaf's D bit is set (or there is none) */
-	bool skip_ad;		 /* in: the tables are read-only, leave A and D alone */
+	bool dirty;              /* the leaf's D bit is set (or there is none) */
+	bool skip_ad;            /* in: the tables are read-only, leave A and D alone */
 	unsigned page_shift;
 	uint64_t miss_gpa;
 	unsigned miss_access;
@@ -38,8 +38,8 @@ bool kl_canonical(struct kl_vcpu *v, uint64_t lin);
  * Translate @lin for @access (one of KL_ACC_*) in @mode. Sets A and D bits if @set_ad.
  * Context: IN_GUEST; a guard is set, because page tables may vanish. Does not leave.
  */
-enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access,
-			    enum kl_tlb_mode mode, bool set_ad, struct kl_walk *w);
+enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_tlb_mode mode,
+			    bool set_ad, struct kl_walk *w);
 
 /* What @mode may do with a page of these rights. */
 unsigned kl_walk_allowed(struct kl_vcpu *v, const struct kl_walk *w, enum kl_tlb_mode mode);

@@ -20,9 +20,9 @@
 #include "x86/segment.h"
 
 #define STEP_EXIT 0
-#define STEP_ON	  1
+#define STEP_ON   1
 
-#define DR6_BS	  (1u << 14)
+#define DR6_BS    (1u << 14)
 #define DR6_FIXED 0xffff0ff0u
 #define DR6_TRAPS 0xfu
 
@@ -42,15 +42,15 @@ static void skip(struct kl_vcpu *v)
 {
 	uint64_t rip = v->rip + v->pending_len;
 
-	v->rip = v->code_mode == KL_CODE64 ? rip :
-		 v->code_mode == KL_CODE32 ? (uint32_t)rip :
-					     (uint16_t)rip;
+	v->rip = v->code_mode == KL_CODE64   ? rip
+		 : v->code_mode == KL_CODE32 ? (uint32_t)rip
+					     : (uint16_t)rip;
 	v->int_shadow = 0;
 	if (v->rflags & KL_FL_TF)
 		queue_db(v, DR6_BS);
 }
 
-/* ---- exits ---------------------------------------------------------------------------------------- */
+/* ---- exits ---- */
 
 static int own_device(struct kl_vcpu *v, bool pio, uint64_t addr, unsigned len, const void *data)
 {
@@ -123,7 +123,7 @@ static int take_exit(struct kl_vcpu *v)
 	return v->exit.reason == KVM_EXIT_IO ? pio_exit(v) : STEP_EXIT;
 }
 
-/* ---- in and out of the guest ------------------------------------------------------------------------- */
+/* ---- in and out of the guest ---- */
 
 /*
  * Run @fn IN_GUEST. Returns 0, or why it left: enum kl_leave or enum kl_guard_reason.
@@ -176,6 +176,8 @@ static int left_to_exit(struct kl_vcpu *v)
 	if (r) {
 		v->exit_errno = 0;
 		abandon(v);
+		if (r == -EINTR)
+			kl_stat_own_add(&v->core.stats.signal_exits, 1);
 		if (v->pio_left)
 			v->pending = KL_PENDING_PIO_STRING;
 		return r;
@@ -227,7 +229,7 @@ static int sort_out(struct kl_vcpu *v, int why)
 	}
 }
 
-/* ---- events -------------------------------------------------------------------------------------------- */
+/* ---- events ---- */
 
 static bool is_fault(unsigned nr)
 {
@@ -296,7 +298,7 @@ static void deliver_event(struct kl_vcpu *v)
 	}
 }
 
-/* ---- one instruction ----------------------------------------------------------------------------------------- */
+/* ---- one instruction ---- */
 
 static bool must_step(struct kl_vcpu *v)
 {
@@ -368,7 +370,7 @@ static int run_guest(struct kl_vcpu *v)
 	return v->exit_pending ? take_exit(v) : STEP_ON;
 }
 
-/* ---- completion of the last exit ---------------------------------------------------------------------------------- */
+/* ---- completion of the last exit ---- */
 
 static bool signal_pending(struct kl_vcpu *v)
 {
@@ -463,7 +465,7 @@ static int complete(struct kl_vcpu *v)
 	}
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------------------------- */
+/* ---- waiting ---- */
 
 static uint32_t mp_state(struct kl_vcpu *v)
 {
@@ -537,7 +539,7 @@ static int block_uninitialized(struct kl_vcpu *v)
 	return signal_pending(v) ? interrupted(v) : -EAGAIN;
 }
 
-/* ---- the loop ----------------------------------------------------------------------------------------------------- */
+/* ---- the loop ---- */
 
 static int halted(struct kl_vcpu *v)
 {

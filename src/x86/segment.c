@@ -128,7 +128,7 @@ uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned
 	return (uint32_t)(seg->base + ea);
 }
 
-/* ---- loads ----------------------------------------------------------------------------- */
+/* ---- loads ---- */
 
 void kl_load_real_segment(struct kl_vcpu *v, enum kl_seg seg, uint16_t sel)
 {
@@ -211,7 +211,7 @@ void kl_drop_inner_segments(struct kl_vcpu *v, unsigned cpl)
 	}
 }
 
-/* ---- stacks of the TSS ------------------------------------------------------------------ */
+/* ---- stacks of the TSS ---- */
 
 static void tss_read(struct kl_vcpu *v, unsigned off, void *buf, unsigned len, uint32_t ext)
 {
@@ -264,7 +264,7 @@ void kl_check_inner_ss(struct kl_vcpu *v, uint16_t sel, unsigned cpl, struct kl_
 		kl_raise_error(v, KL_EXC_SS, (sel & 0xfffc) | ext);
 }
 
-/* ---- instructions ------------------------------------------------------------------------ */
+/* ---- instructions ---- */
 
 static uint16_t value16(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -442,8 +442,8 @@ static bool visible(struct kl_vcpu *v, uint16_t sel, struct kl_desc *d, bool lsl
 	type = kl_desc_type(d);
 	if (!kl_desc_s(d)) {
 		bool wide = v->efer & KL_EFER_LMA;
-		uint16_t ok = wide ? (1 << 2 | 1 << 9 | 1 << 11) :
-				     (1 << 1 | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 11);
+		uint16_t ok = wide ? (1 << 2 | 1 << 9 | 1 << 11)
+				   : (1 << 1 | 1 << 2 | 1 << 3 | 1 << 9 | 1 << 11);
 
 		if (!lsl)
 			ok |= wide ? 1 << 12 : (1 << 4 | 1 << 5 | 1 << 12);

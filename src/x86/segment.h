@@ -46,7 +46,7 @@ KL_INLINE bool kl_desc_conforming(const struct kl_desc *d)
 	return kl_desc_type(d) & 4;
 }
 
-#define KL_DESC_NULL(sel) (((sel) & 0xfffc) == 0)
+#define KL_DESC_NULL(sel) (((sel)&0xfffc) == 0)
 
 KL_INLINE bool kl_real_mode(struct kl_vcpu *v)
 {

@@ -21,7 +21,7 @@
 #define DR6_INIT     0xffff0ff0u
 #define DR7_INIT     0x400u
 
-/* ---- VM ------------------------------------------------------------------------------------------- */
+/* ---- VM ---- */
 
 int kl_x86_vm_init(struct kl_x86_vm *vm)
 {
@@ -43,7 +43,7 @@ void kl_x86_vm_destroy(struct kl_x86_vm *vm)
 	kl_mutex_destroy(&vm->lock);
 }
 
-/* ---- vCPU ------------------------------------------------------------------------------------------ */
+/* ---- vCPU ---- */
 
 int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 {
@@ -141,7 +141,7 @@ void kl_x86_reset(struct kl_vcpu *v, bool init_event)
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 }
 
-/* ---- registers --------------------------------------------------------------------------------------- */
+/* ---- registers ---- */
 
 void kl_x86_get_regs(struct kl_vcpu *v, struct kvm_regs *r)
 {
@@ -201,7 +201,7 @@ void kl_x86_set_regs(struct kl_vcpu *v, const struct kvm_regs *r)
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 }
 
-/* ---- special registers ---------------------------------------------------------------------------------- */
+/* ---- special registers ---- */
 
 static void get_segment(struct kl_vcpu *v, enum kl_seg which, struct kvm_segment *s)
 {
@@ -396,7 +396,7 @@ int kl_x86_set_sregs2(struct kl_vcpu *v, const struct kvm_sregs2 *s)
 	return 0;
 }
 
-/* ---- vector state ------------------------------------------------------------------------------------------ */
+/* ---- vector state ---- */
 
 void kl_x86_get_fpu(struct kl_vcpu *v, struct kvm_fpu *f)
 {
@@ -494,7 +494,7 @@ int kl_x86_set_xcrs(struct kl_vcpu *v, const struct kvm_xcrs *x)
 	return 0;
 }
 
-/* ---- debug registers, events --------------------------------------------------------------------------------- */
+/* ---- debug registers, events ---- */
 
 void kl_x86_get_debugregs(struct kl_vcpu *v, struct kvm_debugregs *d)
 {
@@ -540,8 +540,7 @@ void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e)
 	e->interrupt.nr = v->irq.nr;
 	e->interrupt.shadow = v->int_shadow;
 	e->nmi.injected = v->nmi.injected;
-	e->nmi.pending =
-		(uint8_t)atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
+	e->nmi.pending = (uint8_t)atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
 	e->nmi.masked = v->nmi.masked;
 	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW |
 		   KVM_VCPUEVENT_VALID_SMM;
@@ -595,8 +594,8 @@ int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
 	v->irq.nr = e->interrupt.nr;
 	v->irq.soft = e->interrupt.soft;
 	if (e->flags & KVM_VCPUEVENT_VALID_SHADOW)
-		v->int_shadow = e->interrupt.shadow &
-				(KVM_X86_SHADOW_INT_MOV_SS | KVM_X86_SHADOW_INT_STI);
+		v->int_shadow =
+			e->interrupt.shadow & (KVM_X86_SHADOW_INT_MOV_SS | KVM_X86_SHADOW_INT_STI);
 	v->nmi.injected = e->nmi.injected;
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
 		atomic_store_explicit(&v->nmi.pending, e->nmi.pending, memory_order_relaxed);
@@ -609,7 +608,7 @@ int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
 	return 0;
 }
 
-/* ---- multiprocessing state -------------------------------------------------------------------------------------- */
+/* ---- multiprocessing state ---- */
 
 void kl_x86_accept_sipi(struct kl_vcpu *v)
 {
@@ -660,7 +659,7 @@ int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m)
 	return 0;
 }
 
-/* ---- interrupts from the program ---------------------------------------------------------------------------------- */
+/* ---- interrupts from the program ---- */
 
 int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector)
 {

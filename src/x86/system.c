@@ -22,7 +22,7 @@ static uint64_t mem_linear(struct kl_vcpu *v, const struct kl_op *op, unsigned s
 	return kl_seg_linear(v, op->seg, kl_ea(v, op), size, write);
 }
 
-/* ---- descriptor tables -------------------------------------------------------------------- */
+/* ---- descriptor tables ---- */
 
 static enum kl_next load_table(struct kl_vcpu *v, const struct kl_op *op, struct kvm_dtable *t)
 {
@@ -77,7 +77,7 @@ enum kl_next kl_op_sidt(struct kl_vcpu *v, const struct kl_op *op)
 	return store_table(v, op, &v->idt);
 }
 
-/* ---- TLB and caches ------------------------------------------------------------------------ */
+/* ---- TLB and caches ---- */
 
 enum kl_next kl_op_invlpg(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -131,7 +131,7 @@ enum kl_next kl_op_clflush(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-/* ---- waiting --------------------------------------------------------------------------------- */
+/* ---- waiting ---- */
 
 /* run.c sees the state and sleeps, or exits with KVM_EXIT_HLT. */
 enum kl_next kl_op_hlt(struct kl_vcpu *v, const struct kl_op *op)
@@ -167,7 +167,7 @@ enum kl_next kl_op_mwait(struct kl_vcpu *v, const struct kl_op *op)
 	return monitor_mwait(v);
 }
 
-/* ---- time and counters ------------------------------------------------------------------------ */
+/* ---- time and counters ---- */
 
 uint64_t kl_x86_tsc(struct kl_vcpu *v)
 {
@@ -214,7 +214,7 @@ enum kl_next kl_op_rdpmc(struct kl_vcpu *v, const struct kl_op *op)
 	kl_raise_error(v, KL_EXC_GP, 0);
 }
 
-/* ---- FS and GS bases ---------------------------------------------------------------------------- */
+/* ---- FS and GS bases ---- */
 
 enum kl_next kl_op_swapgs(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -269,11 +269,11 @@ enum kl_next kl_op_wrgsbase(struct kl_vcpu *v, const struct kl_op *op)
 	return write_base(v, op, KL_GS);
 }
 
-/* ---- hypercalls ------------------------------------------------------------------------------------ */
+/* ---- hypercalls ---- */
 
 #define HC_VAPIC_POLL_IRQ 1
-#define HC_EPERM	  1
-#define HC_ENOSYS	  1000
+#define HC_EPERM          1
+#define HC_ENOSYS         1000
 
 static enum kl_next hypercall(struct kl_vcpu *v)
 {

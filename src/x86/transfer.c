@@ -83,7 +83,7 @@ struct call_gate {
 	struct kl_desc cs;
 	uint16_t sel;
 	uint64_t rip;
-	unsigned size;	 /* of what is pushed */
+	unsigned size;   /* of what is pushed */
 	unsigned params; /* words to copy */
 };
 
@@ -153,8 +153,8 @@ enum kl_next kl_op_far_jmp(struct kl_vcpu *v, const struct kl_op *op)
 		struct call_gate g;
 
 		read_gate(v, t.sel, &d, &g);
-		if (kl_desc_conforming(&g.cs) ? kl_desc_dpl(&g.cs) > v->cpl :
-						kl_desc_dpl(&g.cs) != v->cpl)
+		if (kl_desc_conforming(&g.cs) ? kl_desc_dpl(&g.cs) > v->cpl
+					      : kl_desc_dpl(&g.cs) != v->cpl)
 			kl_raise_error(v, KL_EXC_GP, g.sel & 0xfffc);
 		d = g.cs;
 		t.sel = g.sel;
@@ -353,7 +353,7 @@ enum kl_next kl_op_far_ret(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_JUMPED_STOP;
 }
 
-/* ---- IRET ------------------------------------------------------------------------------ */
+/* ---- IRET ---- */
 
 static void iret_done(struct kl_vcpu *v)
 {
@@ -460,7 +460,7 @@ enum kl_next kl_op_iret(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_JUMPED_STOP;
 }
 
-/* ---- SYSCALL, SYSENTER ------------------------------------------------------------------- */
+/* ---- SYSCALL, SYSENTER ---- */
 
 static void flat_cs(struct kvm_segment *s, uint16_t sel, unsigned dpl, bool l)
 {

@@ -247,7 +247,7 @@ static void not_canonical(void **state)
 	assert_int_equal(frame_at_sp(e).rip, CODE + 10);
 }
 
-/* ---- 32 and 16 bits -------------------------------------------------------------------- */
+/* ---- 32 and 16 bits ---- */
 
 static void protected_mode_inner(void **state)
 {
@@ -322,8 +322,8 @@ static void far_jump_to_long_mode(void **state)
 	struct env *e = *state;
 
 	/* 32-bit: mov eax, cr0 | PG...; jmp far SEL_CODE:0x1100 */
-	env_code(e, 0xb8, 0x01, 0x00, 0x00, 0x80, 0x0f, 0x22, 0xc0, 0xea, 0x00, 0x11, 0, 0, SEL_CODE,
-		 0);
+	env_code(e, 0xb8, 0x01, 0x00, 0x00, 0x80, 0x0f, 0x22, 0xc0, 0xea, 0x00, 0x11, 0, 0,
+		 SEL_CODE, 0);
 	mode32(e, 0);
 	map64(e);
 	put64(e, GDT + 8, descriptor(0xb, 0, true, false));
@@ -359,7 +359,7 @@ static void vm86(void **state)
 	f[8] = 0x444;
 	assert_vector(e, 13);
 	memcpy(out, e->mem + e->v->gpr[KL_RSP], 36);
-	assert_int_equal(out[0], 0);	 /* error */
+	assert_int_equal(out[0], 0);     /* error */
 	assert_int_equal(out[1], 0x100); /* eip */
 	assert_int_equal(out[2], 0x100); /* cs */
 	assert_int_equal(out[3] & KL_FL_VM, KL_FL_VM);
@@ -393,7 +393,7 @@ static void call_gate(void **state)
 	assert_int_equal(f[4], SEL_UDATA);
 }
 
-/* ---- interrupts from outside -------------------------------------------------------------- */
+/* ---- interrupts from outside ---- */
 
 static void interrupt_window(void **state)
 {

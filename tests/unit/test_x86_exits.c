@@ -8,12 +8,12 @@
 
 #include "x86_env.h"
 
-#define assert_mmio(e, gpa_, len_, write_)                                                         \
-	do {                                                                                       \
-		assert_run(e, KVM_EXIT_MMIO);                                                      \
-		assert_int_equal((e)->v->exit.mmio.gpa, gpa_);                                     \
-		assert_int_equal((e)->v->exit.mmio.len, len_);                                     \
-		assert_int_equal((e)->v->exit.mmio.is_write, write_);                              \
+#define assert_mmio(e, gpa_, len_, write_)                            \
+	do {                                                          \
+		assert_run(e, KVM_EXIT_MMIO);                         \
+		assert_int_equal((e)->v->exit.mmio.gpa, gpa_);        \
+		assert_int_equal((e)->v->exit.mmio.len, len_);        \
+		assert_int_equal((e)->v->exit.mmio.is_write, write_); \
 	} while (0)
 
 static void answer(struct env *e, uint64_t data)
@@ -149,7 +149,8 @@ static void mmio_string(void **state)
 static void read_only_slot(void **state)
 {
 	struct env *e = *state;
-	uint8_t *rom = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *rom =
+		mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	assert_true(rom != MAP_FAILED);
 	memset(rom, 0x3c, 0x1000);
@@ -195,7 +196,7 @@ static void fetch_from_nowhere(void **state)
 	assert_int_equal(e->v->exit.internal.suberror, KVM_INTERNAL_ERROR_EMULATION);
 }
 
-/* ---- own devices ------------------------------------------------------------------------ */
+/* ---- own devices ---- */
 
 static unsigned device_writes;
 static uint64_t device_addr;
@@ -225,7 +226,7 @@ static void own_devices_come_first(void **state)
 	assert_run(e, KVM_EXIT_HLT);
 }
 
-/* ---- ports ------------------------------------------------------------------------------- */
+/* ---- ports ---- */
 
 static void port_in(void **state)
 {
@@ -334,7 +335,7 @@ static void port_permissions(void **state)
 	assert_run(e, KVM_EXIT_IO);
 }
 
-/* ---- MSRs ---------------------------------------------------------------------------------- */
+/* ---- MSRs ---- */
 
 static void msr_exits(void **state)
 {
@@ -377,7 +378,7 @@ static void msr_exits(void **state)
 	assert_int_equal(e->v->seg[KL_FS].base, 0x5000);
 }
 
-/* ---- memory that is not there ---------------------------------------------------------------- */
+/* ---- memory that is not there ---- */
 
 /* Gone behind the engine's back (N7): -EFAULT, and once it is back the guest goes on. */
 static void vanished_memory(void **state)
@@ -393,8 +394,8 @@ static void vanished_memory(void **state)
 	assert_int_equal(env_run(e), -EFAULT);
 	assert_int_equal(e->v->rip, CODE);
 	assert_int_equal(env_run(e), -EFAULT);
-	assert_true(mmap(e->mem + 0x20000, 0x1000, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS,
-			 -1, 0) != MAP_FAILED);
+	assert_true(mmap(e->mem + 0x20000, 0x1000, PROT_READ,
+			 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED);
 	assert_int_equal(env_run(e), -EFAULT); /* readable, not writable */
 	assert_int_equal(e->v->rip, CODE + 7);
 	assert_int_equal(mprotect(e->mem + 0x20000, 0x1000, PROT_READ | PROT_WRITE), 0);

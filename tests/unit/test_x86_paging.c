@@ -7,18 +7,18 @@
 #include "x86/access.h"
 #include "x86/paging.h"
 
-#define P  1ull
-#define W  2ull
-#define U  4ull
-#define A  0x20ull
-#define D  0x40ull
-#define PS 0x80ull
-#define NX (1ull << 63)
-#define T(n) (TABLES + (n) * 0x1000ul)
+#define P    1ull
+#define W    2ull
+#define U    4ull
+#define A    0x20ull
+#define D    0x40ull
+#define PS   0x80ull
+#define NX   (1ull << 63)
+#define T(n) (TABLES + (n)*0x1000ul)
 
 /* Walk as the vCPU does: resolve what stage 2 misses, then again. */
-static enum kl_walk_status walk(struct env *e, uint64_t lin, unsigned access,
-				enum kl_tlb_mode mode, struct kl_walk *w)
+static enum kl_walk_status walk(struct env *e, uint64_t lin, unsigned access, enum kl_tlb_mode mode,
+				struct kl_walk *w)
 {
 	struct kl_vcpu_core *c = &e->v->core;
 	enum kl_walk_status st;
@@ -35,18 +35,18 @@ static enum kl_walk_status walk(struct env *e, uint64_t lin, unsigned access,
 	}
 }
 
-#define assert_gpa(e, lin, access, mode, want)                                                     \
-	do {                                                                                       \
-		struct kl_walk w_;                                                                 \
-		assert_int_equal(walk(e, lin, access, mode, &w_), KL_WALK_OK);                     \
-		assert_int_equal(w_.gpa, want);                                                    \
+#define assert_gpa(e, lin, access, mode, want)                                 \
+	do {                                                                   \
+		struct kl_walk w_;                                             \
+		assert_int_equal(walk(e, lin, access, mode, &w_), KL_WALK_OK); \
+		assert_int_equal(w_.gpa, want);                                \
 	} while (0)
 
-#define assert_pf(e, lin, access, mode, want)                                                      \
-	do {                                                                                       \
-		struct kl_walk w_;                                                                 \
-		assert_int_equal(walk(e, lin, access, mode, &w_), KL_WALK_FAULT);                  \
-		assert_int_equal(w_.error, want);                                                  \
+#define assert_pf(e, lin, access, mode, want)                                     \
+	do {                                                                      \
+		struct kl_walk w_;                                                \
+		assert_int_equal(walk(e, lin, access, mode, &w_), KL_WALK_FAULT); \
+		assert_int_equal(w_.error, want);                                 \
 	} while (0)
 
 static void control(struct env *e, uint64_t cr0, uint64_t cr4, uint64_t efer)
@@ -60,8 +60,7 @@ static void control(struct env *e, uint64_t cr0, uint64_t cr4, uint64_t efer)
 
 static void long_mode(struct env *e, uint64_t cr4)
 {
-	control(e, KL_CR0_PG | KL_CR0_WP, KL_CR4_PAE | cr4,
-		KL_EFER_LME | KL_EFER_LMA | KL_EFER_NX);
+	control(e, KL_CR0_PG | KL_CR0_WP, KL_CR4_PAE | cr4, KL_EFER_LME | KL_EFER_LMA | KL_EFER_NX);
 }
 
 static void no_paging(void **state)
@@ -83,8 +82,7 @@ static void two_levels(void **state)
 	assert_gpa(e, 0x403123, KL_ACC_READ, KL_TLB_USER, 0x5123);
 	assert_int_equal(pd[1] & (A | D), A);
 	assert_int_equal(pt[3] & (A | D), A);
-	assert_pf(e, 0x403123, KL_ACC_WRITE, KL_TLB_USER,
-		  KL_PF_PRESENT | KL_PF_WRITE | KL_PF_USER);
+	assert_pf(e, 0x403123, KL_ACC_WRITE, KL_TLB_USER, KL_PF_PRESENT | KL_PF_WRITE | KL_PF_USER);
 	assert_pf(e, 0x403123, KL_ACC_WRITE, KL_TLB_SUPER, KL_PF_PRESENT | KL_PF_WRITE);
 	e->v->cr0 &= ~(uint64_t)KL_CR0_WP;
 	assert_gpa(e, 0x403123, KL_ACC_WRITE, KL_TLB_SUPER, 0x5123);
@@ -117,8 +115,7 @@ static void pae(void **state)
 	pt[4] = 0x7000 | P | W | U | NX;
 	assert_gpa(e, 0x204008, KL_ACC_WRITE, KL_TLB_USER, 0x7008);
 	assert_int_equal(pt[4] & (A | D), A | D);
-	assert_pf(e, 0x204008, KL_ACC_EXEC, KL_TLB_USER,
-		  KL_PF_PRESENT | KL_PF_USER | KL_PF_FETCH);
+	assert_pf(e, 0x204008, KL_ACC_EXEC, KL_TLB_USER, KL_PF_PRESENT | KL_PF_USER | KL_PF_FETCH);
 	e->v->efer = 0; /* then NX is a reserved bit */
 	assert_pf(e, 0x204008, KL_ACC_READ, KL_TLB_USER, KL_PF_PRESENT | KL_PF_USER | KL_PF_RSVD);
 	pd[2] = 0x200000 | P | W | PS;
@@ -278,9 +275,9 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(no_paging),   TEST(two_levels), TEST(pae),		     TEST(four_levels),
-		TEST(address_width), TEST(five_levels), TEST(smep_smap), TEST(read_only_tables),
-		TEST(translate),
+		TEST(no_paging),   TEST(two_levels),       TEST(pae),
+		TEST(four_levels), TEST(address_width),    TEST(five_levels),
+		TEST(smep_smap),   TEST(read_only_tables), TEST(translate),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

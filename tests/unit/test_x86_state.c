@@ -195,7 +195,7 @@ static void msr_checks(void **state)
 		uint64_t val;
 		int want;
 	} t[] = {
-		{0x277, 0x0606060606060606, 0},	   /* PAT */
+		{0x277, 0x0606060606060606, 0}, /* PAT */
 		{0x277, 0x0206060606060606, -EINVAL},
 		{0xc0000082, 0xffff800000000000, 0}, /* LSTAR */
 		{0xc0000082, 1ull << 62, -EINVAL},

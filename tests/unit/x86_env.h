@@ -21,31 +21,31 @@
 #include "mem/vm.h"
 #include "x86/vcpu.h"
 
-#define MEM	   0x400000ul
-#define CODE	   0x1000ul
-#define IDT	   0x2000ul
-#define GDT	   0x3000ul
-#define TSS	   0x4000ul
-#define STACK0	   0x8000ul /* ring 0, from the TSS */
-#define STACK	   0x7000ul
-#define IST1	   0x6000ul
+#define MEM        0x400000ul
+#define CODE       0x1000ul
+#define IDT        0x2000ul
+#define GDT        0x3000ul
+#define TSS        0x4000ul
+#define STACK0     0x8000ul /* ring 0, from the TSS */
+#define STACK      0x7000ul
+#define IST1       0x6000ul
 #define HANDLER(n) (0x9000ul + (n))
-#define TABLES	   0x10000ul
+#define TABLES     0x10000ul
 
 /* Pages of the 64-bit guest that differ from "present, writable, user". */
 #define P_ABSENT 0x100000ul
-#define P_RO	 0x101000ul
-#define P_SUPER	 0x102000ul
-#define P_NX	 0x103000ul
-#define P_MMIO	 0x104000ul /* -> MMIO_GPA, and the page behind it -> MMIO_GPA + 4096 */
+#define P_RO     0x101000ul
+#define P_SUPER  0x102000ul
+#define P_NX     0x103000ul
+#define P_MMIO   0x104000ul /* -> MMIO_GPA, and the page behind it -> MMIO_GPA + 4096 */
 #define MMIO_GPA 0x10000000ul
 
-#define SEL_CODE  0x08
-#define SEL_DATA  0x10
-#define SEL_CODE32 0x18
-#define SEL_TSS	  0x20
-#define SEL_UDATA 0x33
-#define SEL_UCODE 0x3b
+#define SEL_CODE    0x08
+#define SEL_DATA    0x10
+#define SEL_CODE32  0x18
+#define SEL_TSS     0x20
+#define SEL_UDATA   0x33
+#define SEL_UCODE   0x3b
 #define SEL_UCODE32 0x43
 
 struct env {
@@ -106,10 +106,10 @@ static inline int env_teardown(void **state)
 	return 0;
 }
 
-#define env_code(e, ...)                                                                           \
-	do {                                                                                       \
-		static const uint8_t code_[] = {__VA_ARGS__};                                      \
-		memcpy((e)->mem + CODE, code_, sizeof(code_));                                     \
+#define env_code(e, ...)                                       \
+	do {                                                   \
+		static const uint8_t code_[] = {__VA_ARGS__};  \
+		memcpy((e)->mem + CODE, code_, sizeof(code_)); \
 	} while (0)
 
 static inline uint64_t descriptor(unsigned type, unsigned dpl, bool l, bool db)
@@ -264,15 +264,15 @@ static inline int env_run(struct env *e)
 	return r;
 }
 
-#define assert_run(e, reason_)                                                                     \
-	do {                                                                                       \
-		assert_int_equal(env_run(e), 0);                                                   \
-		assert_int_equal((e)->v->exit.reason, reason_);                                    \
+#define assert_run(e, reason_)                                  \
+	do {                                                    \
+		assert_int_equal(env_run(e), 0);                \
+		assert_int_equal((e)->v->exit.reason, reason_); \
 	} while (0)
 
 /* The event ended in the handler of @n. */
-#define assert_vector(e, n)                                                                        \
-	do {                                                                                       \
-		assert_run(e, KVM_EXIT_HLT);                                                       \
-		assert_int_equal((e)->v->rip, HANDLER(n) + 1);                                     \
+#define assert_vector(e, n)                                    \
+	do {                                                   \
+		assert_run(e, KVM_EXIT_HLT);                   \
+		assert_int_equal((e)->v->rip, HANDLER(n) + 1); \
 	} while (0)
