@@ -18,7 +18,7 @@
 #include "x86/thunk.h"
 
 #define ARENA_SIZE (4u << 20)
-#define MAX_OPS	   32
+#define MAX_OPS    32
 #define MAX_BYTES  256
 
 static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
@@ -91,7 +91,7 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 {
 	struct kl_block_cache *c = v->blocks;
 	unsigned avail = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)), len = 0, n = 0;
-	uint8_t bytes[MAX_BYTES + 16] = { 0 };
+	uint8_t bytes[MAX_BYTES + 16] = {0};
 	struct flag_use use[MAX_OPS];
 	struct kl_decode d;
 	struct kl_block *b;
@@ -172,7 +172,7 @@ static bool same_bytes(const struct kl_single *s, uint64_t lo, uint64_t hi)
 static void decode_single(struct kl_vcpu *v, struct kl_single *s, uint64_t lin, const uint8_t *code,
 			  unsigned n)
 {
-	uint8_t bytes[32] = { 0 };
+	uint8_t bytes[32] = {0};
 	struct kl_decode d;
 	uint64_t next;
 

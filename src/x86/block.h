@@ -36,7 +36,7 @@ struct kl_block_cache {
 	struct kl_block *hash[KL_BLOCK_HASH];
 	uint8_t *arena;
 	size_t used;
-	bool stepping;	/* kl_interp_one: one element of a string instruction at a time */
+	bool stepping; /* kl_interp_one: one element of a string instruction at a time */
 	const struct kl_op *run_end; /* of the block whose count is in insn_count, or NULL */
 	struct kl_single single[KL_NR_SINGLES]; /* by hash of the key */
 	/* Statistics for tests. */
@@ -50,8 +50,8 @@ KL_INLINE bool kl_single_stepping(const struct kl_vcpu *v)
 
 KL_INLINE uint64_t kl_code_lin(const struct kl_vcpu *v)
 {
-	return KL_LIKELY(v->code_mode == KL_CODE64) ? v->rip :
-						      (uint32_t)(v->seg[KL_CS].base + v->rip);
+	return KL_LIKELY(v->code_mode == KL_CODE64) ? v->rip
+						    : (uint32_t)(v->seg[KL_CS].base + v->rip);
 }
 
 KL_INLINE unsigned kl_block_hash(uint64_t key)

@@ -28,9 +28,9 @@ static const ZydisDecoder *decoder(enum kl_code_mode mode)
 		ZydisMachineMode machine;
 		ZydisStackWidth stack;
 	} modes[3] = {
-		[KL_CODE16] = { ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16 },
-		[KL_CODE32] = { ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32 },
-		[KL_CODE64] = { ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64 },
+		[KL_CODE16] = {ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16},
+		[KL_CODE32] = {ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32},
+		[KL_CODE64] = {ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
 	};
 
 	if (!ready) {
@@ -65,19 +65,18 @@ static uint8_t gpr_offset(ZydisRegister r)
 
 static uint8_t seg_number(ZydisRegister r)
 {
-	return r >= ZYDIS_REGISTER_ES && r <= ZYDIS_REGISTER_GS ?
-		       (uint8_t)(r - ZYDIS_REGISTER_ES) :
-		       KL_DS;
+	return r >= ZYDIS_REGISTER_ES && r <= ZYDIS_REGISTER_GS ? (uint8_t)(r - ZYDIS_REGISTER_ES)
+								: KL_DS;
 }
 
 static uint8_t seg_override(const ZydisDecodedInstruction *in)
 {
-	return in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_ES ? KL_ES :
-	       in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_CS ? KL_CS :
-	       in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_SS ? KL_SS :
-	       in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS ? KL_FS :
-	       in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS ? KL_GS :
-							      KL_DS;
+	return in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_ES   ? KL_ES
+	       : in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_CS ? KL_CS
+	       : in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_SS ? KL_SS
+	       : in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS ? KL_FS
+	       : in->attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS ? KL_GS
+							      : KL_DS;
 }
 
 static void memory_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint64_t next_rip)
@@ -106,12 +105,12 @@ static enum kl_form form_of(const ZydisDecodedOperand *o, unsigned n)
 {
 	static const enum kl_form two[3][3] = {
 		/* register, memory, immediate as the second */
-		{ KL_FORM_RR, KL_FORM_RM, KL_FORM_RI },
-		{ KL_FORM_MR, KL_FORM_OTHER, KL_FORM_MI },
-		{ KL_FORM_OTHER, KL_FORM_OTHER, KL_FORM_OTHER },
+		{KL_FORM_RR, KL_FORM_RM, KL_FORM_RI},
+		{KL_FORM_MR, KL_FORM_OTHER, KL_FORM_MI},
+		{KL_FORM_OTHER, KL_FORM_OTHER, KL_FORM_OTHER},
 	};
-	static const enum kl_form one[3] = { KL_FORM_R, KL_FORM_M, KL_FORM_I };
-	unsigned kind[2] = { 0 };
+	static const enum kl_form one[3] = {KL_FORM_R, KL_FORM_M, KL_FORM_I};
+	unsigned kind[2] = {0};
 
 	if (n == 0 || n > 2)
 		return n ? KL_FORM_OTHER : KL_FORM_NONE;
@@ -193,10 +192,10 @@ static void prefixes(struct kl_decode *d)
 
 static bool pick(struct kl_decode *d)
 {
-	return kl_select_alu(d) || kl_select_mov(d) || kl_select_branch(d) ||
-	       kl_select_stack(d) || kl_select_shift(d) || kl_select_mul(d) ||
-	       kl_select_bit(d) || kl_select_atomic(d) || kl_select_string(d) ||
-	       kl_select_misc(d) || kl_select_system(d) || kl_select_sse(d) || kl_select_x87(d);
+	return kl_select_alu(d) || kl_select_mov(d) || kl_select_branch(d) || kl_select_stack(d) ||
+	       kl_select_shift(d) || kl_select_mul(d) || kl_select_bit(d) || kl_select_atomic(d) ||
+	       kl_select_string(d) || kl_select_misc(d) || kl_select_system(d) ||
+	       kl_select_sse(d) || kl_select_x87(d);
 }
 
 enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum kl_code_mode mode,

@@ -35,11 +35,11 @@ struct kl_decode {
 	enum kl_code_mode mode;
 
 	/* Set by the family. */
-	kl_op_fn *noflags;  /* the same without flags, or NULL */
-	bool simple;	    /* leaves early only through its memory operand */
-	bool reads_flags;   /* or leaves some unchanged */
-	bool writes_flags;  /* all of them */
-	bool stores;	    /* writes memory: the block may have to be left */
+	kl_op_fn *noflags; /* the same without flags, or NULL */
+	bool simple;       /* leaves early only through its memory operand */
+	bool reads_flags;  /* or leaves some unchanged */
+	bool writes_flags; /* all of them */
+	bool stores;       /* writes memory: the block may have to be left */
 };
 
 /* The decoders: true if the mnemonic is theirs. A form that does not exist is left to fail. */
@@ -59,7 +59,7 @@ bool kl_select_misc(struct kl_decode *d);
 bool kl_select_system(struct kl_decode *d);
 
 enum kl_decode_result {
-	KL_DECODE_OK,	     /* also for instructions that raise #UD or fail */
+	KL_DECODE_OK,        /* also for instructions that raise #UD or fail */
 	KL_DECODE_TRUNCATED, /* more bytes are needed */
 };
 

@@ -65,9 +65,9 @@ void kl_interp_run(struct kl_vcpu *v)
 		v->insn_count -= (uint64_t)(end - op);
 		c->run_end = NULL;
 		if (!(r & KL_JUMPED))
-			v->rip = v->code_mode == KL_CODE64 ? rip :
-				 v->code_mode == KL_CODE32 ? (uint32_t)rip :
-							     (uint16_t)rip;
+			v->rip = v->code_mode == KL_CODE64   ? rip
+				 : v->code_mode == KL_CODE32 ? (uint32_t)rip
+							     : (uint16_t)rip;
 		if (KL_UNLIKELY((r & KL_STOP) | v->exit_pending))
 			return;
 	}

@@ -6,27 +6,28 @@
 #include "x86/decode.h"
 #include "x86/ops.h"
 
-#define SIZES(X, ...) X(8, "b", __VA_ARGS__) X(16, "w", __VA_ARGS__) X(32, "l", __VA_ARGS__) \
-	X(64, "q", __VA_ARGS__)
+#define SIZES(X, ...)          \
+	X(8, "b", __VA_ARGS__) \
+	X(16, "w", __VA_ARGS__) X(32, "l", __VA_ARGS__) X(64, "q", __VA_ARGS__)
 
 /* ---- two operands ------------------------------------------------------------------ */
 
 /* What computes: host instruction with flags, C without. */
-#define BINARY(bits, sfx, name, pre, insn, expr)                                                   \
-	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint##bits##_t s, uint64_t fl,       \
-					    uint32_t *ax)                                          \
-	{                                                                                          \
-		__asm__(pre insn sfx " %2, %0" KL_FLAGS_OUT                                        \
-			: "+r"(d), "=&a"(*ax)                                                      \
-			: "r"(s), "r"((uint32_t)fl)                                                \
-			: "cc");                                                                   \
-		return d;                                                                          \
-	}                                                                                          \
-	KL_INLINE uint##bits##_t name##bits##_nf(uint##bits##_t d, uint##bits##_t s, uint64_t fl,  \
-						 uint32_t *ax)                                     \
-	{                                                                                          \
-		*ax = 0;                                                                           \
-		return (uint##bits##_t)(expr);                                                     \
+#define BINARY(bits, sfx, name, pre, insn, expr)                                                  \
+	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint##bits##_t s, uint64_t fl,      \
+					    uint32_t *ax)                                         \
+	{                                                                                         \
+		__asm__(pre insn sfx " %2, %0" KL_FLAGS_OUT                                       \
+			: "+r"(d), "=&a"(*ax)                                                     \
+			: "r"(s), "r"((uint32_t)fl)                                               \
+			: "cc");                                                                  \
+		return d;                                                                         \
+	}                                                                                         \
+	KL_INLINE uint##bits##_t name##bits##_nf(uint##bits##_t d, uint##bits##_t s, uint64_t fl, \
+						 uint32_t *ax)                                    \
+	{                                                                                         \
+		*ax = 0;                                                                          \
+		return (uint##bits##_t)(expr);                                                    \
 	}
 #define CARRY_IN "btl $0, %3\n\t"
 SIZES(BINARY, add, "", "add", d + s)
@@ -39,69 +40,69 @@ SIZES(BINARY, xor, "", "xor", d ^ s)
 SIZES(BINARY, cmp, "", "cmp", d)
 SIZES(BINARY, test, "", "test", d)
 
-#define FLAGS_(v, ax)	 kl_flags_put(v, ax)
+#define FLAGS_(v, ax)    kl_flags_put(v, ax)
 #define FLAGS__nf(v, ax) ((void)(ax))
 
 /* Handlers of one operation in one size, suffix nf = "" or _nf; wb: 0 for CMP and TEST. */
-#define BINARY_FORMS(bits, sfx, name, nf, wb)                                                      \
-	static enum kl_next name##bits##nf##_rr(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		uint32_t ax;                                                                       \
-		uint##bits##_t r = name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg),           \
-						  *(uint##bits##_t *)kl_gpr(v, op->rm),            \
-						  v->rflags, &ax);                                 \
-		if (wb)                                                                            \
-			kl_gpr_set(v, op->reg, r, bits / 8);                                       \
-		FLAGS_##nf(v, ax);                                                                 \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##nf##_ri(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		uint32_t ax;                                                                       \
-		uint##bits##_t r = name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg),           \
-						  (uint##bits##_t)op->imm, v->rflags, &ax);        \
-		if (wb)                                                                            \
-			kl_gpr_set(v, op->reg, r, bits / 8);                                       \
-		FLAGS_##nf(v, ax);                                                                 \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##nf##_rm(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		uint32_t ax;                                                                       \
-		uint##bits##_t s = (uint##bits##_t)kl_mem_read(v, op, bits / 8);                   \
-		uint##bits##_t r = name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg), s,        \
-						  v->rflags, &ax);                                 \
-		if (wb)                                                                            \
-			kl_gpr_set(v, op->reg, r, bits / 8);                                       \
-		FLAGS_##nf(v, ax);                                                                 \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	KL_INLINE enum kl_next name##bits##nf##_mem(struct kl_vcpu *v, const struct kl_op *op,     \
-						    uint##bits##_t s)                              \
-	{                                                                                          \
-		uint32_t ax;                                                                       \
-		struct kl_rmw m;                                                                   \
-		uint##bits##_t d, r;                                                               \
-                                                                                                   \
-		d = (uint##bits##_t)(wb ? kl_rmw_begin(v, op, bits / 8, &m) :                      \
-					  kl_mem_read(v, op, bits / 8));                           \
-		r = name##bits##nf(d, s, v->rflags, &ax);                                          \
-		if (wb)                                                                            \
-			kl_rmw_end(v, &m, r, bits / 8);                                            \
-		FLAGS_##nf(v, ax);                                                                 \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##nf##_mr(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		return name##bits##nf##_mem(v, op, *(uint##bits##_t *)kl_gpr(v, op->reg));         \
-	}                                                                                          \
-	static enum kl_next name##bits##nf##_mi(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		return name##bits##nf##_mem(v, op, (uint##bits##_t)op->imm);                       \
+#define BINARY_FORMS(bits, sfx, name, nf, wb)                                                     \
+	static enum kl_next name##bits##nf##_rr(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                         \
+		uint32_t ax;                                                                      \
+		uint##bits##_t r =                                                                \
+			name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg),                     \
+				       *(uint##bits##_t *)kl_gpr(v, op->rm), v->rflags, &ax);     \
+		if (wb)                                                                           \
+			kl_gpr_set(v, op->reg, r, bits / 8);                                      \
+		FLAGS_##nf(v, ax);                                                                \
+		return KL_NEXT;                                                                   \
+	}                                                                                         \
+	static enum kl_next name##bits##nf##_ri(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                         \
+		uint32_t ax;                                                                      \
+		uint##bits##_t r = name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg),          \
+						  (uint##bits##_t)op->imm, v->rflags, &ax);       \
+		if (wb)                                                                           \
+			kl_gpr_set(v, op->reg, r, bits / 8);                                      \
+		FLAGS_##nf(v, ax);                                                                \
+		return KL_NEXT;                                                                   \
+	}                                                                                         \
+	static enum kl_next name##bits##nf##_rm(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                         \
+		uint32_t ax;                                                                      \
+		uint##bits##_t s = (uint##bits##_t)kl_mem_read(v, op, bits / 8);                  \
+		uint##bits##_t r =                                                                \
+			name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg), s, v->rflags, &ax); \
+		if (wb)                                                                           \
+			kl_gpr_set(v, op->reg, r, bits / 8);                                      \
+		FLAGS_##nf(v, ax);                                                                \
+		return KL_NEXT;                                                                   \
+	}                                                                                         \
+	KL_INLINE enum kl_next name##bits##nf##_mem(struct kl_vcpu *v, const struct kl_op *op,    \
+						    uint##bits##_t s)                             \
+	{                                                                                         \
+		uint32_t ax;                                                                      \
+		struct kl_rmw m;                                                                  \
+		uint##bits##_t d, r;                                                              \
+                                                                                                  \
+		d = (uint##bits##_t)(wb ? kl_rmw_begin(v, op, bits / 8, &m)                       \
+					: kl_mem_read(v, op, bits / 8));                          \
+		r = name##bits##nf(d, s, v->rflags, &ax);                                         \
+		if (wb)                                                                           \
+			kl_rmw_end(v, &m, r, bits / 8);                                           \
+		FLAGS_##nf(v, ax);                                                                \
+		return KL_NEXT;                                                                   \
+	}                                                                                         \
+	static enum kl_next name##bits##nf##_mr(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                         \
+		return name##bits##nf##_mem(v, op, *(uint##bits##_t *)kl_gpr(v, op->reg));        \
+	}                                                                                         \
+	static enum kl_next name##bits##nf##_mi(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                         \
+		return name##bits##nf##_mem(v, op, (uint##bits##_t)op->imm);                      \
 	}
 
-#define BINARY_BOTH(name, wb)                                                                      \
-	SIZES(BINARY_FORMS, name, , wb)                                                            \
+#define BINARY_BOTH(name, wb)           \
+	SIZES(BINARY_FORMS, name, , wb) \
 	SIZES(BINARY_FORMS, name, _nf, wb)
 BINARY_BOTH(add, 1)
 BINARY_BOTH(or, 1)
@@ -114,32 +115,32 @@ BINARY_BOTH(cmp, 0)
 BINARY_BOTH(test, 0)
 
 /* LOCK: the host's own atomic; flags always. */
-#define LOCKED(bits, sfx, name, pre, insn)                                                         \
-	KL_INLINE enum kl_next name##bits##_locked(struct kl_vcpu *v, const struct kl_op *op,      \
-						   uint##bits##_t s)                               \
-	{                                                                                          \
-		uint64_t lin = kl_mem_lin(v, op, bits / 8, true);                                  \
-		void *p = kl_mem_rmw(v, lin, bits / 8);                                            \
-		uint32_t ax;                                                                       \
-                                                                                                   \
-		if (!p)                                                                            \
-			return name##bits##_mem(v, op, s);                                         \
-		__asm__ volatile(pre "1: lock " insn sfx " %2, %0" KL_FLAGS_OUT                    \
-				     "\n\t" KL_OP_EXTABLE("1b")                                    \
-				 : "+m"(*(uint##bits##_t *)p), "=&a"(ax)                           \
-				 : "r"(s), "r"((uint32_t)v->rflags)                                \
-				 : "cc", "memory");                                                \
-		kl_note_store(v, p);                                                               \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##_lock_mr(struct kl_vcpu *v, const struct kl_op *op)        \
-	{                                                                                          \
-		return name##bits##_locked(v, op, *(uint##bits##_t *)kl_gpr(v, op->reg));          \
-	}                                                                                          \
-	static enum kl_next name##bits##_lock_mi(struct kl_vcpu *v, const struct kl_op *op)        \
-	{                                                                                          \
-		return name##bits##_locked(v, op, (uint##bits##_t)op->imm);                        \
+#define LOCKED(bits, sfx, name, pre, insn)                                                    \
+	KL_INLINE enum kl_next name##bits##_locked(struct kl_vcpu *v, const struct kl_op *op, \
+						   uint##bits##_t s)                          \
+	{                                                                                     \
+		uint64_t lin = kl_mem_lin(v, op, bits / 8, true);                             \
+		void *p = kl_mem_rmw(v, lin, bits / 8);                                       \
+		uint32_t ax;                                                                  \
+                                                                                              \
+		if (!p)                                                                       \
+			return name##bits##_mem(v, op, s);                                    \
+		__asm__ volatile(pre "1: lock " insn sfx " %2, %0" KL_FLAGS_OUT               \
+				     "\n\t" KL_OP_EXTABLE("1b")                               \
+				 : "+m"(*(uint##bits##_t *)p), "=&a"(ax)                      \
+				 : "r"(s), "r"((uint32_t)v->rflags)                           \
+				 : "cc", "memory");                                           \
+		kl_note_store(v, p);                                                          \
+		kl_flags_put(v, ax);                                                          \
+		return KL_NEXT;                                                               \
+	}                                                                                     \
+	static enum kl_next name##bits##_lock_mr(struct kl_vcpu *v, const struct kl_op *op)   \
+	{                                                                                     \
+		return name##bits##_locked(v, op, *(uint##bits##_t *)kl_gpr(v, op->reg));     \
+	}                                                                                     \
+	static enum kl_next name##bits##_lock_mi(struct kl_vcpu *v, const struct kl_op *op)   \
+	{                                                                                     \
+		return name##bits##_locked(v, op, (uint##bits##_t)op->imm);                   \
 	}
 SIZES(LOCKED, add, "", "add")
 SIZES(LOCKED, or, "", "or")
@@ -151,61 +152,61 @@ SIZES(LOCKED, xor, "", "xor")
 
 /* ---- one operand ------------------------------------------------------------------- */
 
-#define UNARY(bits, sfx, name, insn, expr)                                                         \
-	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint32_t *ax)                        \
-	{                                                                                          \
-		__asm__(KL_FLAGS_IN insn sfx " %0" KL_FLAGS_OUT : "+r"(d), "+a"(*ax) : : "cc");    \
-		return d;                                                                          \
-	}                                                                                          \
-	KL_INLINE uint##bits##_t name##bits##_nf(uint##bits##_t d, uint32_t *ax)                   \
-	{                                                                                          \
-		return (uint##bits##_t)(expr);                                                     \
+#define UNARY(bits, sfx, name, insn, expr)                                                      \
+	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint32_t *ax)                     \
+	{                                                                                       \
+		__asm__(KL_FLAGS_IN insn sfx " %0" KL_FLAGS_OUT : "+r"(d), "+a"(*ax) : : "cc"); \
+		return d;                                                                       \
+	}                                                                                       \
+	KL_INLINE uint##bits##_t name##bits##_nf(uint##bits##_t d, uint32_t *ax)                \
+	{                                                                                       \
+		return (uint##bits##_t)(expr);                                                  \
 	}
 SIZES(UNARY, inc, "inc", d + 1)
 SIZES(UNARY, dec, "dec", d - 1)
 SIZES(UNARY, neg, "neg", -d)
 SIZES(UNARY, not, "not", ~d)
 
-#define UNARY_FORMS(bits, sfx, name, nf)                                                           \
-	static enum kl_next name##bits##nf##_r(struct kl_vcpu *v, const struct kl_op *op)          \
-	{                                                                                          \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-		uint##bits##_t r = name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg), &ax);     \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, r, bits / 8);                                               \
-		FLAGS_##nf(v, ax);                                                                 \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##nf##_m(struct kl_vcpu *v, const struct kl_op *op)          \
-	{                                                                                          \
-		struct kl_rmw m;                                                                   \
-		uint##bits##_t d = (uint##bits##_t)kl_rmw_begin(v, op, bits / 8, &m);              \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-                                                                                                   \
-		kl_rmw_end(v, &m, name##bits##nf(d, &ax), bits / 8);                               \
-		FLAGS_##nf(v, ax);                                                                 \
-		return KL_NEXT;                                                                    \
+#define UNARY_FORMS(bits, sfx, name, nf)                                                       \
+	static enum kl_next name##bits##nf##_r(struct kl_vcpu *v, const struct kl_op *op)      \
+	{                                                                                      \
+		uint32_t ax = kl_flags_pack(v);                                                \
+		uint##bits##_t r = name##bits##nf(*(uint##bits##_t *)kl_gpr(v, op->reg), &ax); \
+                                                                                               \
+		kl_gpr_set(v, op->reg, r, bits / 8);                                           \
+		FLAGS_##nf(v, ax);                                                             \
+		return KL_NEXT;                                                                \
+	}                                                                                      \
+	static enum kl_next name##bits##nf##_m(struct kl_vcpu *v, const struct kl_op *op)      \
+	{                                                                                      \
+		struct kl_rmw m;                                                               \
+		uint##bits##_t d = (uint##bits##_t)kl_rmw_begin(v, op, bits / 8, &m);          \
+		uint32_t ax = kl_flags_pack(v);                                                \
+                                                                                               \
+		kl_rmw_end(v, &m, name##bits##nf(d, &ax), bits / 8);                           \
+		FLAGS_##nf(v, ax);                                                             \
+		return KL_NEXT;                                                                \
 	}
-#define UNARY_LOCKED(bits, sfx, name, insn)                                                        \
-	static enum kl_next name##bits##_lock_m(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		void *p = kl_mem_rmw(v, kl_mem_lin(v, op, bits / 8, true), bits / 8);              \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-                                                                                                   \
-		if (!p)                                                                            \
-			return name##bits##_m(v, op);                                              \
-		__asm__ volatile(KL_FLAGS_IN "1: lock " insn sfx " %0" KL_FLAGS_OUT                \
-					     "\n\t" KL_OP_EXTABLE("1b")                            \
-				 : "+m"(*(uint##bits##_t *)p), "+a"(ax)                            \
-				 :                                                                 \
-				 : "cc", "memory");                                                \
-		kl_note_store(v, p);                                                               \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
+#define UNARY_LOCKED(bits, sfx, name, insn)                                                \
+	static enum kl_next name##bits##_lock_m(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                  \
+		void *p = kl_mem_rmw(v, kl_mem_lin(v, op, bits / 8, true), bits / 8);      \
+		uint32_t ax = kl_flags_pack(v);                                            \
+                                                                                           \
+		if (!p)                                                                    \
+			return name##bits##_m(v, op);                                      \
+		__asm__ volatile(KL_FLAGS_IN "1: lock " insn sfx " %0" KL_FLAGS_OUT        \
+					     "\n\t" KL_OP_EXTABLE("1b")                    \
+				 : "+m"(*(uint##bits##_t *)p), "+a"(ax)                    \
+				 :                                                         \
+				 : "cc", "memory");                                        \
+		kl_note_store(v, p);                                                       \
+		kl_flags_put(v, ax);                                                       \
+		return KL_NEXT;                                                            \
 	}
-#define UNARY_ALL(name, insn)                                                                      \
-	SIZES(UNARY_FORMS, name, )                                                                 \
-	SIZES(UNARY_FORMS, name, _nf)                                                              \
+#define UNARY_ALL(name, insn)         \
+	SIZES(UNARY_FORMS, name, )    \
+	SIZES(UNARY_FORMS, name, _nf) \
 	SIZES(UNARY_LOCKED, name, insn)
 UNARY_ALL(inc, "inc")
 UNARY_ALL(dec, "dec")
@@ -214,29 +215,50 @@ UNARY_ALL(not, "not")
 
 /* ---- selection --------------------------------------------------------------------- */
 
-#define FORMS5(n) { n##_rr, n##_rm, n##_mr, n##_ri, n##_mi }
-#define BY_SIZE(F, name, nf) { F(name##8##nf), F(name##16##nf), F(name##32##nf), F(name##64##nf) }
-#define BOTH5(name) { BY_SIZE(FORMS5, name, ), BY_SIZE(FORMS5, name, _nf) }
+#define FORMS5(n)                                      \
+	{                                              \
+		n##_rr, n##_rm, n##_mr, n##_ri, n##_mi \
+	}
+#define BY_SIZE(F, name, nf)                                                      \
+	{                                                                         \
+		F(name##8##nf), F(name##16##nf), F(name##32##nf), F(name##64##nf) \
+	}
+#define BOTH5(name)                                                 \
+	{                                                           \
+		BY_SIZE(FORMS5, name, ), BY_SIZE(FORMS5, name, _nf) \
+	}
 
 /* [operation][without flags][size][form - RR] */
 static kl_op_fn *const binary[9][2][4][5] = {
-	BOTH5(add), BOTH5(or), BOTH5(adc), BOTH5(sbb), BOTH5(and),
+	BOTH5(add), BOTH5(or),  BOTH5(adc), BOTH5(sbb),  BOTH5(and),
 	BOTH5(sub), BOTH5(xor), BOTH5(cmp), BOTH5(test),
 };
 
-#define LOCK2(n) { n##_lock_mr, n##_lock_mi }
+#define LOCK2(n)                         \
+	{                                \
+		n##_lock_mr, n##_lock_mi \
+	}
 static kl_op_fn *const locked[7][4][2] = {
-	BY_SIZE(LOCK2, add, ), BY_SIZE(LOCK2, or, ), BY_SIZE(LOCK2, adc, ), BY_SIZE(LOCK2, sbb, ),
+	BY_SIZE(LOCK2, add, ), BY_SIZE(LOCK2, or, ),  BY_SIZE(LOCK2, adc, ), BY_SIZE(LOCK2, sbb, ),
 	BY_SIZE(LOCK2, and, ), BY_SIZE(LOCK2, sub, ), BY_SIZE(LOCK2, xor, ),
 };
 
-#define FORMS2(n) { n##_r, n##_m }
-#define BOTH2(name) { BY_SIZE(FORMS2, name, ), BY_SIZE(FORMS2, name, _nf) }
-static kl_op_fn *const unary[4][2][4][2] = { BOTH2(inc), BOTH2(dec), BOTH2(neg), BOTH2(not) };
+#define FORMS2(n)            \
+	{                    \
+		n##_r, n##_m \
+	}
+#define BOTH2(name)                                                 \
+	{                                                           \
+		BY_SIZE(FORMS2, name, ), BY_SIZE(FORMS2, name, _nf) \
+	}
+static kl_op_fn *const unary[4][2][4][2] = {BOTH2(inc), BOTH2(dec), BOTH2(neg), BOTH2(not )};
 
 #define LOCK1(n) n##_lock_m
 static kl_op_fn *const unary_locked[4][4] = {
-	BY_SIZE(LOCK1, inc, ), BY_SIZE(LOCK1, dec, ), BY_SIZE(LOCK1, neg, ), BY_SIZE(LOCK1, not, ),
+	BY_SIZE(LOCK1, inc, ),
+	BY_SIZE(LOCK1, dec, ),
+	BY_SIZE(LOCK1, neg, ),
+	BY_SIZE(LOCK1, not, ),
 };
 
 static bool select_binary(struct kl_decode *d, unsigned n, bool carry)

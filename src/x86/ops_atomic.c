@@ -7,7 +7,7 @@
 #include "x86/ops.h"
 
 #define REG(v, off, bits) (*(uint##bits##_t *)kl_gpr(v, off))
-#define SIZES(X) X(8, "b") X(16, "w") X(32, "l") X(64, "q")
+#define SIZES(X)          X(8, "b") X(16, "w") X(32, "l") X(64, "q")
 
 static enum kl_next xchg_rr(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -18,26 +18,26 @@ static enum kl_next xchg_rr(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-#define XCHG(bits, sfx)                                                                            \
-	static enum kl_next xchg##bits##_m(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		struct kl_rmw m = { .lin = kl_mem_lin(v, op, bits / 8, true) };                    \
-		uint##bits##_t r = REG(v, op->reg, bits), old;                                     \
-                                                                                                   \
-		m.p = kl_mem_rmw(v, m.lin, bits / 8);                                              \
-		if (m.p) {                                                                         \
-			old = r;                                                                   \
-			__asm__ volatile("1: xchg" sfx " %0, %1\n\t" KL_OP_EXTABLE("1b")           \
-					 : "+r"(old), "+m"(*(uint##bits##_t *)m.p)                 \
-					 :                                                         \
-					 : "memory");                                              \
-			kl_note_store(v, m.p);                                                     \
-		} else {                                                                           \
-			old = (uint##bits##_t)kl_read(v, m.lin, bits / 8);                         \
-			kl_write(v, m.lin, r, bits / 8);                                           \
-		}                                                                                  \
-		kl_gpr_set(v, op->reg, old, bits / 8);                                             \
-		return KL_NEXT;                                                                    \
+#define XCHG(bits, sfx)                                                                  \
+	static enum kl_next xchg##bits##_m(struct kl_vcpu *v, const struct kl_op *op)    \
+	{                                                                                \
+		struct kl_rmw m = {.lin = kl_mem_lin(v, op, bits / 8, true)};            \
+		uint##bits##_t r = REG(v, op->reg, bits), old;                           \
+                                                                                         \
+		m.p = kl_mem_rmw(v, m.lin, bits / 8);                                    \
+		if (m.p) {                                                               \
+			old = r;                                                         \
+			__asm__ volatile("1: xchg" sfx " %0, %1\n\t" KL_OP_EXTABLE("1b") \
+					 : "+r"(old), "+m"(*(uint##bits##_t *)m.p)       \
+					 :                                               \
+					 : "memory");                                    \
+			kl_note_store(v, m.p);                                           \
+		} else {                                                                 \
+			old = (uint##bits##_t)kl_read(v, m.lin, bits / 8);               \
+			kl_write(v, m.lin, r, bits / 8);                                 \
+		}                                                                        \
+		kl_gpr_set(v, op->reg, old, bits / 8);                                   \
+		return KL_NEXT;                                                          \
 	}
 SIZES(XCHG)
 
@@ -55,7 +55,7 @@ SIZES(XCHG)
 	}                                                                                          \
 	static enum kl_next xadd##bits##_m(struct kl_vcpu *v, const struct kl_op *op)              \
 	{                                                                                          \
-		struct kl_rmw m = { .lin = kl_mem_lin(v, op, bits / 8, true) };                    \
+		struct kl_rmw m = {.lin = kl_mem_lin(v, op, bits / 8, true)};                      \
 		uint##bits##_t d, s = REG(v, op->reg, bits);                                       \
 		uint32_t ax;                                                                       \
                                                                                                    \
@@ -68,8 +68,8 @@ SIZES(XCHG)
 					 : "cc", "memory");                                        \
 			kl_note_store(v, m.p);                                                     \
 		} else {                                                                           \
-			d = (uint##bits##_t)(m.p ? kl_load(m.p, bits / 8) :                        \
-						   kl_read(v, m.lin, bits / 8));                   \
+			d = (uint##bits##_t)(m.p ? kl_load(m.p, bits / 8)                          \
+						 : kl_read(v, m.lin, bits / 8));                   \
 			__asm__("xadd" sfx " %1, %0" KL_FLAGS_OUT                                  \
 				: "+r"(d), "+r"(s), "=&a"(ax)                                      \
 				:                                                                  \
@@ -86,52 +86,52 @@ SIZES(XADD)
  * In 32-bit form the host's CMPXCHG writes only what it must: EAX on failure, the destination
  * on success; 64-bit variables take its zero extension.
  */
-#define CMPXCHG(bits, sfx)                                                                         \
-	static enum kl_next cmpxchg##bits##_r(struct kl_vcpu *v, const struct kl_op *op)           \
-	{                                                                                          \
-		uint##bits##_t d = REG(v, op->reg, bits), s = REG(v, op->rm, bits);                \
-		uint##bits##_t a = REG(v, 0, bits), old = a;                                       \
-		uint64_t fl;                                                                       \
-                                                                                                   \
-		__asm__ volatile("cmpxchg" sfx " %3, %0\n\tpushfq\n\tpopq %2"                      \
-				 : "+&r"(d), "+a"(a), "=&r"(fl)                                    \
-				 : "r"(s)                                                          \
-				 : "cc", "memory");                                                \
-		if (fl & KL_FL_ZF)                                                                 \
-			kl_gpr_set(v, op->reg, d, bits / 8);                                       \
-		else                                                                               \
-			kl_gpr_set(v, 0, a, bits / 8);                                             \
-		(void)old;                                                                         \
-		v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | (fl & KL_FL_STATUS);           \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next cmpxchg##bits##_m(struct kl_vcpu *v, const struct kl_op *op)           \
-	{                                                                                          \
-		struct kl_rmw m = { .lin = kl_mem_lin(v, op, bits / 8, true) };                    \
-		uint##bits##_t d, s = REG(v, op->reg, bits), a = REG(v, 0, bits);                  \
-		uint64_t fl;                                                                       \
-                                                                                                   \
-		m.p = kl_mem_rmw(v, m.lin, bits / 8);                                              \
-		if (m.p && (op->flags & KL_OPF_LOCK)) {                                            \
-			__asm__ volatile("1: lock cmpxchg" sfx " %3, %0\n\tpushfq\n\tpopq %2\n\t"  \
-					 KL_OP_EXTABLE("1b")                                       \
-					 : "+m"(*(uint##bits##_t *)m.p), "+a"(a), "=&r"(fl)        \
-					 : "r"(s)                                                  \
-					 : "cc", "memory");                                        \
-			kl_note_store(v, m.p);                                                     \
-		} else {                                                                           \
-			d = (uint##bits##_t)(m.p ? kl_load(m.p, bits / 8) :                        \
-						   kl_read(v, m.lin, bits / 8));                   \
-			__asm__ volatile("cmpxchg" sfx " %3, %0\n\tpushfq\n\tpopq %2"              \
-					 : "+&r"(d), "+a"(a), "=&r"(fl)                            \
-					 : "r"(s)                                                  \
-					 : "cc", "memory");                                        \
-			kl_rmw_end(v, &m, d, bits / 8);                                            \
-		}                                                                                  \
-		if (!(fl & KL_FL_ZF))                                                              \
-			kl_gpr_set(v, 0, a, bits / 8);                                             \
-		v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | (fl & KL_FL_STATUS);           \
-		return KL_NEXT;                                                                    \
+#define CMPXCHG(bits, sfx)                                                                      \
+	static enum kl_next cmpxchg##bits##_r(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                       \
+		uint##bits##_t d = REG(v, op->reg, bits), s = REG(v, op->rm, bits);             \
+		uint##bits##_t a = REG(v, 0, bits), old = a;                                    \
+		uint64_t fl;                                                                    \
+                                                                                                \
+		__asm__ volatile("cmpxchg" sfx " %3, %0\n\tpushfq\n\tpopq %2"                   \
+				 : "+&r"(d), "+a"(a), "=&r"(fl)                                 \
+				 : "r"(s)                                                       \
+				 : "cc", "memory");                                             \
+		if (fl & KL_FL_ZF)                                                              \
+			kl_gpr_set(v, op->reg, d, bits / 8);                                    \
+		else                                                                            \
+			kl_gpr_set(v, 0, a, bits / 8);                                          \
+		(void)old;                                                                      \
+		v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | (fl & KL_FL_STATUS);        \
+		return KL_NEXT;                                                                 \
+	}                                                                                       \
+	static enum kl_next cmpxchg##bits##_m(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                       \
+		struct kl_rmw m = {.lin = kl_mem_lin(v, op, bits / 8, true)};                   \
+		uint##bits##_t d, s = REG(v, op->reg, bits), a = REG(v, 0, bits);               \
+		uint64_t fl;                                                                    \
+                                                                                                \
+		m.p = kl_mem_rmw(v, m.lin, bits / 8);                                           \
+		if (m.p && (op->flags & KL_OPF_LOCK)) {                                         \
+			__asm__ volatile("1: lock cmpxchg" sfx                                  \
+					 " %3, %0\n\tpushfq\n\tpopq %2\n\t" KL_OP_EXTABLE("1b") \
+					 : "+m"(*(uint##bits##_t *)m.p), "+a"(a), "=&r"(fl)     \
+					 : "r"(s)                                               \
+					 : "cc", "memory");                                     \
+			kl_note_store(v, m.p);                                                  \
+		} else {                                                                        \
+			d = (uint##bits##_t)(m.p ? kl_load(m.p, bits / 8)                       \
+						 : kl_read(v, m.lin, bits / 8));                \
+			__asm__ volatile("cmpxchg" sfx " %3, %0\n\tpushfq\n\tpopq %2"           \
+					 : "+&r"(d), "+a"(a), "=&r"(fl)                         \
+					 : "r"(s)                                               \
+					 : "cc", "memory");                                     \
+			kl_rmw_end(v, &m, d, bits / 8);                                         \
+		}                                                                               \
+		if (!(fl & KL_FL_ZF))                                                           \
+			kl_gpr_set(v, 0, a, bits / 8);                                          \
+		v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | (fl & KL_FL_STATUS);        \
+		return KL_NEXT;                                                                 \
 	}
 SIZES(CMPXCHG)
 
@@ -202,10 +202,14 @@ static enum kl_next cmpxchg16b(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-static kl_op_fn *const xchg_m[4] = { xchg8_m, xchg16_m, xchg32_m, xchg64_m };
-#define FORMS2(n) { n##8_r, n##8_m }, { n##16_r, n##16_m }, { n##32_r, n##32_m }, { n##64_r, n##64_m }
-static kl_op_fn *const xadd[4][2] = { FORMS2(xadd) };
-static kl_op_fn *const cmpxchg[4][2] = { FORMS2(cmpxchg) };
+static kl_op_fn *const xchg_m[4] = {xchg8_m, xchg16_m, xchg32_m, xchg64_m};
+#define FORMS2(n)                                                 \
+	{n##8_r, n##8_m}, {n##16_r, n##16_m}, {n##32_r, n##32_m}, \
+	{                                                         \
+		n##64_r, n##64_m                                  \
+	}
+static kl_op_fn *const xadd[4][2] = {FORMS2(xadd)};
+static kl_op_fn *const cmpxchg[4][2] = {FORMS2(cmpxchg)};
 
 bool kl_select_atomic(struct kl_decode *d)
 {

@@ -31,17 +31,17 @@ KL_INLINE enum kl_next jump(struct kl_vcpu *v, uint64_t t)
 	return KL_JUMPED;
 }
 
-#define JCC(n)                                                                                     \
-	static enum kl_next jcc##n(struct kl_vcpu *v, const struct kl_op *op)                      \
-	{                                                                                          \
-		return kl_cond(v->rflags, n) ? jump(v, target(v, op)) : KL_NEXT;                   \
+#define JCC(n)                                                                   \
+	static enum kl_next jcc##n(struct kl_vcpu *v, const struct kl_op *op)    \
+	{                                                                        \
+		return kl_cond(v->rflags, n) ? jump(v, target(v, op)) : KL_NEXT; \
 	}
-#define EACH_CC(X)                                                                                 \
+#define EACH_CC(X) \
 	X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 EACH_CC(JCC)
 
 #define JCC_ROW(n) jcc##n,
-static kl_op_fn *const jcc[16] = { EACH_CC(JCC_ROW) };
+static kl_op_fn *const jcc[16] = {EACH_CC(JCC_ROW)};
 
 static enum kl_next jmp_rel(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -50,8 +50,8 @@ static enum kl_next jmp_rel(struct kl_vcpu *v, const struct kl_op *op)
 
 KL_INLINE uint64_t indirect(struct kl_vcpu *v, const struct kl_op *op)
 {
-	return op->flags & KL_OPF_MEM ? kl_mem_read(v, op, op->opsize) :
-					kl_gpr_get(v, op->reg, op->opsize);
+	return op->flags & KL_OPF_MEM ? kl_mem_read(v, op, op->opsize)
+				      : kl_gpr_get(v, op->reg, op->opsize);
 }
 
 static enum kl_next jmp_indirect(struct kl_vcpu *v, const struct kl_op *op)
@@ -132,14 +132,15 @@ bool kl_select_branch(struct kl_decode *d)
 	if (d->in.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
 		return false;
 	switch (d->in.mnemonic) {
-#define CC(n, sfx)                                                                                 \
-	case ZYDIS_MNEMONIC_J##sfx:                                                                \
+#define CC(n, sfx)                  \
+	case ZYDIS_MNEMONIC_J##sfx: \
 		return conditional(d, n);
-		CC(0, O) CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE)
-		CC(8, S) CC(9, NS) CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+		CC(0, O)
+		CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S)
+			CC(9, NS) CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
-	case ZYDIS_MNEMONIC_JMP:
-		return branch(d, rel ? jmp_rel : jmp_indirect);
+				case ZYDIS_MNEMONIC_JMP
+		    : return branch(d, rel ? jmp_rel : jmp_indirect);
 	case ZYDIS_MNEMONIC_CALL:
 		return branch(d, rel ? call_rel : call_indirect);
 	case ZYDIS_MNEMONIC_RET:

@@ -8,51 +8,54 @@
 
 #define REG(v, off, bits) (*(uint##bits##_t *)kl_gpr(v, off))
 
-#define MOV(bits)                                                                                  \
-	static enum kl_next mov##bits##_rr(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		kl_gpr_set(v, op->reg, REG(v, op->rm, bits), bits / 8);                            \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next mov##bits##_rm(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		kl_gpr_set(v, op->reg, kl_mem_read(v, op, bits / 8), bits / 8);                    \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next mov##bits##_mr(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		kl_write(v, kl_mem_lin(v, op, bits / 8, true), REG(v, op->reg, bits), bits / 8);   \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next mov##bits##_ri(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		kl_gpr_set(v, op->reg, op->imm, bits / 8);                                         \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next mov##bits##_mi(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		kl_write(v, kl_mem_lin(v, op, bits / 8, true), op->imm, bits / 8);                 \
-		return KL_NEXT;                                                                    \
+#define MOV(bits)                                                                                \
+	static enum kl_next mov##bits##_rr(struct kl_vcpu *v, const struct kl_op *op)            \
+	{                                                                                        \
+		kl_gpr_set(v, op->reg, REG(v, op->rm, bits), bits / 8);                          \
+		return KL_NEXT;                                                                  \
+	}                                                                                        \
+	static enum kl_next mov##bits##_rm(struct kl_vcpu *v, const struct kl_op *op)            \
+	{                                                                                        \
+		kl_gpr_set(v, op->reg, kl_mem_read(v, op, bits / 8), bits / 8);                  \
+		return KL_NEXT;                                                                  \
+	}                                                                                        \
+	static enum kl_next mov##bits##_mr(struct kl_vcpu *v, const struct kl_op *op)            \
+	{                                                                                        \
+		kl_write(v, kl_mem_lin(v, op, bits / 8, true), REG(v, op->reg, bits), bits / 8); \
+		return KL_NEXT;                                                                  \
+	}                                                                                        \
+	static enum kl_next mov##bits##_ri(struct kl_vcpu *v, const struct kl_op *op)            \
+	{                                                                                        \
+		kl_gpr_set(v, op->reg, op->imm, bits / 8);                                       \
+		return KL_NEXT;                                                                  \
+	}                                                                                        \
+	static enum kl_next mov##bits##_mi(struct kl_vcpu *v, const struct kl_op *op)            \
+	{                                                                                        \
+		kl_write(v, kl_mem_lin(v, op, bits / 8, true), op->imm, bits / 8);               \
+		return KL_NEXT;                                                                  \
 	}
 MOV(8)
 MOV(16)
 MOV(32)
 MOV(64)
 
-#define MOV5(b) { mov##b##_rr, mov##b##_rm, mov##b##_mr, mov##b##_ri, mov##b##_mi }
-static kl_op_fn *const mov[4][5] = { MOV5(8), MOV5(16), MOV5(32), MOV5(64) };
+#define MOV5(b)                                                                 \
+	{                                                                       \
+		mov##b##_rr, mov##b##_rm, mov##b##_mr, mov##b##_ri, mov##b##_mi \
+	}
+static kl_op_fn *const mov[4][5] = {MOV5(8), MOV5(16), MOV5(32), MOV5(64)};
 
 /* MOVZX and MOVSX: to @db bits from @sb bits. */
-#define EXTEND(name, db, sb, type)                                                                 \
-	static enum kl_next name##db##_##sb##_r(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		kl_gpr_set(v, op->reg, (uint64_t)(type)REG(v, op->rm, sb), db / 8);                \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##db##_##sb##_m(struct kl_vcpu *v, const struct kl_op *op)         \
-	{                                                                                          \
-		kl_gpr_set(v, op->reg, (uint64_t)(type)kl_mem_read(v, op, sb / 8), db / 8);        \
-		return KL_NEXT;                                                                    \
+#define EXTEND(name, db, sb, type)                                                          \
+	static enum kl_next name##db##_##sb##_r(struct kl_vcpu *v, const struct kl_op *op)  \
+	{                                                                                   \
+		kl_gpr_set(v, op->reg, (uint64_t)(type)REG(v, op->rm, sb), db / 8);         \
+		return KL_NEXT;                                                             \
+	}                                                                                   \
+	static enum kl_next name##db##_##sb##_m(struct kl_vcpu *v, const struct kl_op *op)  \
+	{                                                                                   \
+		kl_gpr_set(v, op->reg, (uint64_t)(type)kl_mem_read(v, op, sb / 8), db / 8); \
+		return KL_NEXT;                                                             \
 	}
 EXTEND(zx, 16, 8, uint8_t)
 EXTEND(zx, 32, 8, uint8_t)
@@ -68,48 +71,50 @@ EXTEND(sx, 32, 16, int16_t)
 EXTEND(sx, 64, 16, int16_t)
 EXTEND(sx, 64, 32, int32_t)
 
-#define EXTEND2(n) { n##_r, n##_m }
+#define EXTEND2(n)           \
+	{                    \
+		n##_r, n##_m \
+	}
 /* [signed][log2 of the source][log2 of the destination - 1][memory] */
 static kl_op_fn *const extend[2][3][3][2] = {
-	{ { EXTEND2(zx16_8), EXTEND2(zx32_8), EXTEND2(zx64_8) },
-	  { EXTEND2(zx16_16), EXTEND2(zx32_16), EXTEND2(zx64_16) } },
-	{ { EXTEND2(sx16_8), EXTEND2(sx32_8), EXTEND2(sx64_8) },
-	  { EXTEND2(sx16_16), EXTEND2(sx32_16), EXTEND2(sx64_16) },
-	  { { mov16_rr, mov16_rm }, { mov32_rr, mov32_rm }, EXTEND2(sx64_32) } },
+	{{EXTEND2(zx16_8), EXTEND2(zx32_8), EXTEND2(zx64_8)},
+	 {EXTEND2(zx16_16), EXTEND2(zx32_16), EXTEND2(zx64_16)}},
+	{{EXTEND2(sx16_8), EXTEND2(sx32_8), EXTEND2(sx64_8)},
+	 {EXTEND2(sx16_16), EXTEND2(sx32_16), EXTEND2(sx64_16)},
+	 {{mov16_rr, mov16_rm}, {mov32_rr, mov32_rm}, EXTEND2(sx64_32)}},
 };
 
-#define LEA(bits)                                                                                  \
-	static enum kl_next lea##bits(struct kl_vcpu *v, const struct kl_op *op)                   \
-	{                                                                                          \
-		kl_gpr_set(v, op->reg, kl_ea(v, op), bits / 8);                                    \
-		return KL_NEXT;                                                                    \
+#define LEA(bits)                                                                \
+	static enum kl_next lea##bits(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                        \
+		kl_gpr_set(v, op->reg, kl_ea(v, op), bits / 8);                  \
+		return KL_NEXT;                                                  \
 	}
 LEA(16)
 LEA(32)
 LEA(64)
-static kl_op_fn *const lea[4] = { NULL, lea16, lea32, lea64 };
+static kl_op_fn *const lea[4] = {NULL, lea16, lea32, lea64};
 
-#define CMOV(bits)                                                                                 \
-	static enum kl_next cmov##bits##_rr(struct kl_vcpu *v, const struct kl_op *op)             \
-	{                                                                                          \
-		uint64_t s = REG(v, op->rm, bits), d = REG(v, op->reg, bits);                      \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, kl_cond(v->rflags, op->cond) ? s : d, bits / 8);            \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next cmov##bits##_rm(struct kl_vcpu *v, const struct kl_op *op)             \
-	{                                                                                          \
-		uint64_t s = kl_mem_read(v, op, bits / 8), d = REG(v, op->reg, bits);              \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, kl_cond(v->rflags, op->cond) ? s : d, bits / 8);            \
-		return KL_NEXT;                                                                    \
+#define CMOV(bits)                                                                      \
+	static enum kl_next cmov##bits##_rr(struct kl_vcpu *v, const struct kl_op *op)  \
+	{                                                                               \
+		uint64_t s = REG(v, op->rm, bits), d = REG(v, op->reg, bits);           \
+                                                                                        \
+		kl_gpr_set(v, op->reg, kl_cond(v->rflags, op->cond) ? s : d, bits / 8); \
+		return KL_NEXT;                                                         \
+	}                                                                               \
+	static enum kl_next cmov##bits##_rm(struct kl_vcpu *v, const struct kl_op *op)  \
+	{                                                                               \
+		uint64_t s = kl_mem_read(v, op, bits / 8), d = REG(v, op->reg, bits);   \
+                                                                                        \
+		kl_gpr_set(v, op->reg, kl_cond(v->rflags, op->cond) ? s : d, bits / 8); \
+		return KL_NEXT;                                                         \
 	}
 CMOV(16)
 CMOV(32)
 CMOV(64)
 static kl_op_fn *const cmov[4][2] = {
-	{ NULL, NULL }, { cmov16_rr, cmov16_rm }, { cmov32_rr, cmov32_rm }, { cmov64_rr, cmov64_rm }
-};
+	{NULL, NULL}, {cmov16_rr, cmov16_rm}, {cmov32_rr, cmov32_rm}, {cmov64_rr, cmov64_rm}};
 
 static enum kl_next setcc_r(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -125,9 +130,9 @@ static enum kl_next setcc_m(struct kl_vcpu *v, const struct kl_op *op)
 
 static uint64_t swap(uint64_t x, unsigned size)
 {
-	return size == 8 ? __builtin_bswap64(x) :
-	       size == 4 ? __builtin_bswap32((uint32_t)x) :
-			   __builtin_bswap16((uint16_t)x);
+	return size == 8   ? __builtin_bswap64(x)
+	       : size == 4 ? __builtin_bswap32((uint32_t)x)
+			   : __builtin_bswap16((uint16_t)x);
 }
 
 static enum kl_next bswap(struct kl_vcpu *v, const struct kl_op *op)
@@ -246,15 +251,15 @@ static bool select_extend(struct kl_decode *d, bool sign)
 static int condition(ZydisMnemonic m)
 {
 	switch (m) {
-#define CC(n, sfx)                                                                                 \
-	case ZYDIS_MNEMONIC_CMOV##sfx:                                                             \
-	case ZYDIS_MNEMONIC_SET##sfx:                                                              \
+#define CC(n, sfx)                     \
+	case ZYDIS_MNEMONIC_CMOV##sfx: \
+	case ZYDIS_MNEMONIC_SET##sfx:  \
 		return n;
-		CC(0, O) CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE)
-		CC(8, S) CC(9, NS) CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
+		CC(0, O)
+		CC(1, NO) CC(2, B) CC(3, NB) CC(4, Z) CC(5, NZ) CC(6, BE) CC(7, NBE) CC(8, S)
+			CC(9, NS) CC(10, P) CC(11, NP) CC(12, L) CC(13, NL) CC(14, LE) CC(15, NLE)
 #undef CC
-	default:
-		return -1;
+				default : return -1;
 	}
 }
 

@@ -8,17 +8,18 @@
 #include "x86/ops.h"
 
 #define REG(v, off, bits) (*(uint##bits##_t *)kl_gpr(v, off))
-#define SIZES(X, ...) X(8, "b", __VA_ARGS__) X(16, "w", __VA_ARGS__) X(32, "l", __VA_ARGS__) \
-	X(64, "q", __VA_ARGS__)
+#define SIZES(X, ...)          \
+	X(8, "b", __VA_ARGS__) \
+	X(16, "w", __VA_ARGS__) X(32, "l", __VA_ARGS__) X(64, "q", __VA_ARGS__)
 
-#define COMPUTE(bits, sfx, name, insn)                                                             \
-	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint8_t n, uint32_t *ax)             \
-	{                                                                                          \
-		__asm__(KL_FLAGS_IN insn sfx " %%cl, %0" KL_FLAGS_OUT                              \
-			: "+r"(d), "+a"(*ax)                                                       \
-			: "c"(n)                                                                   \
-			: "cc");                                                                   \
-		return d;                                                                          \
+#define COMPUTE(bits, sfx, name, insn)                                                 \
+	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint8_t n, uint32_t *ax) \
+	{                                                                              \
+		__asm__(KL_FLAGS_IN insn sfx " %%cl, %0" KL_FLAGS_OUT                  \
+			: "+r"(d), "+a"(*ax)                                           \
+			: "c"(n)                                                       \
+			: "cc");                                                       \
+		return d;                                                              \
 	}
 SIZES(COMPUTE, rol, "rol")
 SIZES(COMPUTE, ror, "ror")
@@ -29,42 +30,43 @@ SIZES(COMPUTE, shr, "shr")
 SIZES(COMPUTE, sar, "sar")
 
 /* The count is op->imm or CL. */
-#define FORMS(bits, sfx, name)                                                                     \
-	static enum kl_next name##bits##_ri(struct kl_vcpu *v, const struct kl_op *op)             \
-	{                                                                                          \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-		uint64_t r = name##bits(REG(v, op->reg, bits), (uint8_t)op->imm, &ax);             \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, r, bits / 8);                                               \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##_rc(struct kl_vcpu *v, const struct kl_op *op)             \
-	{                                                                                          \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-		uint64_t r = name##bits(REG(v, op->reg, bits), (uint8_t)v->gpr[KL_RCX], &ax);      \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, r, bits / 8);                                               \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	KL_INLINE enum kl_next name##bits##_mem(struct kl_vcpu *v, const struct kl_op *op, uint8_t n) \
-	{                                                                                          \
-		struct kl_rmw m;                                                                   \
-		uint##bits##_t d = (uint##bits##_t)kl_rmw_begin(v, op, bits / 8, &m);              \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-                                                                                                   \
-		kl_rmw_end(v, &m, name##bits(d, n, &ax), bits / 8);                                \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##_mi(struct kl_vcpu *v, const struct kl_op *op)             \
-	{                                                                                          \
-		return name##bits##_mem(v, op, (uint8_t)op->imm);                                  \
-	}                                                                                          \
-	static enum kl_next name##bits##_mc(struct kl_vcpu *v, const struct kl_op *op)             \
-	{                                                                                          \
-		return name##bits##_mem(v, op, (uint8_t)v->gpr[KL_RCX]);                           \
+#define FORMS(bits, sfx, name)                                                                \
+	static enum kl_next name##bits##_ri(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                     \
+		uint32_t ax = kl_flags_pack(v);                                               \
+		uint64_t r = name##bits(REG(v, op->reg, bits), (uint8_t)op->imm, &ax);        \
+                                                                                              \
+		kl_gpr_set(v, op->reg, r, bits / 8);                                          \
+		kl_flags_put(v, ax);                                                          \
+		return KL_NEXT;                                                               \
+	}                                                                                     \
+	static enum kl_next name##bits##_rc(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                     \
+		uint32_t ax = kl_flags_pack(v);                                               \
+		uint64_t r = name##bits(REG(v, op->reg, bits), (uint8_t)v->gpr[KL_RCX], &ax); \
+                                                                                              \
+		kl_gpr_set(v, op->reg, r, bits / 8);                                          \
+		kl_flags_put(v, ax);                                                          \
+		return KL_NEXT;                                                               \
+	}                                                                                     \
+	KL_INLINE enum kl_next name##bits##_mem(struct kl_vcpu *v, const struct kl_op *op,    \
+						uint8_t n)                                    \
+	{                                                                                     \
+		struct kl_rmw m;                                                              \
+		uint##bits##_t d = (uint##bits##_t)kl_rmw_begin(v, op, bits / 8, &m);         \
+		uint32_t ax = kl_flags_pack(v);                                               \
+                                                                                              \
+		kl_rmw_end(v, &m, name##bits(d, n, &ax), bits / 8);                           \
+		kl_flags_put(v, ax);                                                          \
+		return KL_NEXT;                                                               \
+	}                                                                                     \
+	static enum kl_next name##bits##_mi(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                     \
+		return name##bits##_mem(v, op, (uint8_t)op->imm);                             \
+	}                                                                                     \
+	static enum kl_next name##bits##_mc(struct kl_vcpu *v, const struct kl_op *op)        \
+	{                                                                                     \
+		return name##bits##_mem(v, op, (uint8_t)v->gpr[KL_RCX]);                      \
 	}
 SIZES(FORMS, rol)
 SIZES(FORMS, ror)
@@ -75,14 +77,14 @@ SIZES(FORMS, shr)
 SIZES(FORMS, sar)
 
 /* Immediate shifts of registers whose flags nobody reads. imm is masked by the decoder. */
-#define NOFLAGS(bits, sfx, name, expr)                                                             \
-	static enum kl_next name##bits##_nf_ri(struct kl_vcpu *v, const struct kl_op *op)          \
-	{                                                                                          \
-		uint##bits##_t d = REG(v, op->reg, bits);                                          \
-		unsigned n = (unsigned)op->imm;                                                    \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, (uint##bits##_t)(expr), bits / 8);                          \
-		return KL_NEXT;                                                                    \
+#define NOFLAGS(bits, sfx, name, expr)                                                    \
+	static enum kl_next name##bits##_nf_ri(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                 \
+		uint##bits##_t d = REG(v, op->reg, bits);                                 \
+		unsigned n = (unsigned)op->imm;                                           \
+                                                                                          \
+		kl_gpr_set(v, op->reg, (uint##bits##_t)(expr), bits / 8);                 \
+		return KL_NEXT;                                                           \
 	}
 NOFLAGS(32, , shl, d << n)
 NOFLAGS(64, , shl, d << n)
@@ -91,49 +93,54 @@ NOFLAGS(64, , shr, d >> n)
 NOFLAGS(32, , sar, (int32_t)d >> n)
 NOFLAGS(64, , sar, (int64_t)d >> n)
 
-#define FORMS4(n) { n##_ri, n##_rc, n##_mi, n##_mc }
-#define BY_SIZE(name) { FORMS4(name##8), FORMS4(name##16), FORMS4(name##32), FORMS4(name##64) }
+#define FORMS4(n)                              \
+	{                                      \
+		n##_ri, n##_rc, n##_mi, n##_mc \
+	}
+#define BY_SIZE(name)                                                                 \
+	{                                                                             \
+		FORMS4(name##8), FORMS4(name##16), FORMS4(name##32), FORMS4(name##64) \
+	}
 static kl_op_fn *const shift[7][4][4] = {
 	BY_SIZE(rol), BY_SIZE(ror), BY_SIZE(rcl), BY_SIZE(rcr),
 	BY_SIZE(shl), BY_SIZE(shr), BY_SIZE(sar),
 };
 static kl_op_fn *const noflags[3][2] = {
-	{ shl32_nf_ri, shl64_nf_ri }, { shr32_nf_ri, shr64_nf_ri }, { sar32_nf_ri, sar64_nf_ri }
-};
+	{shl32_nf_ri, shl64_nf_ri}, {shr32_nf_ri, shr64_nf_ri}, {sar32_nf_ri, sar64_nf_ri}};
 
 /* ---- SHLD, SHRD --------------------------------------------------------------------- */
 
-#define DOUBLE(bits, sfx, name, insn)                                                              \
-	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint##bits##_t s, uint8_t n,         \
-					    uint32_t *ax)                                          \
-	{                                                                                          \
-		__asm__(KL_FLAGS_IN insn sfx " %%cl, %2, %0" KL_FLAGS_OUT                          \
-			: "+r"(d), "+a"(*ax)                                                       \
-			: "r"(s), "c"(n)                                                           \
-			: "cc");                                                                   \
-		return d;                                                                          \
-	}                                                                                          \
-	/* reg, reg (rm), count in imm; imm 0x100: CL */                                           \
-	static enum kl_next name##bits##_r(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		uint8_t n = (uint8_t)(op->imm > 0xff ? v->gpr[KL_RCX] : op->imm);                  \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-		uint64_t r = name##bits(REG(v, op->reg, bits), REG(v, op->rm, bits), n, &ax);      \
-                                                                                                   \
-		kl_gpr_set(v, op->reg, r, bits / 8);                                               \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next name##bits##_m(struct kl_vcpu *v, const struct kl_op *op)              \
-	{                                                                                          \
-		uint8_t n = (uint8_t)(op->imm > 0xff ? v->gpr[KL_RCX] : op->imm);                  \
-		struct kl_rmw m;                                                                   \
-		uint##bits##_t d = (uint##bits##_t)kl_rmw_begin(v, op, bits / 8, &m);              \
-		uint32_t ax = kl_flags_pack(v);                                                    \
-                                                                                                   \
-		kl_rmw_end(v, &m, name##bits(d, REG(v, op->reg, bits), n, &ax), bits / 8);         \
-		kl_flags_put(v, ax);                                                               \
-		return KL_NEXT;                                                                    \
+#define DOUBLE(bits, sfx, name, insn)                                                         \
+	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint##bits##_t s, uint8_t n,    \
+					    uint32_t *ax)                                     \
+	{                                                                                     \
+		__asm__(KL_FLAGS_IN insn sfx " %%cl, %2, %0" KL_FLAGS_OUT                     \
+			: "+r"(d), "+a"(*ax)                                                  \
+			: "r"(s), "c"(n)                                                      \
+			: "cc");                                                              \
+		return d;                                                                     \
+	}                                                                                     \
+	/* reg, reg (rm), count in imm; imm 0x100: CL */                                      \
+	static enum kl_next name##bits##_r(struct kl_vcpu *v, const struct kl_op *op)         \
+	{                                                                                     \
+		uint8_t n = (uint8_t)(op->imm > 0xff ? v->gpr[KL_RCX] : op->imm);             \
+		uint32_t ax = kl_flags_pack(v);                                               \
+		uint64_t r = name##bits(REG(v, op->reg, bits), REG(v, op->rm, bits), n, &ax); \
+                                                                                              \
+		kl_gpr_set(v, op->reg, r, bits / 8);                                          \
+		kl_flags_put(v, ax);                                                          \
+		return KL_NEXT;                                                               \
+	}                                                                                     \
+	static enum kl_next name##bits##_m(struct kl_vcpu *v, const struct kl_op *op)         \
+	{                                                                                     \
+		uint8_t n = (uint8_t)(op->imm > 0xff ? v->gpr[KL_RCX] : op->imm);             \
+		struct kl_rmw m;                                                              \
+		uint##bits##_t d = (uint##bits##_t)kl_rmw_begin(v, op, bits / 8, &m);         \
+		uint32_t ax = kl_flags_pack(v);                                               \
+                                                                                              \
+		kl_rmw_end(v, &m, name##bits(d, REG(v, op->reg, bits), n, &ax), bits / 8);    \
+		kl_flags_put(v, ax);                                                          \
+		return KL_NEXT;                                                               \
 	}
 DOUBLE(16, "w", shld, "shld")
 DOUBLE(32, "l", shld, "shld")
@@ -142,10 +149,13 @@ DOUBLE(16, "w", shrd, "shrd")
 DOUBLE(32, "l", shrd, "shrd")
 DOUBLE(64, "q", shrd, "shrd")
 
-#define DOUBLE2(n) { n##_r, n##_m }
+#define DOUBLE2(n)           \
+	{                    \
+		n##_r, n##_m \
+	}
 static kl_op_fn *const shift_double[2][4][2] = {
-	{ { NULL, NULL }, DOUBLE2(shld16), DOUBLE2(shld32), DOUBLE2(shld64) },
-	{ { NULL, NULL }, DOUBLE2(shrd16), DOUBLE2(shrd32), DOUBLE2(shrd64) },
+	{{NULL, NULL}, DOUBLE2(shld16), DOUBLE2(shld32), DOUBLE2(shld64)},
+	{{NULL, NULL}, DOUBLE2(shrd16), DOUBLE2(shrd32), DOUBLE2(shrd64)},
 };
 
 /* ---- selection ---------------------------------------------------------------------- */

@@ -27,14 +27,14 @@ enum {
 	I_MEM_R = 1 << 8,
 	I_MEM_W = 1 << 9,
 	I_ALIGN = 1 << 10,
-	I_FP = 1 << 11,	   /* uses MXCSR */
+	I_FP = 1 << 11,    /* uses MXCSR */
 	I_FLAGS = 1 << 12, /* uses or changes EFLAGS */
-	I_X0 = 1 << 13,	   /* hidden XMM0; the fields start at xmm1 */
+	I_X0 = 1 << 13,    /* hidden XMM0; the fields start at xmm1 */
 	I_X0_W = 1 << 14,
 	I_RAX = 1 << 15, /* hidden general registers */
 	I_RDX = 1 << 16,
 	I_RCX_W = 1 << 17,
-	I_GPR = 1 << 18, /* no vector state involved */
+	I_GPR = 1 << 18,  /* no vector state involved */
 	I_WIDE = 1 << 19, /* general registers are written with 64 bits */
 };
 #define I_SIZE_SHIFT 24 /* bytes of the memory operand */
@@ -47,8 +47,8 @@ KL_INLINE uint8_t *xmm(struct kl_vcpu *v, unsigned n)
 KL_INLINE void check_sse(struct kl_vcpu *v)
 {
 	if (KL_UNLIKELY((v->cr0 & (KL_CR0_EM | KL_CR0_TS)) || !(v->cr4 & KL_CR4_OSFXSR)))
-		kl_raise(v, (v->cr0 & KL_CR0_EM) || !(v->cr4 & KL_CR4_OSFXSR) ? KL_EXC_UD :
-										KL_EXC_NM);
+		kl_raise(v,
+			 (v->cr0 & KL_CR0_EM) || !(v->cr4 & KL_CR4_OSFXSR) ? KL_EXC_UD : KL_EXC_NM);
 	*(uint64_t *)(v->xsave + 512) |= XSTATE_SSE;
 }
 
@@ -128,41 +128,41 @@ static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
 }
 
 /* Load the low @size bytes and clear the rest; store them. */
-#define MOV_LOW(size)                                                                              \
-	static enum kl_next movlow##size##_rm(struct kl_vcpu *v, const struct kl_op *op)           \
-	{                                                                                          \
-		uint64_t x[2] = { 0 };                                                             \
-                                                                                                   \
-		check_sse(v);                                                                      \
-		x[0] = kl_mem_read(v, op, size);                                                   \
-		memcpy(xmm(v, op->reg), x, 16);                                                    \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next movlow##size##_mr(struct kl_vcpu *v, const struct kl_op *op)           \
-	{                                                                                          \
-		uint64_t x;                                                                        \
-                                                                                                   \
-		check_sse(v);                                                                      \
-		memcpy(&x, xmm(v, op->reg), 8);                                                    \
-		kl_write(v, kl_mem_lin(v, op, size, true), x, size);                               \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next movlow##size##_xg(struct kl_vcpu *v, const struct kl_op *op)           \
-	{                                                                                          \
-		uint64_t x[2] = { kl_gpr_get(v, op->rm, size), 0 };                                \
-                                                                                                   \
-		check_sse(v);                                                                      \
-		memcpy(xmm(v, op->reg), x, 16);                                                    \
-		return KL_NEXT;                                                                    \
-	}                                                                                          \
-	static enum kl_next movlow##size##_gx(struct kl_vcpu *v, const struct kl_op *op)           \
-	{                                                                                          \
-		uint64_t x;                                                                        \
-                                                                                                   \
-		check_sse(v);                                                                      \
-		memcpy(&x, xmm(v, op->rm), 8);                                                     \
-		kl_gpr_set(v, op->reg, x, size);                                                   \
-		return KL_NEXT;                                                                    \
+#define MOV_LOW(size)                                                                    \
+	static enum kl_next movlow##size##_rm(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                \
+		uint64_t x[2] = {0};                                                     \
+                                                                                         \
+		check_sse(v);                                                            \
+		x[0] = kl_mem_read(v, op, size);                                         \
+		memcpy(xmm(v, op->reg), x, 16);                                          \
+		return KL_NEXT;                                                          \
+	}                                                                                \
+	static enum kl_next movlow##size##_mr(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                \
+		uint64_t x;                                                              \
+                                                                                         \
+		check_sse(v);                                                            \
+		memcpy(&x, xmm(v, op->reg), 8);                                          \
+		kl_write(v, kl_mem_lin(v, op, size, true), x, size);                     \
+		return KL_NEXT;                                                          \
+	}                                                                                \
+	static enum kl_next movlow##size##_xg(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                \
+		uint64_t x[2] = {kl_gpr_get(v, op->rm, size), 0};                        \
+                                                                                         \
+		check_sse(v);                                                            \
+		memcpy(xmm(v, op->reg), x, 16);                                          \
+		return KL_NEXT;                                                          \
+	}                                                                                \
+	static enum kl_next movlow##size##_gx(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                                \
+		uint64_t x;                                                              \
+                                                                                         \
+		check_sse(v);                                                            \
+		memcpy(&x, xmm(v, op->rm), 8);                                           \
+		kl_gpr_set(v, op->reg, x, size);                                         \
+		return KL_NEXT;                                                          \
 	}
 MOV_LOW(4)
 MOV_LOW(8)
@@ -183,23 +183,23 @@ static enum kl_next maskmovdqu(struct kl_vcpu *v, const struct kl_op *op)
 
 /* ---- thunks ------------------------------------------------------------------------------ */
 
-#define LOAD_ALL                                                                                   \
-	"movups 128(%%rdi), %%xmm0\n\tmovups 144(%%rdi), %%xmm1\n\tmovups 160(%%rdi), %%xmm2\n\t"  \
-	"movups 176(%%rdi), %%xmm3\n\tmovq 192(%%rdi), %%rax\n\tmovq 200(%%rdi), %%rcx\n\t"        \
+#define LOAD_ALL                                                                                  \
+	"movups 128(%%rdi), %%xmm0\n\tmovups 144(%%rdi), %%xmm1\n\tmovups 160(%%rdi), %%xmm2\n\t" \
+	"movups 176(%%rdi), %%xmm3\n\tmovq 192(%%rdi), %%rax\n\tmovq 200(%%rdi), %%rcx\n\t"       \
 	"movq 208(%%rdi), %%rdx\n\tmovq 216(%%rdi), %%rsi\n\t"
-#define SAVE_ALL                                                                                   \
-	"movups %%xmm0, 128(%%rdi)\n\tmovups %%xmm1, 144(%%rdi)\n\tmovups %%xmm2, 160(%%rdi)\n\t"  \
-	"movups %%xmm3, 176(%%rdi)\n\tmovq %%rax, 192(%%rdi)\n\tmovq %%rcx, 200(%%rdi)\n\t"        \
+#define SAVE_ALL                                                                                  \
+	"movups %%xmm0, 128(%%rdi)\n\tmovups %%xmm1, 144(%%rdi)\n\tmovups %%xmm2, 160(%%rdi)\n\t" \
+	"movups %%xmm3, 176(%%rdi)\n\tmovq %%rax, 192(%%rdi)\n\tmovq %%rcx, 200(%%rdi)\n\t"       \
 	"movq %%rdx, 208(%%rdi)\n\tmovq %%rsi, 216(%%rdi)\n\t"
 #define FLAGS_LOAD "pushq 224(%%rdi)\n\tpopfq\n\t"
 #define FLAGS_SAVE "pushfq\n\tpopq 224(%%rdi)\n\t"
 #define MXCSR_LOAD "stmxcsr 236(%%rdi)\n\tldmxcsr 232(%%rdi)\n\t"
 #define MXCSR_SAVE "stmxcsr 232(%%rdi)\n\tldmxcsr 236(%%rdi)\n\t"
-#define RUN(before, after)                                                                         \
-	__asm__ volatile(LOAD_ALL before "call *%[fn]\n\t" after SAVE_ALL                          \
-			 :                                                                         \
-			 : "D"(c), [fn] "r"(fn)                                                    \
-			 : "rax", "rcx", "rdx", "rsi", "xmm0", "xmm1", "xmm2", "xmm3", "cc",       \
+#define RUN(before, after)                                                                   \
+	__asm__ volatile(LOAD_ALL before "call *%[fn]\n\t" after SAVE_ALL                    \
+			 :                                                                   \
+			 : "D"(c), [fn] "r"(fn)                                              \
+			 : "rax", "rcx", "rdx", "rsi", "xmm0", "xmm1", "xmm2", "xmm3", "cc", \
 			   "memory")
 
 static void run(struct kl_thunk_ctx *c, void *thunk, unsigned info)
@@ -304,62 +304,90 @@ enum kind { NOT_OURS, INTEGER, FLOATING, UNALIGNED };
 
 #define EACH4(X, n) X(n##PS) X(n##PD) X(n##SS) X(n##SD)
 #define EACH2(X, n) X(n##PS) X(n##PD)
-#define CASE(n)	    case ZYDIS_MNEMONIC_##n:
+#define CASE(n)     case ZYDIS_MNEMONIC_##n:
 
 /* The allow-list. UNALIGNED: a 16-byte memory operand need not be aligned. */
 static enum kind kind_of(ZydisMnemonic m)
 {
 	switch (m) {
-		EACH4(CASE, ADD) EACH4(CASE, SUB) EACH4(CASE, MUL) EACH4(CASE, DIV)
-		EACH4(CASE, SQRT) EACH4(CASE, MIN) EACH4(CASE, MAX) EACH4(CASE, CMP)
-		EACH4(CASE, ROUND) EACH2(CASE, HADD) EACH2(CASE, HSUB) EACH2(CASE, ADDSUB)
-		EACH2(CASE, DP)
-		CASE(COMISS) CASE(COMISD) CASE(UCOMISS) CASE(UCOMISD)
-		CASE(CVTDQ2PD) CASE(CVTDQ2PS) CASE(CVTPD2DQ) CASE(CVTPD2PS) CASE(CVTPS2DQ)
-		CASE(CVTPS2PD) CASE(CVTSD2SI) CASE(CVTSD2SS) CASE(CVTSI2SD) CASE(CVTSI2SS)
-		CASE(CVTSS2SD) CASE(CVTSS2SI) CASE(CVTTPD2DQ) CASE(CVTTPS2DQ) CASE(CVTTSD2SI)
-		CASE(CVTTSS2SI)
-		return FLOATING;
-		EACH2(CASE, AND) EACH2(CASE, ANDN) EACH2(CASE, OR) EACH2(CASE, XOR)
-		EACH2(CASE, SHUF) EACH2(CASE, UNPCKH) EACH2(CASE, UNPCKL) EACH2(CASE, MOVMSK)
-		EACH2(CASE, MOVH) EACH2(CASE, MOVL) EACH2(CASE, BLEND) EACH2(CASE, BLENDV)
-		CASE(MOVHLPS) CASE(MOVLHPS) CASE(MOVSS) CASE(MOVSD) CASE(MOVQ) CASE(MOVD)
-		CASE(RCPPS) CASE(RCPSS) CASE(RSQRTPS) CASE(RSQRTSS)
-		CASE(MOVSLDUP) CASE(MOVSHDUP) CASE(MOVDDUP) CASE(EXTRACTPS) CASE(INSERTPS)
-		CASE(PACKSSDW) CASE(PACKSSWB) CASE(PACKUSWB) CASE(PACKUSDW)
-		CASE(PADDB) CASE(PADDW) CASE(PADDD) CASE(PADDQ) CASE(PADDSB) CASE(PADDSW)
-		CASE(PADDUSB) CASE(PADDUSW) CASE(PSUBB) CASE(PSUBW) CASE(PSUBD) CASE(PSUBQ)
-		CASE(PSUBSB) CASE(PSUBSW) CASE(PSUBUSB) CASE(PSUBUSW)
-		CASE(PAND) CASE(PANDN) CASE(POR) CASE(PXOR) CASE(PAVGB) CASE(PAVGW)
-		CASE(PCMPEQB) CASE(PCMPEQW) CASE(PCMPEQD) CASE(PCMPEQQ) CASE(PCMPGTB)
-		CASE(PCMPGTW) CASE(PCMPGTD) CASE(PCMPGTQ)
-		CASE(PEXTRB) CASE(PEXTRW) CASE(PEXTRD) CASE(PEXTRQ) CASE(PINSRB) CASE(PINSRW)
-		CASE(PINSRD) CASE(PINSRQ) CASE(PMADDWD) CASE(PMADDUBSW)
-		CASE(PMAXSB) CASE(PMAXSW) CASE(PMAXSD) CASE(PMAXUB) CASE(PMAXUW) CASE(PMAXUD)
-		CASE(PMINSB) CASE(PMINSW) CASE(PMINSD) CASE(PMINUB) CASE(PMINUW) CASE(PMINUD)
-		CASE(PMOVMSKB) CASE(PMULHUW) CASE(PMULHW) CASE(PMULLW) CASE(PMULLD)
-		CASE(PMULDQ) CASE(PMULUDQ) CASE(PMULHRSW) CASE(PSADBW) CASE(MPSADBW)
-		CASE(PSHUFB) CASE(PSHUFD) CASE(PSHUFHW) CASE(PSHUFLW)
-		CASE(PSLLW) CASE(PSLLD) CASE(PSLLQ) CASE(PSLLDQ) CASE(PSRLW) CASE(PSRLD)
-		CASE(PSRLQ) CASE(PSRLDQ) CASE(PSRAW) CASE(PSRAD)
-		CASE(PUNPCKHBW) CASE(PUNPCKHWD) CASE(PUNPCKHDQ) CASE(PUNPCKHQDQ)
-		CASE(PUNPCKLBW) CASE(PUNPCKLWD) CASE(PUNPCKLDQ) CASE(PUNPCKLQDQ)
-		CASE(PHADDW) CASE(PHADDD) CASE(PHADDSW) CASE(PHSUBW) CASE(PHSUBD) CASE(PHSUBSW)
-		CASE(PSIGNB) CASE(PSIGNW) CASE(PSIGND) CASE(PABSB) CASE(PABSW) CASE(PABSD)
-		CASE(PALIGNR) CASE(PBLENDVB) CASE(PBLENDW) CASE(PHMINPOSUW)
-		CASE(PMOVSXBW) CASE(PMOVSXBD) CASE(PMOVSXBQ) CASE(PMOVSXWD) CASE(PMOVSXWQ)
-		CASE(PMOVSXDQ) CASE(PMOVZXBW) CASE(PMOVZXBD) CASE(PMOVZXBQ) CASE(PMOVZXWD)
-		CASE(PMOVZXWQ) CASE(PMOVZXDQ) CASE(PTEST)
-		CASE(AESDEC) CASE(AESDECLAST) CASE(AESENC) CASE(AESENCLAST) CASE(AESIMC)
-		CASE(AESKEYGENASSIST) CASE(PCLMULQDQ)
-		CASE(SHA1MSG1) CASE(SHA1MSG2) CASE(SHA1NEXTE) CASE(SHA1RNDS4) CASE(SHA256MSG1)
-		CASE(SHA256MSG2) CASE(SHA256RNDS2)
-		CASE(ANDN) CASE(BEXTR) CASE(BLSI) CASE(BLSMSK) CASE(BLSR) CASE(BZHI) CASE(MULX)
-		CASE(PDEP) CASE(PEXT) CASE(RORX) CASE(SARX) CASE(SHLX) CASE(SHRX)
-		CASE(ADCX) CASE(ADOX)
-		return INTEGER;
-		CASE(PCMPESTRI) CASE(PCMPESTRM) CASE(PCMPISTRI) CASE(PCMPISTRM)
-		return UNALIGNED;
+		EACH4(CASE, ADD)
+		EACH4(CASE, SUB) EACH4(CASE, MUL) EACH4(CASE, DIV) EACH4(CASE, SQRT) EACH4(
+			CASE, MIN) EACH4(CASE, MAX) EACH4(CASE, CMP) EACH4(CASE, ROUND)
+			EACH2(CASE, HADD) EACH2(CASE, HSUB) EACH2(CASE, ADDSUB) EACH2(
+				CASE, DP) CASE(COMISS) CASE(COMISD) CASE(UCOMISS) CASE(UCOMISD)
+				CASE(CVTDQ2PD) CASE(CVTDQ2PS) CASE(CVTPD2DQ) CASE(CVTPD2PS) CASE(
+					CVTPS2DQ) CASE(CVTPS2PD) CASE(CVTSD2SI) CASE(CVTSD2SS)
+					CASE(CVTSI2SD) CASE(CVTSI2SS) CASE(CVTSS2SD) CASE(CVTSS2SI)
+						CASE(CVTTPD2DQ) CASE(CVTTPS2DQ) CASE(CVTTSD2SI)
+							CASE(CVTTSS2SI) return FLOATING;
+		EACH2(CASE, AND)
+		EACH2(CASE, ANDN) EACH2(CASE, OR) EACH2(CASE, XOR) EACH2(CASE, SHUF) EACH2(CASE, UNPCKH) EACH2(
+			CASE,
+			UNPCKL) EACH2(CASE,
+				      MOVMSK) EACH2(CASE,
+						    MOVH) EACH2(CASE,
+								MOVL) EACH2(CASE,
+									    BLEND) EACH2(CASE,
+											 BLENDV) CASE(MOVHLPS)
+			CASE(MOVLHPS) CASE(MOVSS) CASE(MOVSD) CASE(MOVQ) CASE(MOVD) CASE(RCPPS) CASE(RCPSS) CASE(
+				RSQRTPS) CASE(RSQRTSS) CASE(MOVSLDUP) CASE(MOVSHDUP) CASE(MOVDDUP) CASE(EXTRACTPS)
+				CASE(INSERTPS) CASE(PACKSSDW) CASE(PACKSSWB) CASE(PACKUSWB) CASE(PACKUSDW) CASE(
+					PADDB) CASE(PADDW) CASE(PADDD) CASE(PADDQ) CASE(PADDSB) CASE(PADDSW)
+					CASE(PADDUSB) CASE(PADDUSW) CASE(PSUBB) CASE(PSUBW) CASE(PSUBD) CASE(
+						PSUBQ) CASE(PSUBSB) CASE(PSUBSW) CASE(PSUBUSB) CASE(PSUBUSW)
+						CASE(PAND) CASE(PANDN) CASE(POR) CASE(PXOR) CASE(PAVGB) CASE(
+							PAVGW) CASE(PCMPEQB) CASE(PCMPEQW) CASE(PCMPEQD)
+							CASE(PCMPEQQ) CASE(PCMPGTB) CASE(PCMPGTW) CASE(PCMPGTD) CASE(
+								PCMPGTQ) CASE(PEXTRB) CASE(PEXTRW) CASE(PEXTRD)
+								CASE(PEXTRQ) CASE(PINSRB) CASE(PINSRW) CASE(
+									PINSRD) CASE(PINSRQ) CASE(PMADDWD)
+									CASE(PMADDUBSW) CASE(PMAXSB) CASE(
+										PMAXSW) CASE(PMAXSD) CASE(PMAXUB)
+										CASE(PMAXUW) CASE(PMAXUD) CASE(
+											PMINSB) CASE(PMINSW)
+											CASE(PMINSD) CASE(
+												PMINUB) CASE(PMINUW)
+												CASE(PMINUD) CASE(
+													PMOVMSKB)
+													CASE(PMULHUW)
+														CASE(PMULHW)
+															CASE(PMULLW)
+																CASE(PMULLD)
+																	CASE(PMULDQ)
+																		CASE(
+																			PMULUDQ) CASE(PMULHRSW) CASE(PSADBW) CASE(MPSADBW) CASE(PSHUFB) CASE(PSHUFD) CASE(PSHUFHW) CASE(PSHUFLW) CASE(PSLLW) CASE(PSLLD) CASE(PSLLQ) CASE(PSLLDQ) CASE(PSRLW) CASE(PSRLD) CASE(PSRLQ) CASE(PSRLDQ) CASE(PSRAW) CASE(PSRAD) CASE(PUNPCKHBW) CASE(PUNPCKHWD) CASE(PUNPCKHDQ) CASE(PUNPCKHQDQ) CASE(PUNPCKLBW) CASE(PUNPCKLWD) CASE(PUNPCKLDQ) CASE(PUNPCKLQDQ) CASE(PHADDW)
+																			CASE(PHADDD) CASE(PHADDSW) CASE(PHSUBW) CASE(
+																				PHSUBD) CASE(PHSUBSW) CASE(PSIGNB) CASE(PSIGNW) CASE(PSIGND) CASE(PABSB) CASE(PABSW) CASE(PABSD)
+																				CASE(PALIGNR)
+																					CASE(PBLENDVB)
+																						CASE(PBLENDW)
+																							CASE(
+																								PHMINPOSUW) CASE(PMOVSXBW) CASE(PMOVSXBD) CASE(PMOVSXBQ) CASE(PMOVSXWD) CASE(PMOVSXWQ) CASE(PMOVSXDQ) CASE(PMOVZXBW)
+																								CASE(PMOVZXBD)
+																									CASE(
+																										PMOVZXBQ) CASE(PMOVZXWD) CASE(PMOVZXWQ) CASE(PMOVZXDQ) CASE(PTEST)
+																										CASE(AESDEC)
+																											CASE(AESDECLAST)
+																												CASE(AESENC)
+																													CASE(
+																														AESENCLAST) CASE(AESIMC) CASE(AESKEYGENASSIST) CASE(PCLMULQDQ)
+																														CASE(SHA1MSG1)
+																															CASE(SHA1MSG2) CASE(SHA1NEXTE) CASE(SHA1RNDS4) CASE(SHA256MSG1) CASE(
+																																SHA256MSG2)
+																																CASE(SHA256RNDS2) CASE(
+																																	ANDN)
+																																	CASE(BEXTR)
+																																		CASE(
+																																			BLSI) CASE(BLSMSK) CASE(BLSR)
+																																			CASE(BZHI)
+																																				CASE(MULX)
+																																					CASE(
+																																						PDEP) CASE(PEXT) CASE(RORX)
+																																						CASE(SARX)
+																																							CASE(SHLX)
+																																								CASE(
+																																									SHRX) CASE(ADCX) CASE(ADOX) return INTEGER;
+		CASE(PCMPESTRI) CASE(PCMPESTRM) CASE(PCMPISTRI) CASE(PCMPISTRM) return UNALIGNED;
 	default:
 		return NOT_OURS;
 	}

@@ -119,19 +119,19 @@ bool kl_select_stack(struct kl_decode *d)
 
 	switch (d->in.mnemonic) {
 	case ZYDIS_MNEMONIC_PUSH:
-		op->fn = d->form == KL_FORM_R ? (op->opsize == 8 ? push_r64 : push_r) :
-			 d->form == KL_FORM_I ? push_i :
-			 d->form == KL_FORM_M ? push_m :
-						NULL;
+		op->fn = d->form == KL_FORM_R   ? (op->opsize == 8 ? push_r64 : push_r)
+			 : d->form == KL_FORM_I ? push_i
+			 : d->form == KL_FORM_M ? push_m
+						: NULL;
 		d->stores = true;
 		d->simple = d->form != KL_FORM_OTHER;
 		break;
 	case ZYDIS_MNEMONIC_POP:
 		if (d->form == KL_FORM_M && op->base == KL_RSP)
 			op->disp += op->opsize;
-		op->fn = d->form == KL_FORM_R ? (op->opsize == 8 ? pop_r64 : pop_r) :
-			 d->form == KL_FORM_M ? pop_m :
-						NULL;
+		op->fn = d->form == KL_FORM_R   ? (op->opsize == 8 ? pop_r64 : pop_r)
+			 : d->form == KL_FORM_M ? pop_m
+						: NULL;
 		d->stores = d->form == KL_FORM_M;
 		break;
 	case ZYDIS_MNEMONIC_PUSHA:

@@ -95,8 +95,7 @@ static uint64_t movs_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 	n = kl_min(n, room(op, reg_masked(v, KL_RDI, op), dst));
 	sp = (uint8_t *)(src + (uint64_t)s->addend);
 	dp = (uint8_t *)(dst + (uint64_t)d->addend);
-	if (n < 4 || (uint64_t)(dp - sp) < n * op->opsize ||
-	    (uint64_t)(sp - dp) < n * op->opsize)
+	if (n < 4 || (uint64_t)(dp - sp) < n * op->opsize || (uint64_t)(sp - dp) < n * op->opsize)
 		return 0;
 	kl_access_copy(dp, sp, n * op->opsize);
 	kl_note_store(v, dp);
@@ -117,10 +116,10 @@ static uint64_t stos_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 		return 0;
 	n = kl_min(n, room(op, reg_masked(v, KL_RDI, op), dst));
 	dp = (uint8_t *)(dst + (uint64_t)d->addend);
-	x = op->opsize == 1 ? (uint8_t)x * 0x0101010101010101ull :
-	    op->opsize == 2 ? (uint16_t)x * 0x0001000100010001ull :
-	    op->opsize == 4 ? (uint32_t)x * 0x0000000100000001ull :
-			      x;
+	x = op->opsize == 1   ? (uint8_t)x * 0x0101010101010101ull
+	    : op->opsize == 2 ? (uint16_t)x * 0x0001000100010001ull
+	    : op->opsize == 4 ? (uint32_t)x * 0x0000000100000001ull
+			      : x;
 	bytes = n * op->opsize;
 	for (; bytes >= 8; bytes -= 8, dp += 8)
 		kl_store64(dp, x);
@@ -205,13 +204,13 @@ static enum kl_next lods(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-#define COMPARE(bits, sfx)                                                                         \
-	static uint32_t compare##bits(uint##bits##_t a, uint##bits##_t b)                          \
-	{                                                                                          \
-		uint32_t ax;                                                                       \
-                                                                                                   \
-		__asm__("cmp" sfx " %2, %1" KL_FLAGS_OUT : "=&a"(ax) : "r"(a), "r"(b) : "cc");     \
-		return ax;                                                                         \
+#define COMPARE(bits, sfx)                                                                     \
+	static uint32_t compare##bits(uint##bits##_t a, uint##bits##_t b)                      \
+	{                                                                                      \
+		uint32_t ax;                                                                   \
+                                                                                               \
+		__asm__("cmp" sfx " %2, %1" KL_FLAGS_OUT : "=&a"(ax) : "r"(a), "r"(b) : "cc"); \
+		return ax;                                                                     \
 	}
 COMPARE(8, "b")
 COMPARE(16, "w")
@@ -220,10 +219,10 @@ COMPARE(64, "q")
 
 static uint32_t compare(uint64_t a, uint64_t b, unsigned size)
 {
-	return size == 1 ? compare8((uint8_t)a, (uint8_t)b) :
-	       size == 2 ? compare16((uint16_t)a, (uint16_t)b) :
-	       size == 4 ? compare32((uint32_t)a, (uint32_t)b) :
-			   compare64(a, b);
+	return size == 1   ? compare8((uint8_t)a, (uint8_t)b)
+	       : size == 2 ? compare16((uint16_t)a, (uint16_t)b)
+	       : size == 4 ? compare32((uint32_t)a, (uint32_t)b)
+			   : compare64(a, b);
 }
 
 /* CMPS (two addresses) and SCAS (rAX). Flags change when the instruction ends or pauses. */
@@ -280,12 +279,12 @@ static bool string(struct kl_decode *d, kl_op_fn *fn, unsigned size)
 bool kl_select_string(struct kl_decode *d)
 {
 	switch (d->in.mnemonic) {
-#define SIZED(name, fn)                                                                            \
-	case ZYDIS_MNEMONIC_##name##B:                                                             \
-		return string(d, fn, 1);                                                           \
-	case ZYDIS_MNEMONIC_##name##W:                                                             \
-		return string(d, fn, 2);                                                           \
-	case ZYDIS_MNEMONIC_##name##Q:                                                             \
+#define SIZED(name, fn)                  \
+	case ZYDIS_MNEMONIC_##name##B:   \
+		return string(d, fn, 1); \
+	case ZYDIS_MNEMONIC_##name##W:   \
+		return string(d, fn, 2); \
+	case ZYDIS_MNEMONIC_##name##Q:   \
 		return string(d, fn, 8)
 		SIZED(MOVS, movs);
 		SIZED(STOS, stos);

@@ -7,28 +7,101 @@ static const struct {
 	bool end; /* ends its block: changes what a block depends on, or leaves guest mode */
 	kl_op_fn *fn;
 } table[] = {
-#define OP(m, fn)   { ZYDIS_MNEMONIC_##m, true, kl_op_##fn }
-#define MILD(m, fn) { ZYDIS_MNEMONIC_##m, false, kl_op_##fn }
-	MILD(CPUID, cpuid), OP(RDMSR, rdmsr), OP(WRMSR, wrmsr), MILD(RDTSC, rdtsc),
-	MILD(RDTSCP, rdtscp), MILD(RDPID, rdpid), MILD(RDPMC, rdpmc), OP(HLT, hlt),
-	OP(PAUSE, pause), OP(MONITOR, monitor), OP(MWAIT, mwait), OP(CLI, cli), OP(STI, sti),
-	OP(CLTS, clts), OP(INVD, invd), OP(WBINVD, wbinvd),
-	OP(INVLPG, invlpg), OP(INVPCID, invpcid), OP(LMSW, lmsw), MILD(SMSW, smsw),
-	OP(LGDT, lgdt), OP(LIDT, lidt), OP(SGDT, sgdt), OP(SIDT, sidt), OP(LLDT, lldt),
-	OP(LTR, ltr), OP(SLDT, sldt), OP(STR, str), OP(LAR, lar), OP(LSL, lsl), OP(VERR, verr),
-	OP(VERW, verw), OP(ARPL, arpl), OP(INT, int_n), OP(INT3, int3), OP(INT1, int1),
-	OP(INTO, into), OP(UD0, ud), OP(UD1, ud), OP(UD2, ud), OP(SYSCALL, syscall),
-	OP(SYSRET, sysret), OP(SYSENTER, sysenter), OP(SYSEXIT, sysexit), OP(SWAPGS, swapgs),
-	MILD(RDFSBASE, rdfsbase), MILD(RDGSBASE, rdgsbase), MILD(WRFSBASE, wrfsbase),
-	MILD(WRGSBASE, wrgsbase), OP(IN, in), OP(OUT, out), OP(INSB, ins), OP(INSW, ins),
-	OP(INSD, ins), OP(OUTSB, outs), OP(OUTSW, outs), OP(OUTSD, outs), OP(PUSHF, pushf),
-	OP(PUSHFD, pushf), OP(PUSHFQ, pushf), OP(POPF, popf), OP(POPFD, popf), OP(POPFQ, popf),
-	OP(CLAC, clac), OP(STAC, stac), MILD(XGETBV, xgetbv), OP(XSETBV, xsetbv),
-	OP(VMCALL, vmcall), OP(VMMCALL, vmmcall), OP(FXSAVE, fxsave), OP(FXSAVE64, fxsave),
-	OP(FXRSTOR, fxrstor), OP(FXRSTOR64, fxrstor), OP(XSAVE, xsave), OP(XSAVE64, xsave),
-	OP(XSAVEOPT, xsave), OP(XSAVEOPT64, xsave), OP(XRSTOR, xrstor), OP(XRSTOR64, xrstor),
-	MILD(LDMXCSR, ldmxcsr), OP(STMXCSR, stmxcsr), OP(RSM, rsm), OP(CLFLUSH, clflush),
-	OP(CLFLUSHOPT, clflush), OP(CLWB, clflush), OP(IRET, iret), OP(IRETD, iret),
+#define OP(m, fn)                                    \
+	{                                            \
+		ZYDIS_MNEMONIC_##m, true, kl_op_##fn \
+	}
+#define MILD(m, fn)                                   \
+	{                                             \
+		ZYDIS_MNEMONIC_##m, false, kl_op_##fn \
+	}
+	MILD(CPUID, cpuid),
+	OP(RDMSR, rdmsr),
+	OP(WRMSR, wrmsr),
+	MILD(RDTSC, rdtsc),
+	MILD(RDTSCP, rdtscp),
+	MILD(RDPID, rdpid),
+	MILD(RDPMC, rdpmc),
+	OP(HLT, hlt),
+	OP(PAUSE, pause),
+	OP(MONITOR, monitor),
+	OP(MWAIT, mwait),
+	OP(CLI, cli),
+	OP(STI, sti),
+	OP(CLTS, clts),
+	OP(INVD, invd),
+	OP(WBINVD, wbinvd),
+	OP(INVLPG, invlpg),
+	OP(INVPCID, invpcid),
+	OP(LMSW, lmsw),
+	MILD(SMSW, smsw),
+	OP(LGDT, lgdt),
+	OP(LIDT, lidt),
+	OP(SGDT, sgdt),
+	OP(SIDT, sidt),
+	OP(LLDT, lldt),
+	OP(LTR, ltr),
+	OP(SLDT, sldt),
+	OP(STR, str),
+	OP(LAR, lar),
+	OP(LSL, lsl),
+	OP(VERR, verr),
+	OP(VERW, verw),
+	OP(ARPL, arpl),
+	OP(INT, int_n),
+	OP(INT3, int3),
+	OP(INT1, int1),
+	OP(INTO, into),
+	OP(UD0, ud),
+	OP(UD1, ud),
+	OP(UD2, ud),
+	OP(SYSCALL, syscall),
+	OP(SYSRET, sysret),
+	OP(SYSENTER, sysenter),
+	OP(SYSEXIT, sysexit),
+	OP(SWAPGS, swapgs),
+	MILD(RDFSBASE, rdfsbase),
+	MILD(RDGSBASE, rdgsbase),
+	MILD(WRFSBASE, wrfsbase),
+	MILD(WRGSBASE, wrgsbase),
+	OP(IN, in),
+	OP(OUT, out),
+	OP(INSB, ins),
+	OP(INSW, ins),
+	OP(INSD, ins),
+	OP(OUTSB, outs),
+	OP(OUTSW, outs),
+	OP(OUTSD, outs),
+	OP(PUSHF, pushf),
+	OP(PUSHFD, pushf),
+	OP(PUSHFQ, pushf),
+	OP(POPF, popf),
+	OP(POPFD, popf),
+	OP(POPFQ, popf),
+	OP(CLAC, clac),
+	OP(STAC, stac),
+	MILD(XGETBV, xgetbv),
+	OP(XSETBV, xsetbv),
+	OP(VMCALL, vmcall),
+	OP(VMMCALL, vmmcall),
+	OP(FXSAVE, fxsave),
+	OP(FXSAVE64, fxsave),
+	OP(FXRSTOR, fxrstor),
+	OP(FXRSTOR64, fxrstor),
+	OP(XSAVE, xsave),
+	OP(XSAVE64, xsave),
+	OP(XSAVEOPT, xsave),
+	OP(XSAVEOPT64, xsave),
+	OP(XRSTOR, xrstor),
+	OP(XRSTOR64, xrstor),
+	MILD(LDMXCSR, ldmxcsr),
+	OP(STMXCSR, stmxcsr),
+	OP(RSM, rsm),
+	OP(CLFLUSH, clflush),
+	OP(CLFLUSHOPT, clflush),
+	OP(CLWB, clflush),
+	OP(IRET, iret),
+	OP(IRETD, iret),
 	OP(IRETQ, iret),
 #undef OP
 #undef MILD
@@ -63,14 +136,13 @@ static int special(const ZydisDecodedOperand *o, int kind)
 	static const struct {
 		ZydisRegister first, last;
 	} range[3] = {
-		{ ZYDIS_REGISTER_ES, ZYDIS_REGISTER_GS },
-		{ ZYDIS_REGISTER_CR0, ZYDIS_REGISTER_CR15 },
-		{ ZYDIS_REGISTER_DR0, ZYDIS_REGISTER_DR15 },
+		{ZYDIS_REGISTER_ES, ZYDIS_REGISTER_GS},
+		{ZYDIS_REGISTER_CR0, ZYDIS_REGISTER_CR15},
+		{ZYDIS_REGISTER_DR0, ZYDIS_REGISTER_DR15},
 	};
 	ZydisRegister r = o->reg.value;
 
-	if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || r < range[kind].first ||
-	    r > range[kind].last)
+	if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || r < range[kind].first || r > range[kind].last)
 		return -1;
 	return (int)(r - range[kind].first);
 }
@@ -79,9 +151,9 @@ static int special(const ZydisDecodedOperand *o, int kind)
 static bool select_mov(struct kl_decode *d)
 {
 	static kl_op_fn *const fn[3][2] = {
-		{ kl_op_mov_from_sreg, kl_op_mov_to_sreg },
-		{ kl_op_mov_from_cr, kl_op_mov_to_cr },
-		{ kl_op_mov_from_dr, kl_op_mov_to_dr },
+		{kl_op_mov_from_sreg, kl_op_mov_to_sreg},
+		{kl_op_mov_from_cr, kl_op_mov_to_cr},
+		{kl_op_mov_from_dr, kl_op_mov_to_dr},
 	};
 	struct kl_op *op = d->op;
 
@@ -136,8 +208,8 @@ bool kl_select_system(struct kl_decode *d)
 			return false;
 		op->reg = op->rm = (uint8_t)n;
 		op->opsize = d->in.operand_width / 8;
-		return use(d, d->in.mnemonic == ZYDIS_MNEMONIC_PUSH ? kl_op_push_sreg :
-								      kl_op_pop_sreg);
+		return use(d, d->in.mnemonic == ZYDIS_MNEMONIC_PUSH ? kl_op_push_sreg
+								    : kl_op_pop_sreg);
 	case ZYDIS_MNEMONIC_JMP:
 		return far && select_far(d, kl_op_far_jmp);
 	case ZYDIS_MNEMONIC_CALL:

@@ -14,7 +14,7 @@
 #include "host/sys.h"
 #include "x86/thunk.h"
 
-#define SLOT	  32u /* the instruction, RET, padding; the last byte is its length */
+#define SLOT      32u /* the instruction, RET, padding; the last byte is its length */
 #define NR_SLOTS  32768u
 #define HASH_SIZE 65536u
 
@@ -115,7 +115,8 @@ void *kl_thunk_get(const uint8_t *insn, unsigned len)
 				do {
 					if (slot >= NR_SLOTS)
 						return NULL;
-				} while (!atomic_compare_exchange_weak(&arena.used, &slot, slot + 1));
+				} while (!atomic_compare_exchange_weak(&arena.used, &slot,
+								       slot + 1));
 				p = arena.rw + (size_t)slot * SLOT;
 				memset(p, 0xcc, SLOT);
 				memcpy(p, insn, len);

@@ -9,10 +9,10 @@
 
 /* Where operands go: ModRM.reg, ModRM.rm, VEX.vvvv. With hidden XMM0 the others move up. */
 struct kl_thunk_ctx {
-	uint8_t mem[128]; /* the memory operand: [rdi] */
-	uint8_t x[4][16]; /* 128: xmm0..xmm3 */
+	uint8_t mem[128];            /* the memory operand: [rdi] */
+	uint8_t x[4][16];            /* 128: xmm0..xmm3 */
 	uint64_t rax, rcx, rdx, rsi; /* 192 */
-	uint64_t flags;		     /* 224 */
+	uint64_t flags;              /* 224 */
 	uint32_t mxcsr, host_mxcsr;  /* 232 */
 } __attribute__((aligned(64)));
 

@@ -28,9 +28,10 @@ static void loop(const char *name, const void *code, unsigned len)
 	       env.halted ? "" : " (did not finish)");
 }
 
-#define LOOP(name, text) \
-	extern const char name##_code[], name##_end[]; \
-	__asm__(".pushsection .rodata\n" #name "_code:" text "\n\thlt\n" #name "_end:\n.popsection");
+#define LOOP(name, text)                                                       \
+	extern const char name##_code[], name##_end[];                         \
+	__asm__(".pushsection .rodata\n" #name "_code:" text "\n\thlt\n" #name \
+		"_end:\n.popsection");
 
 LOOP(xorshift, "1: mov %rax, %rdx; shl $13, %rdx; xor %rdx, %rax; mov %rax, %rdx; shr $7, %rdx;"
 	       "xor %rdx, %rax; mov %rax, %rdx; shl $17, %rdx; xor %rdx, %rax; dec %rcx; jnz 1b")

@@ -17,8 +17,8 @@ static bool ours(uint64_t lin)
 
 static uint8_t *host(uint64_t lin)
 {
-	return lin - (uint64_t)env.code < ENV_ARENA ? env.code_rw + (lin - (uint64_t)env.code) :
-						      (uint8_t *)lin;
+	return lin - (uint64_t)env.code < ENV_ARENA ? env.code_rw + (lin - (uint64_t)env.code)
+						    : (uint8_t *)lin;
 }
 
 static struct kl_tlb_entry *fill(struct kl_vcpu *v, uint64_t lin)
@@ -157,8 +157,8 @@ void env_init(void)
 	close(fd);
 	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
 		for (unsigned i = 0; i < KL_TLB_SIZE; i++)
-			v->tlb[m][i] = (struct kl_tlb_entry){ KL_TLB_NONE, KL_TLB_NONE,
-							      KL_TLB_NONE, 0 };
+			v->tlb[m][i] =
+				(struct kl_tlb_entry){KL_TLB_NONE, KL_TLB_NONE, KL_TLB_NONE, 0};
 	v->cr0 = KL_CR0_PE | KL_CR0_PG | KL_CR0_NE | KL_CR0_ET | KL_CR0_MP;
 	v->cr4 = KL_CR4_PAE | KL_CR4_OSFXSR | KL_CR4_OSXMMEXCPT;
 	v->efer = KL_EFER_LME | KL_EFER_LMA;

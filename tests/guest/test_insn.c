@@ -53,15 +53,35 @@ static uint64_t rng(void)
 static uint64_t operand(void)
 {
 	static const uint64_t edge[] = {
-		0, 1, 2, -1ull, -2ull, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff,
-		0x80000000, 0xffffffff, 0x7fffffffffffffff, 0x8000000000000000, 0x100000000,
+		0,
+		1,
+		2,
+		-1ull,
+		-2ull,
+		0x7f,
+		0x80,
+		0xff,
+		0x7fff,
+		0x8000,
+		0xffff,
+		0x7fffffff,
+		0x80000000,
+		0xffffffff,
+		0x7fffffffffffffff,
+		0x8000000000000000,
+		0x100000000,
 	};
 	uint64_t x = rng();
 
 	switch (x >> 60) {
-	case 0: case 1: case 2: case 3: case 4:
+	case 0:
+	case 1:
+	case 2:
+	case 3:
+	case 4:
 		return edge[(x & 0xffff) % KL_ARRAY_SIZE(edge)];
-	case 5: case 6:
+	case 5:
+	case 6:
 		return rng() & 0xffff;
 	case 7:
 		return rng() & 0xffffffff;
@@ -76,10 +96,12 @@ static uint64_t operand(void)
 static void fill_values(uint8_t *p, size_t n)
 {
 	static const uint64_t fp[] = {
-		0x3ff0000000000000, 0xbff8000000000000, 0x7ff0000000000000, 0x7ff8000000000001,
-		0x7ff0000000000001, 0x0000000000000001, 0x3f8000003f000000, 0x7f800000ff800000,
-		0x7fc000007f800001, 0x00000001bf800000, 0x41f0000000000000, 0xc1e0000000200000,
-		0x4330000000000001, 0x40490fdb3fb504f3, 0, 0x8000000080000000,
+		0x3ff0000000000000, 0xbff8000000000000, 0x7ff0000000000000,
+		0x7ff8000000000001, 0x7ff0000000000001, 0x0000000000000001,
+		0x3f8000003f000000, 0x7f800000ff800000, 0x7fc000007f800001,
+		0x00000001bf800000, 0x41f0000000000000, 0xc1e0000000200000,
+		0x4330000000000001, 0x40490fdb3fb504f3, 0,
+		0x8000000080000000,
 	};
 
 	for (size_t i = 0; i + 8 <= n; i += 8) {
@@ -131,9 +153,9 @@ static volatile int native_vector;
 
 static void on_signal(int sig, siginfo_t *info, void *uc)
 {
-	native_vector = sig == SIGFPE ? (info->si_code == FPE_INTDIV ? KL_EXC_DE : KL_EXC_XM) :
-			sig == SIGILL ? KL_EXC_UD :
-					KL_EXC_GP;
+	native_vector = sig == SIGFPE   ? (info->si_code == FPE_INTDIV ? KL_EXC_DE : KL_EXC_XM)
+			: sig == SIGILL ? KL_EXC_UD
+					: KL_EXC_GP;
 	siglongjmp(native_fault, 1);
 }
 
@@ -141,8 +163,8 @@ static void on_signal(int sig, siginfo_t *info, void *uc)
 static void catch_signals(void)
 {
 	static uint8_t stack[65536];
-	static const int sigs[] = { SIGFPE, SIGILL, SIGSEGV, SIGBUS };
-	stack_t ss = { .ss_sp = stack, .ss_size = sizeof(stack) };
+	static const int sigs[] = {SIGFPE, SIGILL, SIGSEGV, SIGBUS};
+	stack_t ss = {.ss_sp = stack, .ss_size = sizeof(stack)};
 	struct sigaction sa = {
 		.sa_sigaction = on_signal,
 		.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK,
@@ -156,7 +178,7 @@ static void catch_signals(void)
 /* Place code at @at in the code arena, run it natively. Vector or -1. */
 static int run_native(struct native_ctx *c, const uint8_t *code, unsigned len, unsigned at)
 {
-	static const uint8_t leave[6] = { 0xff, 0x25 }; /* jmp *0(%rip) */
+	static const uint8_t leave[6] = {0xff, 0x25}; /* jmp *0(%rip) */
 	const char *target = native_exit;
 	uint8_t *p = env.code_rw + at;
 
@@ -238,8 +260,9 @@ static bool compare(const struct native_ctx *start, const struct native_ctx *wan
 		const uint64_t *s = (const uint64_t *)(start->fx + 160 + 16 * i);
 
 		if (a[0] != b[0] || a[1] != b[1]) {
-			fprintf(stderr, "xmm%u: %016lx%016lx, not %016lx%016lx (was %016lx%016lx)\n",
-				i, a[1], a[0], b[1], b[0], s[1], s[0]);
+			fprintf(stderr,
+				"xmm%u: %016lx%016lx, not %016lx%016lx (was %016lx%016lx)\n", i,
+				a[1], a[0], b[1], b[0], s[1], s[0]);
 			ok = false;
 		}
 	}
@@ -310,7 +333,7 @@ static void test_sequences(void **state)
 
 	catch_signals();
 	for (unsigned i = 0; i < 3000 && bad < 5; i++) {
-		struct insn line = { 0 };
+		struct insn line = {0};
 		uint8_t code[1024];
 		unsigned len = 0;
 
@@ -342,11 +365,11 @@ static void put_code(unsigned at, const void *code, unsigned len)
 
 static void test_faults(void **state)
 {
-	static const uint8_t store[] = { 0x01, 0x03, 0xf4 }; /* add %eax,(%rbx) */
-	static const uint8_t pop[] = { 0x8f, 0x03 };	     /* pop (%rbx) */
-	static const uint8_t bad[] = { 0x0f, 0xff, 0xc0 };   /* UD0 */
-	static const uint8_t lock[] = { 0xf0, 0x01, 0xc0 };  /* lock add %eax,%eax */
-	static const uint8_t inval[] = { 0x06 };	     /* push %es in 64-bit code */
+	static const uint8_t store[] = {0x01, 0x03, 0xf4}; /* add %eax,(%rbx) */
+	static const uint8_t pop[] = {0x8f, 0x03};         /* pop (%rbx) */
+	static const uint8_t bad[] = {0x0f, 0xff, 0xc0};   /* UD0 */
+	static const uint8_t lock[] = {0xf0, 0x01, 0xc0};  /* lock add %eax,%eax */
+	static const uint8_t inval[] = {0x06};             /* push %es in 64-bit code */
 	uint8_t longest[20];
 	struct kl_vcpu *v = env.v;
 	uint64_t rsp = (uint64_t)env.data + 0x800;
@@ -405,10 +428,10 @@ static void test_faults(void **state)
 /* What vector and x87 instructions raise, and what they leave behind. */
 static void test_fpu_exceptions(void **state)
 {
-	static const uint8_t addsd[] = { 0xf2, 0x0f, 0x58, 0xc1, 0xf4 };
-	static const uint8_t divsd[] = { 0xf2, 0x0f, 0x5e, 0xc1, 0xf4 };
-	static const uint8_t fdiv[] = { 0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, /* fld1; fldz; fdivp */
-					0xdf, 0xe0, 0x9b, 0xf4 };	    /* fnstsw; fwait */
+	static const uint8_t addsd[] = {0xf2, 0x0f, 0x58, 0xc1, 0xf4};
+	static const uint8_t divsd[] = {0xf2, 0x0f, 0x5e, 0xc1, 0xf4};
+	static const uint8_t fdiv[] = {0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, /* fld1; fldz; fdivp */
+				       0xdf, 0xe0, 0x9b, 0xf4};            /* fnstsw; fwait */
 	struct kl_vcpu *v = env.v;
 	uint32_t *mxcsr = (uint32_t *)(void *)(v->xsave + 24);
 	uint64_t *x0 = (uint64_t *)(void *)(v->xsave + 160);
@@ -482,43 +505,43 @@ static void test_emulator_table(void **state)
 		const char *bytes;
 		bool mmio;
 	} t[] = {
-		{ "\x8b\x03", true },		  /* mov */
-		{ "\x01\x03", true },		  /* add to memory */
-		{ "\xf0\x0f\xb1\x0b", true },	  /* lock cmpxchg */
-		{ "\x48\x0f\xc7\x0b", false },  /* cmpxchg16b */
-		{ "\x0f\xc7\x0b", true },	  /* cmpxchg8b */
-		{ "\x0f\xb6\x03", true },	  /* movzx */
-		{ "\xa4", true },		  /* movsb */
-		{ "\x0f\x10\x03", true },	  /* movups */
-		{ "\x66\x0f\x6f\x03", true },	  /* movdqa */
-		{ "\xf3\x0f\x6f\x03", true },	  /* movdqu */
-		{ "\xf2\x0f\x10\x03", false },  /* movsd */
-		{ "\xf3\x0f\x10\x03", false },  /* movss */
-		{ "\x66\x0f\x7e\x03", false },  /* movd */
-		{ "\x0f\x58\x03", false },	  /* addps */
-		{ "\xd9\x03", false },		  /* flds */
-		{ "\xd9\x3b", true },		  /* fnstcw */
-		{ "\xdd\x3b", true },		  /* fnstsw */
-		{ "\xdd\x03", false },		  /* fldl */
-		{ "\x0f\x38\xf0\x03", true },	  /* movbe */
-		{ "\xf2\x0f\x38\xf1\x03", false }, /* crc32 */
-		{ "\xf3\x0f\xb8\x03", false },  /* popcnt */
-		{ "\x0f\xbc\x03", true },	  /* bsf */
-		{ "\x0f\xc3\x03", true },	  /* movnti */
-		{ "\x66\x0f\xe7\x03", true },	  /* movntdq */
-		{ "\x0f\xae\x13", false },	  /* ldmxcsr */
-		{ "\x0f\xae\x03", true },	  /* fxsave */
-		{ "\x0f\xae\x23", false },	  /* xsave */
-		{ "\x0f\xa5\x03", true },	  /* shld */
-		{ "\xff\x33", true },		  /* push */
-		{ "\xff\x13", true },		  /* call */
-		{ "\x0f\x02\x03", false },	  /* lar */
-		{ "\x0f\xb2\x03", true },	  /* lss */
-		{ "\xc4\xe2\x78\xf3\x0b", false }, /* blsr */
+		{"\x8b\x03", true},              /* mov */
+		{"\x01\x03", true},              /* add to memory */
+		{"\xf0\x0f\xb1\x0b", true},      /* lock cmpxchg */
+		{"\x48\x0f\xc7\x0b", false},     /* cmpxchg16b */
+		{"\x0f\xc7\x0b", true},          /* cmpxchg8b */
+		{"\x0f\xb6\x03", true},          /* movzx */
+		{"\xa4", true},                  /* movsb */
+		{"\x0f\x10\x03", true},          /* movups */
+		{"\x66\x0f\x6f\x03", true},      /* movdqa */
+		{"\xf3\x0f\x6f\x03", true},      /* movdqu */
+		{"\xf2\x0f\x10\x03", false},     /* movsd */
+		{"\xf3\x0f\x10\x03", false},     /* movss */
+		{"\x66\x0f\x7e\x03", false},     /* movd */
+		{"\x0f\x58\x03", false},         /* addps */
+		{"\xd9\x03", false},             /* flds */
+		{"\xd9\x3b", true},              /* fnstcw */
+		{"\xdd\x3b", true},              /* fnstsw */
+		{"\xdd\x03", false},             /* fldl */
+		{"\x0f\x38\xf0\x03", true},      /* movbe */
+		{"\xf2\x0f\x38\xf1\x03", false}, /* crc32 */
+		{"\xf3\x0f\xb8\x03", false},     /* popcnt */
+		{"\x0f\xbc\x03", true},          /* bsf */
+		{"\x0f\xc3\x03", true},          /* movnti */
+		{"\x66\x0f\xe7\x03", true},      /* movntdq */
+		{"\x0f\xae\x13", false},         /* ldmxcsr */
+		{"\x0f\xae\x03", true},          /* fxsave */
+		{"\x0f\xae\x23", false},         /* xsave */
+		{"\x0f\xa5\x03", true},          /* shld */
+		{"\xff\x33", true},              /* push */
+		{"\xff\x13", true},              /* call */
+		{"\x0f\x02\x03", false},         /* lar */
+		{"\x0f\xb2\x03", true},          /* lss */
+		{"\xc4\xe2\x78\xf3\x0b", false}, /* blsr */
 	};
 
 	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
-		uint8_t bytes[16] = { 0 };
+		uint8_t bytes[16] = {0};
 		struct kl_decode d;
 		struct kl_op op;
 
@@ -541,56 +564,56 @@ static void test_system_operands(void **state)
 		uint64_t imm;
 	} t[] = {
 #define ANY 0xfe
-		{ "\x0f\x22\xd8", 3, KL_CODE64, kl_op_mov_to_cr, 3, 0, 8, 0 },
-		{ "\x41\x0f\x20\xc4", 4, KL_CODE64, kl_op_mov_from_cr, 0, 8 * 12, 8, 0 },
-		{ "\x44\x0f\x22\xc1", 4, KL_CODE64, kl_op_mov_to_cr, 8, 8, 8, 0 },
-		{ "\x0f\x23\xf8", 3, KL_CODE32, kl_op_mov_to_dr, 7, 0, 4, 0 },
-		{ "\x8e\xd8", 2, KL_CODE64, kl_op_mov_to_sreg, KL_DS, 0, ANY, 0 },
-		{ "\x8e\x13", 2, KL_CODE64, kl_op_mov_to_sreg, KL_SS, KL_NOREG, 2, 0 },
-		{ "\x48\x8c\xc9", 3, KL_CODE64, kl_op_mov_from_sreg, KL_CS, 8, 8, 0 },
-		{ "\x8c\x0b", 2, KL_CODE64, kl_op_mov_from_sreg, KL_CS, KL_NOREG, 2, 0 },
-		{ "\x0f\xa0", 2, KL_CODE64, kl_op_push_sreg, KL_FS, ANY, 8, 0 },
-		{ "\x1e", 1, KL_CODE16, kl_op_push_sreg, KL_DS, ANY, 2, 0 },
-		{ "\xec", 1, KL_CODE64, kl_op_in, 0, 8 * KL_RDX, 1, 0 },
-		{ "\xe5\x60", 2, KL_CODE64, kl_op_in, 0, KL_NOREG, 4, 0x60 },
-		{ "\xe6\x80", 2, KL_CODE64, kl_op_out, 0, KL_NOREG, 1, 0x80 },
-		{ "\x66\xef", 2, KL_CODE64, kl_op_out, 0, 8 * KL_RDX, 2, 0 },
-		{ "\xf3\x6e", 2, KL_CODE64, kl_op_outs, ANY, ANY, 1, 0 },
-		{ "\x66\x6d", 2, KL_CODE64, kl_op_ins, ANY, ANY, 2, 0 },
-		{ "\xcd\x80", 2, KL_CODE64, kl_op_int_n, ANY, ANY, ANY, 0x80 },
-		{ "\x48\xcf", 2, KL_CODE64, kl_op_iret, ANY, ANY, 8, 0 },
-		{ "\xcf", 1, KL_CODE64, kl_op_iret, ANY, ANY, 4, 0 },
-		{ "\xcf", 1, KL_CODE16, kl_op_iret, ANY, ANY, 2, 0 },
-		{ "\x48\xcb", 2, KL_CODE64, kl_op_far_ret, ANY, ANY, 8, 0 },
-		{ "\xca\x08\x00", 3, KL_CODE32, kl_op_far_ret, ANY, ANY, 4, 8 },
-		{ "\xff\x2b", 2, KL_CODE64, kl_op_far_jmp, ANY, ANY, 4, 0 },
-		{ "\x48\xff\x2b", 3, KL_CODE64, kl_op_far_jmp, ANY, ANY, 8, 0 },
-		{ "\xea\x34\x12\x08\x00", 5, KL_CODE16, kl_op_far_jmp, ANY, ANY, 2, 0x800001234 },
-		{ "\x66\xea\x78\x56\x34\x12\x10\x00", 8, KL_CODE16, kl_op_far_jmp, ANY, ANY, 4,
-		  0x1012345678 },
-		{ "\x0f\xb4\x03", 3, KL_CODE64, kl_op_load_far_ptr, 0, ANY, 4, KL_FS },
-		{ "\x0f\x01\x13", 3, KL_CODE64, kl_op_lgdt, ANY, ANY, 8, 0 },
-		{ "\x0f\x01\x16\x00\x10", 5, KL_CODE16, kl_op_lgdt, ANY, ANY, 2, 0 },
-		{ "\x0f\x00\xd8", 3, KL_CODE64, kl_op_ltr, 0, 0, ANY, 0 },
-		{ "\x0f\x02\xca", 3, KL_CODE64, kl_op_lar, 8, 16, 4, 0 },
-		{ "\x63\xca", 2, KL_CODE32, kl_op_arpl, 8, 16, 2, 0 },
-		{ "\xf3\x48\x0f\xae\xd1", 5, KL_CODE64, kl_op_wrfsbase, 8, 8, 8, 0 },
-		{ "\x48\x0f\x07", 3, KL_CODE64, kl_op_sysret, ANY, ANY, 8, 0 },
-		{ "\x0f\x07", 2, KL_CODE64, kl_op_sysret, ANY, ANY, 4, 0 },
-		{ "\x0f\x05", 2, KL_CODE64, kl_op_syscall, ANY, ANY, ANY, 0 },
-		{ "\x0f\x34", 2, KL_CODE32, kl_op_sysenter, ANY, ANY, ANY, 0 },
-		{ "\x9d", 1, KL_CODE64, kl_op_popf, ANY, ANY, 8, 0 },
-		{ "\x66\x9c", 2, KL_CODE64, kl_op_pushf, ANY, ANY, 2, 0 },
-		{ "\x0f\xae\x03", 3, KL_CODE64, kl_op_fxsave, ANY, ANY, 4, 0 },
-		{ "\x48\x0f\xae\x2b", 4, KL_CODE64, kl_op_xrstor, ANY, ANY, 8, 0 },
-		{ "\x66\x0f\x38\x82\x03", 5, KL_CODE64, kl_op_invpcid, 0, ANY, ANY, 0 },
-		{ "\x0f\x0b", 2, KL_CODE64, kl_op_ud, ANY, ANY, ANY, 0 },
-		{ "\x0f\x01\xd9", 3, KL_CODE64, kl_op_vmmcall, ANY, ANY, ANY, 0 },
-		{ "\x0f\x01\xc1", 3, KL_CODE64, kl_op_vmcall, ANY, ANY, ANY, 0 },
+		{"\x0f\x22\xd8", 3, KL_CODE64, kl_op_mov_to_cr, 3, 0, 8, 0},
+		{"\x41\x0f\x20\xc4", 4, KL_CODE64, kl_op_mov_from_cr, 0, 8 * 12, 8, 0},
+		{"\x44\x0f\x22\xc1", 4, KL_CODE64, kl_op_mov_to_cr, 8, 8, 8, 0},
+		{"\x0f\x23\xf8", 3, KL_CODE32, kl_op_mov_to_dr, 7, 0, 4, 0},
+		{"\x8e\xd8", 2, KL_CODE64, kl_op_mov_to_sreg, KL_DS, 0, ANY, 0},
+		{"\x8e\x13", 2, KL_CODE64, kl_op_mov_to_sreg, KL_SS, KL_NOREG, 2, 0},
+		{"\x48\x8c\xc9", 3, KL_CODE64, kl_op_mov_from_sreg, KL_CS, 8, 8, 0},
+		{"\x8c\x0b", 2, KL_CODE64, kl_op_mov_from_sreg, KL_CS, KL_NOREG, 2, 0},
+		{"\x0f\xa0", 2, KL_CODE64, kl_op_push_sreg, KL_FS, ANY, 8, 0},
+		{"\x1e", 1, KL_CODE16, kl_op_push_sreg, KL_DS, ANY, 2, 0},
+		{"\xec", 1, KL_CODE64, kl_op_in, 0, 8 * KL_RDX, 1, 0},
+		{"\xe5\x60", 2, KL_CODE64, kl_op_in, 0, KL_NOREG, 4, 0x60},
+		{"\xe6\x80", 2, KL_CODE64, kl_op_out, 0, KL_NOREG, 1, 0x80},
+		{"\x66\xef", 2, KL_CODE64, kl_op_out, 0, 8 * KL_RDX, 2, 0},
+		{"\xf3\x6e", 2, KL_CODE64, kl_op_outs, ANY, ANY, 1, 0},
+		{"\x66\x6d", 2, KL_CODE64, kl_op_ins, ANY, ANY, 2, 0},
+		{"\xcd\x80", 2, KL_CODE64, kl_op_int_n, ANY, ANY, ANY, 0x80},
+		{"\x48\xcf", 2, KL_CODE64, kl_op_iret, ANY, ANY, 8, 0},
+		{"\xcf", 1, KL_CODE64, kl_op_iret, ANY, ANY, 4, 0},
+		{"\xcf", 1, KL_CODE16, kl_op_iret, ANY, ANY, 2, 0},
+		{"\x48\xcb", 2, KL_CODE64, kl_op_far_ret, ANY, ANY, 8, 0},
+		{"\xca\x08\x00", 3, KL_CODE32, kl_op_far_ret, ANY, ANY, 4, 8},
+		{"\xff\x2b", 2, KL_CODE64, kl_op_far_jmp, ANY, ANY, 4, 0},
+		{"\x48\xff\x2b", 3, KL_CODE64, kl_op_far_jmp, ANY, ANY, 8, 0},
+		{"\xea\x34\x12\x08\x00", 5, KL_CODE16, kl_op_far_jmp, ANY, ANY, 2, 0x800001234},
+		{"\x66\xea\x78\x56\x34\x12\x10\x00", 8, KL_CODE16, kl_op_far_jmp, ANY, ANY, 4,
+		 0x1012345678},
+		{"\x0f\xb4\x03", 3, KL_CODE64, kl_op_load_far_ptr, 0, ANY, 4, KL_FS},
+		{"\x0f\x01\x13", 3, KL_CODE64, kl_op_lgdt, ANY, ANY, 8, 0},
+		{"\x0f\x01\x16\x00\x10", 5, KL_CODE16, kl_op_lgdt, ANY, ANY, 2, 0},
+		{"\x0f\x00\xd8", 3, KL_CODE64, kl_op_ltr, 0, 0, ANY, 0},
+		{"\x0f\x02\xca", 3, KL_CODE64, kl_op_lar, 8, 16, 4, 0},
+		{"\x63\xca", 2, KL_CODE32, kl_op_arpl, 8, 16, 2, 0},
+		{"\xf3\x48\x0f\xae\xd1", 5, KL_CODE64, kl_op_wrfsbase, 8, 8, 8, 0},
+		{"\x48\x0f\x07", 3, KL_CODE64, kl_op_sysret, ANY, ANY, 8, 0},
+		{"\x0f\x07", 2, KL_CODE64, kl_op_sysret, ANY, ANY, 4, 0},
+		{"\x0f\x05", 2, KL_CODE64, kl_op_syscall, ANY, ANY, ANY, 0},
+		{"\x0f\x34", 2, KL_CODE32, kl_op_sysenter, ANY, ANY, ANY, 0},
+		{"\x9d", 1, KL_CODE64, kl_op_popf, ANY, ANY, 8, 0},
+		{"\x66\x9c", 2, KL_CODE64, kl_op_pushf, ANY, ANY, 2, 0},
+		{"\x0f\xae\x03", 3, KL_CODE64, kl_op_fxsave, ANY, ANY, 4, 0},
+		{"\x48\x0f\xae\x2b", 4, KL_CODE64, kl_op_xrstor, ANY, ANY, 8, 0},
+		{"\x66\x0f\x38\x82\x03", 5, KL_CODE64, kl_op_invpcid, 0, ANY, ANY, 0},
+		{"\x0f\x0b", 2, KL_CODE64, kl_op_ud, ANY, ANY, ANY, 0},
+		{"\x0f\x01\xd9", 3, KL_CODE64, kl_op_vmmcall, ANY, ANY, ANY, 0},
+		{"\x0f\x01\xc1", 3, KL_CODE64, kl_op_vmcall, ANY, ANY, ANY, 0},
 	};
 
 	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
-		uint8_t bytes[16] = { 0 };
+		uint8_t bytes[16] = {0};
 		struct kl_decode d;
 		struct kl_op op;
 
@@ -611,7 +634,7 @@ static void test_changing_code(void **state)
 	struct kl_vcpu *v = env.v;
 	static const uint8_t self[] = {
 		0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x07, /* movb $7, 1(%rip): the imm below */
-		0xb0, 0x01,				  /* mov $1, %al */
+		0xb0, 0x01,                               /* mov $1, %al */
 		0xf4,
 	};
 
@@ -757,7 +780,8 @@ static void test_legacy_modes(void **state)
 	memset(env.data, 0, ENV_ARENA);
 	/* mov $0x1234,%ax; push %ax; pusha; mov %sp,%bp; mov 16(%bp),%cx; popa; call +1; nop; pop
 	 * %dx; aam; hlt */
-	put_code(0x100, "\xb8\x34\x12\x50\x60\x89\xe5\x8b\x4e\x10\x61\xe8\x01\x00\x90\x5a\xd4\x0a\xf4",
+	put_code(0x100,
+		 "\xb8\x34\x12\x50\x60\x89\xe5\x8b\x4e\x10\x61\xe8\x01\x00\x90\x5a\xd4\x0a\xf4",
 		 19);
 	v->rip = 0x100;
 	memset(v->gpr, 0, sizeof(v->gpr));
@@ -766,7 +790,7 @@ static void test_legacy_modes(void **state)
 	env_run(false);
 	assert_true(env.halted);
 	assert_int_equal(v->gpr[KL_RAX], 0x0502); /* 0x34 = 52 */
-	assert_int_equal(v->gpr[KL_RCX], 0);	  /* POPA brought it back */
+	assert_int_equal(v->gpr[KL_RCX], 0);      /* POPA brought it back */
 	assert_int_equal(v->gpr[KL_RSP], 0xabcd0ffe);
 	assert_int_equal(v->gpr[KL_RDX], 0xffff010e);
 	assert_int_equal(*(uint16_t *)(env.data + 0xffe), 0x1234);
@@ -795,7 +819,7 @@ static void test_legacy_modes(void **state)
 	assert_true(env.halted);
 	assert_int_equal(v->gpr[KL_RBX], 0x79);
 	assert_int_equal(v->gpr[KL_RAX], 0x80); /* 0x7a adjusts to 0x80 */
-	put_code(0x100, "\x62\x03\xf4", 3); /* bound %eax,(%ebx) */
+	put_code(0x100, "\x62\x03\xf4", 3);     /* bound %eax,(%ebx) */
 	v->gpr[KL_RBX] = (uint64_t)env.data;
 	*(int32_t *)env.data = -5;
 	*(int32_t *)(env.data + 4) = 5;
@@ -812,7 +836,7 @@ static void test_legacy_modes(void **state)
 /* Random bytes in each mode: anything may come out, but not the host's death. */
 static void test_random_bytes(void **state)
 {
-	static const enum kl_code_mode modes[] = { KL_CODE64, KL_CODE32, KL_CODE16 };
+	static const enum kl_code_mode modes[] = {KL_CODE64, KL_CODE32, KL_CODE16};
 	struct kl_vcpu *v = env.v;
 	struct native_ctx c;
 	unsigned done = 0;
@@ -859,13 +883,12 @@ static void test_random_bytes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_forms),	     cmocka_unit_test(test_sequences),
-		cmocka_unit_test(test_faults),	     cmocka_unit_test(test_fpu_exceptions),
+		cmocka_unit_test(test_forms),          cmocka_unit_test(test_sequences),
+		cmocka_unit_test(test_faults),         cmocka_unit_test(test_fpu_exceptions),
 		cmocka_unit_test(test_emulator_table), cmocka_unit_test(test_system_operands),
-		cmocka_unit_test(test_changing_code),
-		cmocka_unit_test(test_eviction),     cmocka_unit_test(test_requests),
-		cmocka_unit_test(test_count),	     cmocka_unit_test(test_legacy_modes),
-		cmocka_unit_test(test_random_bytes),
+		cmocka_unit_test(test_changing_code),  cmocka_unit_test(test_eviction),
+		cmocka_unit_test(test_requests),       cmocka_unit_test(test_count),
+		cmocka_unit_test(test_legacy_modes),   cmocka_unit_test(test_random_bytes),
 	};
 	env_init();
 	return cmocka_run_group_tests(tests, NULL, NULL);
