@@ -12,8 +12,9 @@
 #include "host/sys.h"
 #include "mmu/iobus.h"
 
-#define RING_ENTRIES                                                                               \
-	((KL_PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
+#define RING_ENTRIES                                               \
+	((KL_PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / \
+	 sizeof(struct kvm_coalesced_mmio))
 
 /* The engine's own descriptor for one eventfd of the program, however often it is used. */
 struct kl_eventfd {
@@ -197,8 +198,7 @@ int kl_iobus_del_zone(struct kl_iobus *bus, const struct kvm_coalesced_mmio_zone
 	if (z->pio > 1)
 		return -EINVAL;
 	kl_mutex_lock(&bus->lock);
-	r = drop_devs(bus, z->pio ? KL_BUS_PIO : KL_BUS_MMIO, is_zone_around, z, UINT32_MAX,
-		      &gone);
+	r = drop_devs(bus, z->pio ? KL_BUS_PIO : KL_BUS_MMIO, is_zone_around, z, UINT32_MAX, &gone);
 	kl_mutex_unlock(&bus->lock);
 	return r < 0 ? r : 0;
 }
@@ -296,8 +296,7 @@ static bool collides(const struct kl_iodev *a, const struct kl_iodev *b)
 		return false;
 	if (!a->len || !b->len)
 		return true;
-	return a->len == b->len &&
-	       (a->wildcard || b->wildcard || a->datamatch == b->datamatch);
+	return a->len == b->len && (a->wildcard || b->wildcard || a->datamatch == b->datamatch);
 }
 
 static bool is_same_ioeventfd(const struct kl_iodev *dev, const void *arg)
@@ -354,9 +353,9 @@ static bool valid_to_assign(const struct kvm_ioeventfd *a)
 
 int kl_iobus_ioeventfd(struct kl_iobus *bus, const struct kvm_ioeventfd *a)
 {
-	enum kl_bus which = a->flags & KVM_IOEVENTFD_FLAG_PIO		      ? KL_BUS_PIO :
-			    a->flags & KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY ? KL_BUS_CCW :
-									      KL_BUS_MMIO;
+	enum kl_bus which = a->flags & KVM_IOEVENTFD_FLAG_PIO                 ? KL_BUS_PIO
+			    : a->flags & KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY ? KL_BUS_CCW
+									      : KL_BUS_MMIO;
 	bool off = a->flags & KVM_IOEVENTFD_FLAG_DEASSIGN;
 	struct kl_iodev dev = {
 		.addr = a->addr,

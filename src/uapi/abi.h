@@ -41,23 +41,24 @@ _Static_assert(sizeof(struct kvm_userspace_memory_region) ==
 #define KVM_MSR_FILTER_VALID_MASK KVM_MSR_FILTER_DEFAULT_DENY
 #endif
 #ifndef KVM_MSR_EXIT_REASON_VALID_MASK
-#define KVM_MSR_EXIT_REASON_VALID_MASK                                                             \
+#define KVM_MSR_EXIT_REASON_VALID_MASK \
 	(KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 #endif
 #define KL_MSR_FILTER_MAX_BITMAP 0x600
 
 /* What a vCPU descriptor maps, in pages. */
 #define KL_VCPU_MMAP_PAGES 3
-#define KL_PIO_PAGE	   1
+#define KL_PIO_PAGE        1
 #define KL_COALESCED_PAGE  2
 
-#define KL_COALESCED_MAX                                                                           \
-	((KL_PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
+#define KL_COALESCED_MAX                                           \
+	((KL_PAGE_SIZE - sizeof(struct kvm_coalesced_mmio_ring)) / \
+	 sizeof(struct kvm_coalesced_mmio))
 
-#define KL_STATS_NAME_SIZE	48
-#define KL_MAX_CPUID_ENTRIES	256
-#define KL_MAX_IO_MSRS		256 /* and so many are too many */
-#define KL_MIN_MMU_PAGES	64
-#define KL_KERNEL_SIGSET_SIZE	8
-#define KL_TSC_TOLERANCE_PPM	250
-#define KL_MAX_TSS_ADDR		0xffffd000u
+#define KL_STATS_NAME_SIZE    48
+#define KL_MAX_CPUID_ENTRIES  256
+#define KL_MAX_IO_MSRS        256 /* and so many are too many */
+#define KL_MIN_MMU_PAGES      64
+#define KL_KERNEL_SIGSET_SIZE 8
+#define KL_TSC_TOLERANCE_PPM  250
+#define KL_MAX_TSS_ADDR       0xffffd000u

@@ -11,8 +11,8 @@
 #include "uapi/object.h"
 
 /* Quirks that the engine has, and lets be disabled. */
-#define QUIRKS                                                                                     \
-	(KVM_X86_QUIRK_SLOT_ZAP_ALL | KVM_X86_QUIRK_OUT_7E_INC_RIP |                               \
+#define QUIRKS                                                       \
+	(KVM_X86_QUIRK_SLOT_ZAP_ALL | KVM_X86_QUIRK_OUT_7E_INC_RIP | \
 	 KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
 
 #define SYNC_FIELDS (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)

@@ -100,8 +100,7 @@ long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg)
 
 static int copy_entries(struct kvm_cpuid_entry2 *to, unsigned long arg, unsigned n, bool v2)
 {
-	const struct kvm_cpuid_entry *user =
-		(void *)(arg + offsetof(struct kvm_cpuid, entries));
+	const struct kvm_cpuid_entry *user = (void *)(arg + offsetof(struct kvm_cpuid, entries));
 
 	if (v2)
 		return kl_copy_from_user(to, user_entries(arg), n * sizeof(to[0]));

@@ -53,13 +53,13 @@ long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd_long, unsigned long 
 		r = kl_system_ioctl(cmd, arg, new_obj);
 		break;
 	case KL_OBJ_VM:
-		r = vm_unusable(kl_uvm(obj), obj) ? -EIO :
-						    kl_vm_ioctl(kl_uvm(obj), cmd, arg, new_obj);
+		r = vm_unusable(kl_uvm(obj), obj) ? -EIO
+						  : kl_vm_ioctl(kl_uvm(obj), cmd, arg, new_obj);
 		break;
 	case KL_OBJ_VCPU:
-		r = vm_unusable(kl_uvcpu(obj)->vm, obj) ?
-			    -EIO :
-			    kl_vcpu_ioctl(kl_uvcpu(obj), cmd, arg, new_obj);
+		r = vm_unusable(kl_uvcpu(obj)->vm, obj)
+			    ? -EIO
+			    : kl_vcpu_ioctl(kl_uvcpu(obj), cmd, arg, new_obj);
 		break;
 	default:
 		r = -ENOTTY;

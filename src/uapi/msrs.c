@@ -32,8 +32,8 @@ long kl_msrs_get(struct kl_uvcpu *vc, unsigned long arg)
 		kl_mutex_lock(&vc->lock);
 	for (i = 0; i < n; i++) {
 		uint64_t data = e[i].data;
-		int r = vc ? kl_x86_get_msr(vc->v, e[i].index, &data) :
-			     kl_x86_get_feature_msr(e[i].index, &data);
+		int r = vc ? kl_x86_get_msr(vc->v, e[i].index, &data)
+			   : kl_x86_get_feature_msr(e[i].index, &data);
 
 		if (r)
 			break;

@@ -170,9 +170,8 @@ static bool get_unless_dead(struct kl_object *obj)
 	unsigned n = atomic_load_explicit(&obj->refs, memory_order_relaxed);
 
 	while (n) {
-		if (atomic_compare_exchange_weak_explicit(&obj->refs, &n, n + 1,
-							  memory_order_acquire,
-							  memory_order_relaxed))
+		if (atomic_compare_exchange_weak_explicit(
+			    &obj->refs, &n, n + 1, memory_order_acquire, memory_order_relaxed))
 			return true;
 	}
 	return false;

@@ -39,9 +39,9 @@ struct kl_uvm {
 	struct kl_iobus bus;
 	int ring_fd; /* the coalesced ring's page: mapped into every vCPU mapping */
 	struct kvm_coalesced_mmio_ring *ring;
-	uint64_t nr_mmu_pages;	 /* KVM_SET_NR_MMU_PAGES */
-	struct kl_uvcpu *vcpus;	 /* kvm.lock; all that were ever made */
-	unsigned nr_vcpus;	 /* kvm.lock */
+	uint64_t nr_mmu_pages;        /* KVM_SET_NR_MMU_PAGES */
+	struct kl_uvcpu *vcpus;       /* kvm.lock; all that were ever made */
+	unsigned nr_vcpus;            /* kvm.lock */
 	struct kl_uvm *next, **pprev; /* OBJECTS: list of VMs */
 };
 
@@ -81,7 +81,7 @@ KL_INLINE struct kl_ustats *kl_ustats(struct kl_object *o)
 }
 
 /* A field of kvm_run, read or written exactly once. */
-#define kl_run_get(lv)	    (*(const volatile __typeof__(lv) *)&(lv))
+#define kl_run_get(lv)      (*(const volatile __typeof__(lv) *)&(lv))
 #define kl_run_set(lv, val) (*(volatile __typeof__(lv) *)&(lv) = (val))
 
 /* ---- object.c ---------------------------------------------------------------------- */
@@ -109,7 +109,8 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg,
 /* vm.c. Destroys the VM and all its vCPUs; nobody refers to it. */
 int kl_uvm_create(unsigned long type, struct kl_object **new_obj) KL_MUST_CHECK;
 void kl_uvm_destroy(struct kl_uvm *vm);
-int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id, struct kl_object **new_obj) KL_MUST_CHECK;
+int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id,
+		      struct kl_object **new_obj) KL_MUST_CHECK;
 void kl_uvcpu_free(struct kl_uvcpu *vc);
 
 /* run.c. Context: vc->lock. */

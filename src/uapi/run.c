@@ -212,8 +212,7 @@ static void state_out(struct kl_uvcpu *vc)
 	run->if_flag = !!(v->rflags & KL_FL_IF);
 	run->cr8 = v->cr8;
 	run->apic_base = v->apic_base;
-	run->ready_for_interrupt_injection =
-		vc->vm->kvm.irqchip || kl_x86_ready_for_interrupt(v);
+	run->ready_for_interrupt_injection = vc->vm->kvm.irqchip || kl_x86_ready_for_interrupt(v);
 }
 
 static void trace_exit(const struct kl_uvcpu *vc, int r)
@@ -241,8 +240,8 @@ static void trace_exit(const struct kl_uvcpu *vc, int r)
 			       kl_exit_name(e->reason), e->msr.index, e->msr.why);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
-		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm,
-			       vc->id, e->internal.suberror, (unsigned long)vc->v->rip);
+		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm, vc->id,
+			       e->internal.suberror, (unsigned long)vc->v->rip);
 		break;
 	default:
 		kl_trace_write("exit vm%lu vcpu%u %s", vm, vc->id, kl_exit_name(e->reason));

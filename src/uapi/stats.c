@@ -61,8 +61,8 @@ static void build_head(const struct kl_ustats *s, struct stats_file *f)
 		snprintf(f->id, sizeof(f->id), "kvm-%d", s->vm->obj.owner);
 	for (unsigned i = 0; i < n; i++) {
 		f->desc[i].head.flags = KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10 |
-					(d[i].kind == KL_STAT_INSTANT ? KVM_STATS_TYPE_INSTANT :
-									KVM_STATS_TYPE_CUMULATIVE);
+					(d[i].kind == KL_STAT_INSTANT ? KVM_STATS_TYPE_INSTANT
+								      : KVM_STATS_TYPE_CUMULATIVE);
 		f->desc[i].head.size = 1;
 		f->desc[i].head.offset = d[i].offset;
 		snprintf(f->desc[i].name, sizeof(f->desc[i].name), "%s", d[i].name);
@@ -72,7 +72,8 @@ static void build_head(const struct kl_ustats *s, struct stats_file *f)
 static void snapshot(const struct kl_ustats *s, uint64_t *data)
 {
 	const struct kl_stat_desc *d = s->vcpu ? kl_vcpu_stat_descs : kl_vm_stat_descs;
-	const void *base = s->vcpu ? (void *)&s->vcpu->v->core.stats : (void *)&s->vm->kvm.mem.stats;
+	const void *base =
+		s->vcpu ? (void *)&s->vcpu->v->core.stats : (void *)&s->vm->kvm.mem.stats;
 
 	for (unsigned i = 0; i < nr_stats(s); i++)
 		data[d[i].offset / sizeof(*data)] =
@@ -172,7 +173,8 @@ static void add_up(uint64_t *to, const struct kl_stat_desc *d, unsigned n, const
 static void add_vm(struct totals *t, struct kl_uvm *vm, bool dying)
 {
 	add_up(t->vm, kl_vm_stat_descs, kl_vm_nr_stats, &vm->kvm.mem.stats, dying);
-	/* A dying VM's list is nobody else's. A living one's may be held by a thread that is gone. */
+	/* A dying VM's list is nobody else's. A living one's may be held by a thread that is gone.
+	 */
 	if (!dying && !kl_mutex_trylock(&vm->kvm.lock))
 		return;
 	for (struct kl_uvcpu *vc = vm->vcpus; vc; vc = vc->next) {

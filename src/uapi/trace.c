@@ -8,7 +8,10 @@ static const struct {
 	unsigned cmd;
 	const char *name;
 } ioctls[] = {
-#define NAME(x) {KVM_##x, "KVM_" #x}
+#define NAME(x)                    \
+	{                          \
+		KVM_##x, "KVM_" #x \
+	}
 	NAME(GET_API_VERSION),
 	NAME(CREATE_VM),
 	NAME(GET_MSR_INDEX_LIST),

@@ -25,7 +25,7 @@ struct kl_object {
 	_Atomic unsigned refs;
 	uint64_t ino; /* of the memfd that stands for it, and its device: identity of a fd */
 	uint64_t dev;
-	pid_t owner; /* process that made it; elsewhere: -EIO (VM, vCPU, stats) */
+	pid_t owner;                 /* process that made it; elsewhere: -EIO (VM, vCPU, stats) */
 	struct kl_object *hash_next; /* object.c */
 };
 

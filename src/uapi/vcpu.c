@@ -137,26 +137,26 @@ void kl_uvcpu_free(struct kl_uvcpu *vc)
 
 /* ---- ioctls ------------------------------------------------------------------------ */
 
-#define LOCKED(vc, call)                                                                           \
-	({                                                                                         \
-		kl_mutex_lock(&(vc)->lock);                                                        \
-		__auto_type locked_r_ = (call);                                                    \
-		kl_mutex_unlock(&(vc)->lock);                                                      \
-		locked_r_;                                                                         \
+#define LOCKED(vc, call)                        \
+	({                                      \
+		kl_mutex_lock(&(vc)->lock);     \
+		__auto_type locked_r_ = (call); \
+		kl_mutex_unlock(&(vc)->lock);   \
+		locked_r_;                      \
 	})
 
 /* Out: the engine fills a structure that the program gets. In: the other way round. */
-#define GET(type, call)                                                                            \
-	({                                                                                         \
-		type x;                                                                            \
-		memset(&x, 0, sizeof(x));                                                          \
-		LOCKED(vc, (call, 0));                                                             \
-		kl_copy_to_user((void *)arg, &x, sizeof(x));                                       \
+#define GET(type, call)                                      \
+	({                                                   \
+		type x;                                      \
+		memset(&x, 0, sizeof(x));                    \
+		LOCKED(vc, (call, 0));                       \
+		kl_copy_to_user((void *)arg, &x, sizeof(x)); \
 	})
-#define SET(type, call)                                                                            \
-	({                                                                                         \
-		type x;                                                                            \
-		kl_copy_from_user(&x, (void *)arg, sizeof(x)) ? -EFAULT : LOCKED(vc, call);        \
+#define SET(type, call)                                                                     \
+	({                                                                                  \
+		type x;                                                                     \
+		kl_copy_from_user(&x, (void *)arg, sizeof(x)) ? -EFAULT : LOCKED(vc, call); \
 	})
 
 static long get_mp_state(struct kl_uvcpu *vc, unsigned long arg)

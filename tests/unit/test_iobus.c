@@ -18,7 +18,8 @@
 
 #include "mmu/iobus.h"
 
-#define RING_ENTRIES ((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
+#define RING_ENTRIES \
+	((4096 - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 
 static struct kl_iobus bus;
 static struct kvm_coalesced_mmio_ring *ring;

@@ -320,7 +320,8 @@ static void memory_regions(void **state)
 		r.flags = 1u << bit;
 		assert_int_equal(dev_ioctl_p(&vm, KVM_SET_USER_MEMORY_REGION, &r), -EINVAL);
 		if (r.flags != KVM_MEM_GUEST_MEMFD || !on_real_kvm())
-			assert_int_equal(dev_ioctl_p(&vm, KVM_SET_USER_MEMORY_REGION2, &r), -EINVAL);
+			assert_int_equal(dev_ioctl_p(&vm, KVM_SET_USER_MEMORY_REGION2, &r),
+					 -EINVAL);
 	}
 	r.flags = 0;
 	r.memory_size = 123;
@@ -354,7 +355,7 @@ static void msr_counts(void **state)
 	struct {
 		struct kvm_msrs head;
 		struct kvm_msr_entry e[256];
-	} *m;
+	} * m;
 	char *half = half_mapped();
 
 	(void)state;
@@ -385,7 +386,8 @@ static void msr_counts(void **state)
 
 static void msr_lists(void **state)
 {
-	static const unsigned long cmds[] = {KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST};
+	static const unsigned long cmds[] = {KVM_GET_MSR_INDEX_LIST,
+					     KVM_GET_MSR_FEATURE_INDEX_LIST};
 	char *half = half_mapped();
 
 	(void)state;

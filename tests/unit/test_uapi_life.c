@@ -238,7 +238,8 @@ static void mmap_rules(void **state)
 
 static void ring_is_the_vms(void **state)
 {
-	struct dev kvm = open_kvm(), vm = make_vm(&kvm), a = make_vcpu(&vm, 0), b = make_vcpu(&vm, 1);
+	struct dev kvm = open_kvm(), vm = make_vm(&kvm), a = make_vcpu(&vm, 0),
+		   b = make_vcpu(&vm, 1);
 	char *pa = map_run(&a), *pb = map_run(&b);
 
 	(void)state;

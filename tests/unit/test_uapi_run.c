@@ -118,7 +118,8 @@ static void scribbled_run(void **state)
 
 static void read_only_slot(void **state)
 {
-	uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *page =
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	(void)state;
 	page[0] = 0x33;
@@ -388,7 +389,8 @@ static void ioctl_waits_for_run(void **state)
 	assert_int_equal(pthread_create(&runner, NULL, run_to_hlt, NULL), 0);
 	while (!flags[0])
 		sched_yield();
-	/* Let it go some time after the ioctl below has begun to wait, or before: both are right. */
+	/* Let it go some time after the ioctl below has begun to wait, or before: both are right.
+	 */
 	flags[1] = 1;
 	assert_int_equal(guest_get(&g).rip, CODE + 15);
 	assert_int_equal(pthread_join(runner, &r), 0);
@@ -398,7 +400,8 @@ static void ioctl_waits_for_run(void **state)
 /* A slot that is deleted under a running vCPU turns into MMIO. */
 static void slot_deleted_while_running(void **state)
 {
-	uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *page =
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	_Atomic uint8_t *seen = (void *)page;
 	pthread_t runner;
 	void *r;

@@ -42,13 +42,14 @@ static void read_figures(struct dev *owner, struct figures *f)
 		struct kvm_stats_desc *desc = (void *)raw;
 
 		assert_int_equal(
-			stats_pread(&d, raw, entry, (off_t)(f->head.desc_offset + i * entry)), entry);
+			stats_pread(&d, raw, entry, (off_t)(f->head.desc_offset + i * entry)),
+			entry);
 		assert_int_equal(desc->size, 1);
 		memcpy(f->name[i], raw + sizeof(*desc), 48);
 		f->flags[i] = desc->flags;
-		assert_int_equal(stats_pread(&d, &f->value[i], 8,
-					     (off_t)f->head.data_offset + desc->offset),
-				 8);
+		assert_int_equal(
+			stats_pread(&d, &f->value[i], 8, (off_t)f->head.data_offset + desc->offset),
+			8);
 	}
 	dev_close(&d);
 }
@@ -199,7 +200,8 @@ static void faults_are_counted(void **state)
 {
 	(void)state;
 	/* Code, then two more pages: cs: mov [0x3000],al; cs: mov [0x4000],al; again; hlt */
-	guest_code(&g, 0x2e, 0xa2, 0x00, 0x30, 0x2e, 0xa2, 0x00, 0x40, 0x2e, 0xa2, 0x00, 0x30, 0xf4);
+	guest_code(&g, 0x2e, 0xa2, 0x00, 0x30, 0x2e, 0xa2, 0x00, 0x40, 0x2e, 0xa2, 0x00, 0x30,
+		   0xf4);
 	assert_exit(&g, KVM_EXIT_HLT);
 	assert_in_range(vcpu_delta("pf_taken"), 2, 6);
 	assert_true(vcpu_delta("pf_fixed") >= 2);

@@ -68,11 +68,11 @@ static inline void guest_free(struct guest *g)
 	munmap(g->ram, RAM);
 }
 
-#define guest_code(g, ...)                                                                         \
-	do {                                                                                       \
-		static const uint8_t code_[] = {__VA_ARGS__};                                      \
-		memcpy((g)->ram + CODE, code_, sizeof(code_));                                     \
-		guest_regs(g);                                                                     \
+#define guest_code(g, ...)                                     \
+	do {                                                   \
+		static const uint8_t code_[] = {__VA_ARGS__};  \
+		memcpy((g)->ram + CODE, code_, sizeof(code_)); \
+		guest_regs(g);                                 \
 	} while (0)
 
 static inline long guest_run(struct guest *g)
@@ -80,10 +80,10 @@ static inline long guest_run(struct guest *g)
 	return dev_ioctl(&g->vcpu, KVM_RUN, 0);
 }
 
-#define assert_exit(g, reason)                                                                     \
-	do {                                                                                       \
-		assert_int_equal(guest_run(g), 0);                                                 \
-		assert_int_equal((g)->run->exit_reason, reason);                                   \
+#define assert_exit(g, reason)                                   \
+	do {                                                     \
+		assert_int_equal(guest_run(g), 0);               \
+		assert_int_equal((g)->run->exit_reason, reason); \
 	} while (0)
 
 static inline struct kvm_regs guest_get(struct guest *g)

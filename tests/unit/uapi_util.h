@@ -52,7 +52,7 @@ static inline long dev_ioctl_new(struct dev *d, unsigned long cmd, unsigned long
 		r = kl_uapi_ioctl(d->obj, cmd, arg, &obj);
 		kl_engine_leave();
 	}
-	if (new && r >= 0)
+	if (new &&r >= 0)
 		*new = (struct dev){.fd = (int)r, .obj = obj};
 	else
 		assert_null(obj);
