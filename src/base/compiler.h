@@ -58,3 +58,14 @@ KL_INLINE void kl_cpu_relax(void)
 {
 	__builtin_ia32_pause();
 }
+
+/*
+ * For objects that only raw mappings point to: a leak checker in the program (which this code
+ * may be preloaded into) would take them for lost when it exits with its VMs alive.
+ */
+void __lsan_ignore_object(const void *p) __attribute__((weak));
+KL_INLINE void kl_not_leaked(const void *p)
+{
+	if (__lsan_ignore_object && p)
+		__lsan_ignore_object(p);
+}

@@ -289,6 +289,7 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 	slot = malloc(sizeof(*slot));
 	if (!slot)
 		return -ENOMEM;
+	kl_not_leaked(slot);
 	*slot = (struct kl_memslot){
 		.base_gfn = base,
 		.npages = npages,

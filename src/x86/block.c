@@ -30,6 +30,7 @@ int kl_blocks_create(struct kl_vcpu *v)
 {
 	kl_thunk_init();
 	v->blocks = calloc(1, sizeof(*v->blocks));
+	kl_not_leaked(v->blocks);
 	return v->blocks ? 0 : -12; /* ENOMEM */
 }
 

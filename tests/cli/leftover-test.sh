@@ -84,6 +84,8 @@ end_by()
 }
 
 ulimit -c 0
+# In sanitizer builds: the default actions of signals, as without
+export ASAN_OPTIONS=handle_segv=0:handle_abort=0 TSAN_OPTIONS=handle_segv=0:handle_abort=0
 end_by "returning from main" exit "" 3
 end_by "_exit" _exit "" 3
 end_by "abort" abort "" 134
