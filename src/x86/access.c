@@ -115,12 +115,9 @@ static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 	int r;
 
 	kl_vcpu_leave_guest(&v->core);
-	kl_stat_own_add(&v->core.stats.pf_taken, 1);
 	kl_self.guard = NULL; /* a trap in the engine is not the guest's */
 	r = kl_mmu_fault(&v->core, gpa, access);
 	kl_self.guard = guard;
-	if (r == KL_FAULT_MAPPED)
-		kl_stat_own_add(&v->core.stats.pf_fixed, 1);
 	kl_vcpu_enter_guest(&v->core);
 	req = kl_vcpu_requests(&v->core);
 	if (req & KL_REQ_TLB_FLUSH)
