@@ -9,7 +9,6 @@
  *
  * All blocks live in one arena; when it is full, all are dropped.
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include "host/sys.h"
@@ -29,7 +28,8 @@ static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
 int kl_blocks_create(struct kl_vcpu *v)
 {
 	kl_thunk_init();
-	v->blocks = calloc(1, sizeof(*v->blocks));
+	/* Pages that come when they are used: a program may make thousands of vCPUs. */
+	v->blocks = kl_sys_map(sizeof(*v->blocks));
 	kl_not_leaked(v->blocks);
 	return v->blocks ? 0 : -12; /* ENOMEM */
 }
@@ -38,7 +38,8 @@ void kl_blocks_destroy(struct kl_vcpu *v)
 {
 	if (v->blocks && v->blocks->arena)
 		kl_sys_unmap(v->blocks->arena, ARENA_SIZE);
-	free(v->blocks);
+	if (v->blocks)
+		kl_sys_unmap(v->blocks, sizeof(*v->blocks));
 	v->blocks = NULL;
 }
 
