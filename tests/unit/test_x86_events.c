@@ -211,6 +211,14 @@ static void iret_checks(void **state)
 	assert_vector(e, 13);
 	assert_int_equal(frame_at_sp(e).error, 0x48);
 	assert_int_equal(frame_at_sp(e).rsp, STACK);
+	/* Never to more privilege. */
+	mode64(e, 3);
+	f[1] = SEL_CODE;
+	f[3] = STACK;
+	f[4] = SEL_DATA;
+	assert_vector(e, 13);
+	assert_int_equal(frame_at_sp(e).error, SEL_CODE);
+	assert_int_equal(frame_at_sp(e).cs, SEL_UCODE);
 }
 
 static void syscall_and_sysret(void **state)
@@ -266,6 +274,28 @@ static void protected_mode_inner(void **state)
 	assert_int_equal(f[2], 2);
 	assert_int_equal(f[3], STACK);
 	assert_int_equal(f[4], SEL_UDATA);
+}
+
+/* The TSS names a stack segment that ring 0 may not have: #TS, on ring 0's next try. */
+static void inner_stack_checks(void **state)
+{
+	struct env *e = *state;
+
+	env_code(e, 0xcc);
+	mode32(e, 3);
+	put64(e, TSS + 4, STACK0 | (uint64_t)(SEL_UDATA & ~3) << 32);
+	/* #TS cannot be delivered either, nor #DF. */
+	assert_run(e, KVM_EXIT_SHUTDOWN);
+	/* With a conforming handler no new stack is needed, and the error code shows. */
+	mode32(e, 3);
+	put64(e, TSS + 4, STACK0 | (uint64_t)(SEL_UDATA & ~3) << 32);
+	put64(e, GDT + 0x18, descriptor(0xf, 0, false, true));
+	put64(e, IDT + 10 * 8, HANDLER(0) | SEL_CODE32 << 16 | 0x8eull << 40);
+	memcpy(e->mem + HANDLER(0), (uint8_t[]){0xe6, 0x11}, 2); /* out 0x11, al */
+	e->v->rflags |= KL_FL_IOPL;
+	assert_run(e, KVM_EXIT_IO);
+	assert_int_equal(e->v->cpl, 3);
+	assert_int_equal(*(uint32_t *)(void *)(e->mem + e->v->gpr[KL_RSP]), SEL_UDATA & ~3);
 }
 
 static void protected_mode_error_code(void **state)
@@ -487,6 +517,7 @@ int main(void)
 		TEST(syscall_and_sysret),
 		TEST(not_canonical),
 		TEST(protected_mode_inner),
+		TEST(inner_stack_checks),
 		TEST(protected_mode_error_code),
 		TEST(segment_limit),
 		TEST(real_mode_int_iret),

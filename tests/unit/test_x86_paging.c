@@ -172,6 +172,9 @@ static void four_levels(void **state)
 	assert_gpa(e, lin, KL_ACC_READ, KL_TLB_SUPER, 0x40000000 | (lin & 0x3fffffff));
 	l3[5] |= 1 << 20;
 	assert_pf(e, lin, KL_ACC_READ, KL_TLB_SUPER, KL_PF_PRESENT | KL_PF_RSVD);
+	l3[5] = T(2) | P | W | U;
+	l2[6] = T(3) | P | W | U;
+	assert_gpa(e, lin, KL_ACC_READ, KL_TLB_USER, 0x9000);
 	l4[256] |= PS;
 	assert_pf(e, lin, KL_ACC_READ, KL_TLB_USER, KL_PF_PRESENT | KL_PF_USER | KL_PF_RSVD);
 }

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The vCPU TLB against the guest's page tables and against the program's changes: what must
+ * be dropped, and when (M6, M9).
+ */
+#include <pthread.h>
+#include <sched.h>
+
+#include "x86_env.h"
+
+#define PTE(lin) (TABLES + 0x3000 + ((lin) >> 9))
+#define A        0x20000ul
+#define B        0x21000ul
+
+/* rax = [A]; PTE of A = rsi; drop; rbx = [A] */
+static void remap(struct env *e)
+{
+	mode64(e, 0);
+	e->mem[A] = 0xaa;
+	e->mem[B] = 0xbb;
+	e->v->gpr[KL_RSI] = B | 7;
+	e->v->gpr[KL_RDI] = A;
+	e->v->gpr[KL_RDX] = PTE(A);
+	e->v->gpr[KL_RCX] = TABLES;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RAX] & 0xff, 0xaa);
+	assert_int_equal(e->v->gpr[KL_RBX] & 0xff, 0xbb);
+}
+
+static void invlpg(void **state)
+{
+	struct env *e = *state;
+
+	/* mov al, [rdi]; mov [rdx], rsi; invlpg [rdi]; mov bl, [rdi]; hlt */
+	env_code(e, 0x8a, 0x07, 0x48, 0x89, 0x32, 0x0f, 0x01, 0x3f, 0x8a, 0x1f, 0xf4);
+	remap(e);
+}
+
+static void write_cr3(void **state)
+{
+	struct env *e = *state;
+
+	/* mov al, [rdi]; mov [rdx], rsi; mov cr3, rcx; mov bl, [rdi]; hlt */
+	env_code(e, 0x8a, 0x07, 0x48, 0x89, 0x32, 0x0f, 0x22, 0xd9, 0x8a, 0x1f, 0xf4);
+	remap(e);
+}
+
+/* INVLPG of one address drops the whole large page. */
+static void invlpg_large(void **state)
+{
+	struct env *e = *state;
+
+	/* mov al, [rdi]; mov al, [rdi+0x5000]; mov [rdx], rsi; invlpg [rdi+0x5000]; mov bl, [rdi]
+	 */
+	env_code(e, 0x8a, 0x07, 0x8a, 0x87, 0, 0x50, 0, 0, 0x48, 0x89, 0x32, 0x0f, 0x01, 0xbf, 0,
+		 0x50, 0, 0, 0x8a, 0x1f, 0xf4);
+	mode64(e, 0);
+	e->mem[0x300000] = 0x11;
+	e->mem[0x100000] = 0x22;
+	put64(e, TABLES + 0x2008, 0x200000 | 0x87); /* 2 MiB at 0x200000 */
+	e->v->gpr[KL_RDI] = 0x300000;
+	e->v->gpr[KL_RSI] = 0x87; /* then the first 2 MiB */
+	e->v->gpr[KL_RDX] = TABLES + 0x2008;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RBX] & 0xff, 0x22);
+}
+
+/* A read does not make the page writable in the TLB before D is set. */
+static void dirty_bit(void **state)
+{
+	struct env *e = *state;
+
+	/*
+	 * mov [rdi], al; mov [rdx], rsi; invlpg [rdi] -- writable in stage 2, clean in the PTE
+	 * mov al, [rdi]; mov rbx, [rdx]; mov [rdi], al; mov rcx, [rdx]; hlt
+	 */
+	env_code(e, 0x88, 0x07, 0x48, 0x89, 0x32, 0x0f, 0x01, 0x3f, 0x8a, 0x07, 0x48, 0x8b, 0x1a,
+		 0x88, 0x07, 0x48, 0x8b, 0x0a, 0xf4);
+	mode64(e, 0);
+	e->v->gpr[KL_RDI] = A;
+	e->v->gpr[KL_RSI] = A | 7;
+	e->v->gpr[KL_RDX] = PTE(A);
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RBX] & 0x60, 0x20);
+	assert_int_equal(e->v->gpr[KL_RCX] & 0x60, 0x60);
+}
+
+/* Ring 3 uses nothing that ring 0 left in the TLB, and delivery nothing of ring 3's. */
+static void privilege(void **state)
+{
+	struct env *e = *state;
+
+	env_code(e, 0x8a, 0x04, 0x25, 0, 0x20, 0x10, 0, 0xf4); /* mov al, [P_SUPER]; hlt */
+	mode64(e, 0);
+	assert_run(e, KVM_EXIT_HLT);
+	mode64(e, 3);
+	put64(e, TSS + 4, P_SUPER + 0x1000); /* the ring 0 stack is a supervisor page */
+	assert_vector(e, 14);
+	assert_int_equal(e->v->gpr[KL_RSP], P_SUPER + 0x1000 - 48);
+}
+
+static void smap(void **state)
+{
+	struct env *e = *state;
+
+	/* mov al, [A] (user page); stac: see below */
+	env_code(e, 0x0f, 0x01, 0xcb, 0x8a, 0x04, 0x25, 0, 0, 2, 0, 0x0f, 0x01, 0xca, 0x8a, 0x04,
+		 0x25, 0, 0, 2, 0, 0xf4); /* stac; mov; clac; mov */
+	mode64(e, 0);
+	if (e->v->cr4_reserved & KL_CR4_SMAP)
+		return; /* the host has none */
+	/* Stack, tables and code must be the supervisor's then. */
+	for (uint64_t p = 0; p < 0x20000; p += 0x1000)
+		put64(e, PTE(p), p | 3);
+	e->v->cr4 |= KL_CR4_SMAP;
+	kl_tlb_flush(e->v);
+	assert_vector(e, 14);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP]), 1);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP] + 8), CODE + 13);
+	assert_int_equal(e->v->cr2, A);
+}
+
+/* Page tables in ROM: the guest runs, A and D are not set. */
+static void tables_in_rom(void **state)
+{
+	struct env *e = *state;
+
+	env_code(e, 0x88, 0x04, 0x25, 0, 0, 2, 0, 0xf4); /* mov [A], al; hlt */
+	mode64(e, 0);
+	assert_int_equal(env_slot(e, 0, 0, 0, 0, e->mem), 0);
+	assert_int_equal(env_slot(e, 0, 0, 0, TABLES, e->mem), 0);
+	assert_int_equal(env_slot(e, 1, KVM_MEM_READONLY, TABLES, 0x4000, e->mem + TABLES), 0);
+	assert_int_equal(
+		env_slot(e, 2, 0, TABLES + 0x4000, MEM - TABLES - 0x4000, e->mem + TABLES + 0x4000),
+		0);
+	e->v->gpr[KL_RAX] = 0x77;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->mem[A], 0x77);
+	assert_int_equal(get64(e, PTE(A)), A | 7);
+}
+
+/* A page table where there is no slot. */
+static void tables_nowhere(void **state)
+{
+	struct env *e = *state;
+
+	env_code(e, 0x8a, 0x04, 0x25, 0, 0, 0x40, 0);
+	mode64(e, 0);
+	put64(e, TABLES + 0x2010, MMIO_GPA | 7);
+	assert_run(e, KVM_EXIT_INTERNAL_ERROR);
+	assert_int_equal(e->v->exit.internal.suberror, KVM_INTERNAL_ERROR_EMULATION);
+}
+
+static void iret_stack_segment(void **state)
+{
+	struct env *e = *state;
+	uint64_t f[5] = {0x1100, SEL_UCODE, 2, STACK, SEL_DATA};
+
+	env_code(e, 0x48, 0xcf);
+	mode64(e, 0);
+	memcpy(e->mem + STACK, f, sizeof(f));
+	assert_vector(e, 13);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP]), SEL_DATA);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP] + 8), CODE);
+}
+
+/* Until the guest halts; a read of the hole answers 0. */
+static void *runner(void *arg)
+{
+	struct env *e = arg;
+
+	for (;;) {
+		if (env_run(e))
+			return NULL;
+		if (e->v->exit.reason != KVM_EXIT_MMIO)
+			return e;
+		memset(e->v->exit.mmio.data, 0, 8);
+	}
+}
+
+#define POISON 0xdeadul
+#define STOP   (~0ul)
+
+static void poke(uint8_t *page, uint64_t val)
+{
+	__atomic_store_n((uint64_t *)(void *)page, val, __ATOMIC_SEQ_CST);
+}
+
+/*
+ * A slot goes away and comes back with other memory while the guest reads it. Once the change
+ * has returned nothing reads the old memory: what is written there then is never seen (S8).
+ */
+static void slot_change_while_running(void **state)
+{
+	struct env *e = *state;
+	uint64_t *count = (uint64_t *)(void *)(e->mem + A);
+	uint8_t *page[2];
+	unsigned cur = 0;
+	pthread_t t;
+	void *r;
+
+	/* 1: inc [rsi]; mov rax, [rdi]; cmp rax, rbx; je 2f; cmp rax, rcx; jne 1b; 2: hlt */
+	env_code(e, 0x48, 0xff, 0x06, 0x48, 0x8b, 0x07, 0x48, 0x39, 0xd8, 0x74, 0x05, 0x48, 0x39,
+		 0xc8, 0x75, 0xf0, 0xf4);
+	mode64(e, 0);
+	for (unsigned i = 0; i < 2; i++) {
+		page[i] = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			       -1, 0);
+		assert_true(page[i] != MAP_FAILED);
+	}
+	assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0x1000, page[cur]), 0);
+	e->v->gpr[KL_RDI] = P_MMIO;
+	e->v->gpr[KL_RSI] = A;
+	e->v->gpr[KL_RBX] = POISON;
+	e->v->gpr[KL_RCX] = STOP;
+	assert_int_equal(pthread_create(&t, NULL, runner, e), 0);
+	for (unsigned n = 0; n < 200; n++) {
+		uint64_t seen = __atomic_load_n(count, __ATOMIC_RELAXED);
+
+		for (unsigned i = 0;
+		     i < 1000 && __atomic_load_n(count, __ATOMIC_RELAXED) < seen + 3; i++)
+			sched_yield();
+		assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0, NULL), 0);
+		poke(page[cur], POISON);
+		cur ^= 1;
+		poke(page[cur], 0);
+		assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0x1000, page[cur]), 0);
+	}
+	poke(page[cur], STOP);
+	assert_int_equal(pthread_join(t, &r), 0);
+	assert_ptr_equal(r, e);
+	assert_int_equal(e->v->exit.reason, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RAX], STOP);
+	assert_true(*count > 200);
+	munmap(page[0], 0x1000);
+	munmap(page[1], 0x1000);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
+	const struct CMUnitTest tests[] = {
+		TEST(invlpg),
+		TEST(write_cr3),
+		TEST(invlpg_large),
+		TEST(dirty_bit),
+		TEST(privilege),
+		TEST(smap),
+		TEST(tables_in_rom),
+		TEST(tables_nowhere),
+		TEST(iret_stack_segment),
+		TEST(slot_change_while_running),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
