@@ -5,6 +5,7 @@
  * straight lines of them, as one block (flags that are not computed because they are dead),
  * and what has no native oracle: prefixes, page crossings, self-modifying code.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -702,6 +703,78 @@ static void test_legacy_modes(void **state)
 	set_mode(KL_CODE64);
 }
 
+/* ---- two vCPUs ----------------------------------------------------------------------- */
+
+#define ROUNDS 200000
+
+extern const char atomics_code[], atomics_end[];
+__asm__(".pushsection .rodata\n"
+	"atomics_code:\n"
+	"   lock incq 512(%rbx)\n" /* start together */
+	"0: cmpq $2, 512(%rbx)\n"
+	"   jb 0b\n"
+	"1: lock incq (%rbx)\n"
+	"   mov $3, %eax\n"
+	"   lock xaddq %rax, 64(%rbx)\n"
+	"2: mov 128(%rbx), %rax\n"
+	"   lea 1(%rax), %rdx\n"
+	"   lock cmpxchgq %rdx, 128(%rbx)\n"
+	"   jne 2b\n"
+	"   lock addl $5, 192(%rbx)\n"
+	"   lock decw 256(%rbx)\n"
+	"   mov 320(%rbx), %rax\n"
+	"   mov 328(%rbx), %rdx\n"
+	"4: push %rbx; push %rcx\n" /* they are operands */
+	"   mov %rbx, %rdi\n"
+	"   mov %rax, %rbx; add $1, %rbx\n"
+	"   mov %rdx, %rcx; add $2, %rcx\n"
+	"   lock cmpxchg16b 320(%rdi)\n"
+	"   pop %rcx; pop %rbx\n"
+	"   jne 4b\n"
+	"   dec %rcx\n"
+	"   jnz 1b\n"
+	"   hlt\n"
+	"atomics_end:\n.popsection");
+
+static void *second_vcpu(void *arg)
+{
+	struct kl_vcpu *v = arg;
+
+	if (_setjmp(v->jmp) == 0)
+		kl_interp_run(v);
+	return NULL;
+}
+
+static void test_atomics(void **state)
+{
+	unsigned len = (unsigned)(atomics_end - atomics_code);
+	struct kl_vcpu *v = env.v, *w = aligned_alloc(64, (sizeof(*w) + 63) & ~63ul);
+	uint64_t *m = (uint64_t *)(void *)env.data;
+	pthread_t thread;
+
+	memset(env.data, 0, ENV_ARENA);
+	put_code(0, atomics_code, len);
+	v->gpr[KL_RBX] = (uint64_t)env.data;
+	v->gpr[KL_RCX] = ROUNDS;
+	v->gpr[KL_RSP] = (uint64_t)env.data + 0x8000;
+	memcpy(w, v, sizeof(*w));
+	w->gpr[KL_RSP] += 0x4000;
+	assert_int_equal(kl_blocks_create(w), 0);
+	assert_int_equal(pthread_create(&thread, NULL, second_vcpu, w), 0);
+	env_run(false);
+	pthread_join(thread, NULL);
+	assert_int_equal(v->gpr[KL_RCX] + w->gpr[KL_RCX], 0);
+	assert_int_equal(m[0], 2 * ROUNDS);
+	assert_int_equal(m[8], 6 * ROUNDS);
+	assert_int_equal(m[16], 2 * ROUNDS);
+	assert_int_equal(m[24], 10 * ROUNDS);
+	assert_int_equal(m[32], (uint16_t)(-2 * ROUNDS));
+	assert_int_equal(m[40], 2 * ROUNDS);
+	assert_int_equal(m[41], 4 * ROUNDS);
+	kl_blocks_destroy(w);
+	free(w);
+}
+
 /* Random bytes in each mode: anything may come out, but not the host's death. */
 static void test_random_bytes(void **state)
 {
@@ -756,7 +829,8 @@ int main(void)
 		cmocka_unit_test(test_faults),        cmocka_unit_test(test_fpu_exceptions),
 		cmocka_unit_test(test_changing_code), cmocka_unit_test(test_eviction),
 		cmocka_unit_test(test_requests),      cmocka_unit_test(test_count),
-		cmocka_unit_test(test_legacy_modes),  cmocka_unit_test(test_random_bytes),
+		cmocka_unit_test(test_legacy_modes),  cmocka_unit_test(test_atomics),
+		cmocka_unit_test(test_random_bytes),
 	};
 	env_init();
 	return cmocka_run_group_tests(tests, NULL, NULL);
