@@ -7,7 +7,7 @@
 
 #define PAGE_BITS (1u << 15)
 #define NR_PAGES  512u
-#define WORDS	  (PAGE_BITS / 64)
+#define WORDS     (PAGE_BITS / 64)
 
 static _Atomic(_Atomic uint64_t *) pages[NR_PAGES];
 

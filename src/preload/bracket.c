@@ -66,9 +66,9 @@ static int number(struct maps *m, unsigned base, uint64_t *v)
 
 	*v = 0;
 	while ((c = next_char(m)) >= 0) {
-		unsigned d = c >= '0' && c <= '9'	     ? (unsigned)(c - '0') :
-			     base == 16 && c >= 'a' && c <= 'f' ? (unsigned)(c - 'a' + 10) :
-								  99;
+		unsigned d = c >= '0' && c <= '9'                 ? (unsigned)(c - '0')
+			     : base == 16 && c >= 'a' && c <= 'f' ? (unsigned)(c - 'a' + 10)
+								  : 99;
 		if (d >= base)
 			return c;
 		*v = *v * base + d;

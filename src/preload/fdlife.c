@@ -51,7 +51,7 @@ WRAP(int, close, (int fd))
 WRAP_ALIAS(int, __close, close, (int fd));
 
 /* libc closes the descriptor without the wrapper. */
-WRAP(int, fclose, (FILE *f))
+WRAP(int, fclose, (FILE * f))
 {
 	int fd = f ? fileno(f) : -1;
 	struct kl_object *obj;

@@ -16,8 +16,8 @@
 #include "preload/preload.h"
 
 #define COUNT_SHIFT 48
-#define ONE	    (1ull << COUNT_SHIFT)
-#define BIAS	    (1u << 16)
+#define ONE         (1ull << COUNT_SHIFT)
+#define BIAS        (1u << 16)
 
 _Atomic(_Atomic uint64_t *) kl_fd_pages[KL_FD_PAGES];
 static _Atomic pid_t table_pid;

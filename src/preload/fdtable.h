@@ -22,11 +22,11 @@
 #include "uapi/uapi.h"
 
 #define KL_FD_PAGE_SHIFT 12
-#define KL_FD_PAGE	 (1u << KL_FD_PAGE_SHIFT)
-#define KL_FD_PAGES	 4096u
-#define KL_FD_MAX	 (KL_FD_PAGE * KL_FD_PAGES)
-#define KL_FD_PTR_MASK	 ((1ull << 48) - 1)
-#define KL_FD_CLOSING	 1ull
+#define KL_FD_PAGE       (1u << KL_FD_PAGE_SHIFT)
+#define KL_FD_PAGES      4096u
+#define KL_FD_MAX        (KL_FD_PAGE * KL_FD_PAGES)
+#define KL_FD_PTR_MASK   ((1ull << 48) - 1)
+#define KL_FD_CLOSING    1ull
 
 extern _Atomic(_Atomic uint64_t *) kl_fd_pages[KL_FD_PAGES];
 

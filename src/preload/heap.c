@@ -14,7 +14,7 @@
 
 #define PREV_INUSE 1ul
 #define IS_MMAPPED 2ul
-#define FLAGS	   7ul
+#define FLAGS      7ul
 /* From here on free() may trim the heap (M_TRIM_THRESHOLD's default). */
 #define LARGE (128ul << 10)
 

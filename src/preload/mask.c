@@ -229,7 +229,7 @@ WRAP(int, sigsuspend, (const sigset_t *mask))
 }
 WRAP_ALIAS(int, __sigsuspend, sigsuspend, (const sigset_t *mask));
 
-WRAP(int, ppoll, (struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask))
+WRAP(int, ppoll, (struct pollfd * fds, nfds_t n, const struct timespec *t, const sigset_t *mask))
 {
 	sigset_t clean;
 
@@ -237,7 +237,7 @@ WRAP(int, ppoll, (struct pollfd *fds, nfds_t n, const struct timespec *t, const 
 }
 
 WRAP(int, __ppoll_chk,
-     (struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask, size_t size))
+     (struct pollfd * fds, nfds_t n, const struct timespec *t, const sigset_t *mask, size_t size))
 {
 	sigset_t clean;
 

@@ -99,16 +99,16 @@ int kl_pl_openat(int dirfd, const char *path, int flags, unsigned mode)
 }
 
 /* The optional mode is a register, whether it was passed or not. */
-#define OPEN_MODE(flags)                                                                           \
-	({                                                                                         \
-		unsigned mode_ = 0;                                                                \
-		if ((flags) & (O_CREAT | __O_TMPFILE)) {                                           \
-			va_list ap_;                                                               \
-			va_start(ap_, flags);                                                      \
-			mode_ = va_arg(ap_, unsigned);                                             \
-			va_end(ap_);                                                               \
-		}                                                                                  \
-		mode_;                                                                             \
+#define OPEN_MODE(flags)                                 \
+	({                                               \
+		unsigned mode_ = 0;                      \
+		if ((flags) & (O_CREAT | __O_TMPFILE)) { \
+			va_list ap_;                     \
+			va_start(ap_, flags);            \
+			mode_ = va_arg(ap_, unsigned);   \
+			va_end(ap_);                     \
+		}                                        \
+		mode_;                                   \
 	})
 
 WRAP(int, open, (const char *path, int flags, ...))
@@ -146,9 +146,7 @@ WRAP_ALIAS(int, creat64, creat, (const char *path, unsigned mode));
 
 static int stdio_flags(const char *mode)
 {
-	int flags = strchr(mode, '+')	? O_RDWR :
-		    mode[0] == 'r' ? O_RDONLY :
-				     O_WRONLY;
+	int flags = strchr(mode, '+') ? O_RDWR : mode[0] == 'r' ? O_RDONLY : O_WRONLY;
 
 	if (mode[0] == 'w')
 		flags |= O_CREAT | O_TRUNC;

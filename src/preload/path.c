@@ -10,7 +10,7 @@
 
 #include "preload/preload.h"
 
-#define KVM_RDEV makedev(10, 232)
+#define KVM_RDEV  makedev(10, 232)
 #define MAX_LINKS 40
 
 /*

@@ -59,10 +59,10 @@ struct kl_entry {
 };
 
 struct kl_pl_thread {
-	bool mask_ok;	    /* the kernel's mask has none of the guard signals */
-	bool adopted;	    /* the program's view of them is in @view */
+	bool mask_ok; /* the kernel's mask has none of the guard signals */
+	bool adopted; /* the program's view of them is in @view */
 	unsigned char nr_parked;
-	uint64_t view;	    /* guard signals that the program believes blocked */
+	uint64_t view;       /* guard signals that the program believes blocked */
 	long masked_child;   /* the vfork() child that has set its own mask */
 	siginfo_t parked[3]; /* program's guard signals that came inside the engine */
 };
@@ -96,7 +96,7 @@ void kl_mask_unexpose(uint64_t exposed);
 
 /* ---- signals.c ------------------------------------------------------------------------ */
 
-#define KL_SIGBIT(sig) (1ull << ((sig) - 1))
+#define KL_SIGBIT(sig) (1ull << ((sig)-1))
 /* SIGSEGV, SIGBUS, and the engine's kick. */
 uint64_t kl_guard_signals(void);
 /* Send @sig to this thread as it came. */
@@ -134,8 +134,7 @@ struct kl_bracket {
 	bool on;
 };
 
-void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len,
-		     enum kl_notifier_event ev);
+void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev);
 void kl_bracket_close(struct kl_bracket *b);
 
 /* Preserves errno from before close. */

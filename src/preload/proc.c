@@ -77,7 +77,7 @@ WRAP(int, clone,
 }
 
 WRAP(int, pthread_create,
-     (pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg))
+     (pthread_t * t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg))
 {
 	uint64_t exposed = kl_mask_expose();
 	int r = REAL(pthread_create)(t, attr, fn, arg);
@@ -87,7 +87,7 @@ WRAP(int, pthread_create,
 }
 
 WRAP(int, posix_spawn,
-     (pid_t *pid, const char *path, const posix_spawn_file_actions_t *fa,
+     (pid_t * pid, const char *path, const posix_spawn_file_actions_t *fa,
       const posix_spawnattr_t *attr, char *const argv[], char *const envp[]))
 {
 	uint64_t exposed = kl_mask_expose();
@@ -98,7 +98,7 @@ WRAP(int, posix_spawn,
 }
 
 WRAP(int, posix_spawnp,
-     (pid_t *pid, const char *path, const posix_spawn_file_actions_t *fa,
+     (pid_t * pid, const char *path, const posix_spawn_file_actions_t *fa,
       const posix_spawnattr_t *attr, char *const argv[], char *const envp[]))
 {
 	uint64_t exposed = kl_mask_expose();
@@ -109,17 +109,17 @@ WRAP(int, posix_spawnp,
 }
 
 /* Returns only if it failed: then everything is as before. */
-#define EXEC(call)                                                                                 \
-	do {                                                                                       \
-		uint64_t exposed_ = kl_mask_expose();                                              \
-		int r_, saved_;                                                                    \
-		kl_signals_before_exec();                                                          \
-		r_ = (call);                                                                       \
-		saved_ = errno;                                                                    \
-		kl_signals_exec_failed();                                                          \
-		kl_mask_unexpose(exposed_);                                                        \
-		errno = saved_;                                                                    \
-		return r_;                                                                         \
+#define EXEC(call)                                    \
+	do {                                          \
+		uint64_t exposed_ = kl_mask_expose(); \
+		int r_, saved_;                       \
+		kl_signals_before_exec();             \
+		r_ = (call);                          \
+		saved_ = errno;                       \
+		kl_signals_exec_failed();             \
+		kl_mask_unexpose(exposed_);           \
+		errno = saved_;                       \
+		return r_;                            \
 	} while (0)
 
 WRAP(int, execve, (const char *path, char *const argv[], char *const envp[]))
@@ -147,27 +147,28 @@ WRAP(int, fexecve, (int fd, char *const argv[], char *const envp[]))
 	EXEC(REAL(fexecve)(fd, argv, envp));
 }
 
-WRAP(int, execveat, (int dirfd, const char *path, char *const argv[], char *const envp[], int flags))
+WRAP(int, execveat,
+     (int dirfd, const char *path, char *const argv[], char *const envp[], int flags))
 {
 	EXEC(REAL(execveat)(dirfd, path, argv, envp, flags));
 }
 
 /* The arguments of execl() and relatives as an array on the stack; @last: what follows NULL. */
-#define COLLECT(argv, first, last)                                                                 \
-	do {                                                                                       \
-		unsigned n_ = 1;                                                                   \
-		va_list ap_;                                                                       \
-		va_start(ap_, first);                                                              \
-		while (va_arg(ap_, char *))                                                        \
-			n_++;                                                                      \
-		va_end(ap_);                                                                       \
-		(argv) = alloca((n_ + 1) * sizeof(*(argv)));                                       \
-		(argv)[0] = (char *)(first);                                                       \
-		va_start(ap_, first);                                                              \
-		for (unsigned i_ = 1; i_ <= n_; i_++)                                              \
-			(argv)[i_] = va_arg(ap_, char *);                                          \
-		(last) = va_arg(ap_, void *);                                                      \
-		va_end(ap_);                                                                       \
+#define COLLECT(argv, first, last)                           \
+	do {                                                 \
+		unsigned n_ = 1;                             \
+		va_list ap_;                                 \
+		va_start(ap_, first);                        \
+		while (va_arg(ap_, char *))                  \
+			n_++;                                \
+		va_end(ap_);                                 \
+		(argv) = alloca((n_ + 1) * sizeof(*(argv))); \
+		(argv)[0] = (char *)(first);                 \
+		va_start(ap_, first);                        \
+		for (unsigned i_ = 1; i_ <= n_; i_++)        \
+			(argv)[i_] = va_arg(ap_, char *);    \
+		(last) = va_arg(ap_, void *);                \
+		va_end(ap_);                                 \
 	} while (0)
 
 WRAP(int, execl, (const char *path, const char *arg, ...))

@@ -21,10 +21,10 @@ void kl_real_resolve(void)
 	int saved = errno;
 	void *f;
 
-#define X(ret, name, args)                                                                         \
-	f = dlsym(RTLD_NEXT, #name);                                                               \
-	if (!f)                                                                                    \
-		f = (void *)absent;                                                                \
+#define X(ret, name, args)           \
+	f = dlsym(RTLD_NEXT, #name); \
+	if (!f)                      \
+		f = (void *)absent;  \
 	__atomic_store_n(&kl_real.name, (__typeof__(kl_real.name))f, __ATOMIC_RELAXED);
 	KL_REALS(X)
 #undef X

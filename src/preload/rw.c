@@ -20,8 +20,7 @@ static long refuse(struct kl_object *obj, int fd, enum io io, bool at, off_t off
 
 	if (at && off < 0)
 		return -EINVAL;
-	if (at && (obj->kind == KL_OBJ_VM || obj->kind == KL_OBJ_VCPU ||
-		   (stats && io == IO_WRITE)))
+	if (at && (obj->kind == KL_OBJ_VM || obj->kind == KL_OBJ_VCPU || (stats && io == IO_WRITE)))
 		return -ESPIPE;
 	if (stats)
 		return io == IO_WRITE ? -EBADF : 0;
@@ -98,78 +97,78 @@ WRAP_ALIAS(ssize_t, __read, read, (int fd, void *buf, size_t n));
 
 WRAP(ssize_t, write, (int fd, const void *buf, size_t n))
 {
-	return kl_fd_known(fd) ? transfer(fd, IO_WRITE, NULL, n, false, 0) :
-				 REAL(write)(fd, buf, n);
+	return kl_fd_known(fd) ? transfer(fd, IO_WRITE, NULL, n, false, 0)
+			       : REAL(write)(fd, buf, n);
 }
 WRAP_ALIAS(ssize_t, __write, write, (int fd, const void *buf, size_t n));
 
 WRAP(ssize_t, pread, (int fd, void *buf, size_t n, off_t off))
 {
-	return kl_fd_known(fd) ? transfer(fd, IO_READ, buf, n, true, off) :
-				 REAL(pread)(fd, buf, n, off);
+	return kl_fd_known(fd) ? transfer(fd, IO_READ, buf, n, true, off)
+			       : REAL(pread)(fd, buf, n, off);
 }
 WRAP_ALIAS(ssize_t, pread64, pread, (int fd, void *buf, size_t n, off_t off));
 
 WRAP(ssize_t, pwrite, (int fd, const void *buf, size_t n, off_t off))
 {
-	return kl_fd_known(fd) ? transfer(fd, IO_WRITE, NULL, n, true, off) :
-				 REAL(pwrite)(fd, buf, n, off);
+	return kl_fd_known(fd) ? transfer(fd, IO_WRITE, NULL, n, true, off)
+			       : REAL(pwrite)(fd, buf, n, off);
 }
 WRAP_ALIAS(ssize_t, pwrite64, pwrite, (int fd, const void *buf, size_t n, off_t off));
 
 WRAP(ssize_t, __read_chk, (int fd, void *buf, size_t n, size_t size))
 {
-	return kl_fd_known(fd) && n <= size ? transfer(fd, IO_READ, buf, n, false, 0) :
-					      REAL(__read_chk)(fd, buf, n, size);
+	return kl_fd_known(fd) && n <= size ? transfer(fd, IO_READ, buf, n, false, 0)
+					    : REAL(__read_chk)(fd, buf, n, size);
 }
 
 WRAP(ssize_t, __pread_chk, (int fd, void *buf, size_t n, off_t off, size_t size))
 {
-	return kl_fd_known(fd) && n <= size ? transfer(fd, IO_READ, buf, n, true, off) :
-					      REAL(__pread_chk)(fd, buf, n, off, size);
+	return kl_fd_known(fd) && n <= size ? transfer(fd, IO_READ, buf, n, true, off)
+					    : REAL(__pread_chk)(fd, buf, n, off, size);
 }
 WRAP_ALIAS(ssize_t, __pread64_chk, __pread_chk,
 	   (int fd, void *buf, size_t n, off_t off, size_t size));
 
 WRAP(ssize_t, readv, (int fd, const struct iovec *iov, int n))
 {
-	return kl_fd_known(fd) ? transfer_v(fd, IO_READ, iov, n, false, 0) :
-				 REAL(readv)(fd, iov, n);
+	return kl_fd_known(fd) ? transfer_v(fd, IO_READ, iov, n, false, 0)
+			       : REAL(readv)(fd, iov, n);
 }
 
 WRAP(ssize_t, writev, (int fd, const struct iovec *iov, int n))
 {
-	return kl_fd_known(fd) ? transfer_v(fd, IO_WRITE, iov, n, false, 0) :
-				 REAL(writev)(fd, iov, n);
+	return kl_fd_known(fd) ? transfer_v(fd, IO_WRITE, iov, n, false, 0)
+			       : REAL(writev)(fd, iov, n);
 }
 
 WRAP(ssize_t, preadv, (int fd, const struct iovec *iov, int n, off_t off))
 {
-	return kl_fd_known(fd) ? transfer_v(fd, IO_READ, iov, n, true, off) :
-				 REAL(preadv)(fd, iov, n, off);
+	return kl_fd_known(fd) ? transfer_v(fd, IO_READ, iov, n, true, off)
+			       : REAL(preadv)(fd, iov, n, off);
 }
 WRAP_ALIAS(ssize_t, preadv64, preadv, (int fd, const struct iovec *iov, int n, off_t off));
 
 WRAP(ssize_t, pwritev, (int fd, const struct iovec *iov, int n, off_t off))
 {
-	return kl_fd_known(fd) ? transfer_v(fd, IO_WRITE, iov, n, true, off) :
-				 REAL(pwritev)(fd, iov, n, off);
+	return kl_fd_known(fd) ? transfer_v(fd, IO_WRITE, iov, n, true, off)
+			       : REAL(pwritev)(fd, iov, n, off);
 }
 WRAP_ALIAS(ssize_t, pwritev64, pwritev, (int fd, const struct iovec *iov, int n, off_t off));
 
 /* Offset -1: the file position. */
 WRAP(ssize_t, preadv2, (int fd, const struct iovec *iov, int n, off_t off, int flags))
 {
-	return kl_fd_known(fd) ? transfer_v(fd, IO_READ, iov, n, off != -1, off) :
-				 REAL(preadv2)(fd, iov, n, off, flags);
+	return kl_fd_known(fd) ? transfer_v(fd, IO_READ, iov, n, off != -1, off)
+			       : REAL(preadv2)(fd, iov, n, off, flags);
 }
 WRAP_ALIAS(ssize_t, preadv64v2, preadv2,
 	   (int fd, const struct iovec *iov, int n, off_t off, int flags));
 
 WRAP(ssize_t, pwritev2, (int fd, const struct iovec *iov, int n, off_t off, int flags))
 {
-	return kl_fd_known(fd) ? transfer_v(fd, IO_WRITE, iov, n, off != -1, off) :
-				 REAL(pwritev2)(fd, iov, n, off, flags);
+	return kl_fd_known(fd) ? transfer_v(fd, IO_WRITE, iov, n, off != -1, off)
+			       : REAL(pwritev2)(fd, iov, n, off, flags);
 }
 WRAP_ALIAS(ssize_t, pwritev64v2, pwritev2,
 	   (int fd, const struct iovec *iov, int n, off_t off, int flags));
@@ -195,9 +194,9 @@ static bool is_kind(int fd, enum kl_object_kind kind)
 WRAP(ssize_t, sendfile, (int out, int in, off_t *off, size_t n))
 {
 	if (kl_fd_known(in))
-		return kl_ret(off && (is_kind(in, KL_OBJ_VM) || is_kind(in, KL_OBJ_VCPU)) ?
-				      -ESPIPE :
-				      -EINVAL);
+		return kl_ret(off && (is_kind(in, KL_OBJ_VM) || is_kind(in, KL_OBJ_VCPU))
+				      ? -ESPIPE
+				      : -EINVAL);
 	if (kl_fd_known(out))
 		return kl_ret(is_kind(out, KL_OBJ_STATS) ? -EBADF : -EINVAL);
 	return REAL(sendfile)(out, in, off, n);

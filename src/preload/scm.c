@@ -117,7 +117,8 @@ static void each_fd(const char *p, size_t len, void (*fn)(int))
 		if (h.cmsg_len < sizeof(h) || h.cmsg_len > len)
 			return;
 		if (h.cmsg_level == SOL_SOCKET && h.cmsg_type == SCM_RIGHTS) {
-			for (size_t o = CMSG_LEN(0); o + sizeof(fd) <= h.cmsg_len; o += sizeof(fd)) {
+			for (size_t o = CMSG_LEN(0); o + sizeof(fd) <= h.cmsg_len;
+			     o += sizeof(fd)) {
 				memcpy(&fd, p + o, sizeof(fd));
 				fn(fd);
 			}
@@ -210,8 +211,7 @@ WRAP(ssize_t, recvmsg, (int fd, struct msghdr *msg, int flags))
 	return r;
 }
 
-WRAP(int, recvmmsg,
-     (int fd, struct mmsghdr *vec, unsigned n, int flags, struct timespec *timeout))
+WRAP(int, recvmmsg, (int fd, struct mmsghdr *vec, unsigned n, int flags, struct timespec *timeout))
 {
 	int r = REAL(recvmmsg)(fd, vec, n, flags, timeout);
 

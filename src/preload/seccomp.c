@@ -13,8 +13,8 @@
 #include "preload/preload.h"
 #include "preload/wrapped.h"
 
-#define PRETENDED_FLAGS                                                                            \
-	(SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW |    \
+#define PRETENDED_FLAGS                                                                         \
+	(SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW | \
 	 SECCOMP_FILTER_FLAG_TSYNC_ESRCH)
 
 static _Atomic bool pretended;

@@ -24,9 +24,9 @@
 #define NSIG_MAX 65
 /* What the kernel stores of sa_flags; libc's restorer is part of what it reports. */
 #define SA_RESTORER_FLAG 0x04000000
-#define SA_EXPOSE_TAGS	 0x00000800
-#define SA_KNOWN                                                                                   \
-	(SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER |         \
+#define SA_EXPOSE_TAGS   0x00000800
+#define SA_KNOWN                                                                           \
+	(SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER | \
 	 SA_RESETHAND | SA_RESTORER_FLAG | SA_EXPOSE_TAGS)
 
 struct record {
@@ -41,7 +41,7 @@ struct record {
 static struct record records[NSIG_MAX];
 static _Atomic int lock;
 static _Atomic bool taken;
-static _Atomic int forwarding; /* threads that call libc's sigaction for the program */
+static _Atomic int forwarding;   /* threads that call libc's sigaction for the program */
 static _Atomic uint64_t covered; /* signals whose kernel action is dispatch() */
 
 static void dispatch(int sig, siginfo_t *info, void *uc);
@@ -286,9 +286,8 @@ long kl_signals_raw_action(int sig, const void *act, void *old, size_t size)
 	if (kl_signals_action(sig, act ? &sa : NULL, &was))
 		return -errno;
 	if (old) {
-		k = (struct kernel_action){(uintptr_t)was.sa_handler,
-					   (unsigned)was.sa_flags, was.sa_restorer,
-					   kl_sigset_get(&was.sa_mask)};
+		k = (struct kernel_action){(uintptr_t)was.sa_handler, (unsigned)was.sa_flags,
+					   was.sa_restorer, kl_sigset_get(&was.sa_mask)};
 		kl_pl_enter(&e);
 		r = kl_copy_to_user(old, &k, sizeof(k));
 		kl_pl_leave(&e);

@@ -11,7 +11,7 @@
 
 #include "preload/preload.h"
 
-#define KVM_MINOR 232
+#define KVM_MINOR  232
 #define MISC_MAJOR 10
 
 /* 1: ours, *mode says what it is; 0: not ours; -errno: ours, and it is not there. */
@@ -144,10 +144,10 @@ WRAP(int, faccessat, (int dirfd, const char *path, int want, int flags))
 	return (int)kl_ret(r < 0 ? r : check_access(mode, want));
 }
 
-#define STAT_BODY(dirfd, path, st, call)                                                           \
-	do {                                                                                       \
-		int r_ = stat_user(dirfd, path, st);                                               \
-		return r_ ? (int)kl_ret(r_ < 0 ? r_ : 0) : (call);                                 \
+#define STAT_BODY(dirfd, path, st, call)                           \
+	do {                                                       \
+		int r_ = stat_user(dirfd, path, st);               \
+		return r_ ? (int)kl_ret(r_ < 0 ? r_ : 0) : (call); \
 	} while (0)
 
 WRAP(int, stat, (const char *path, struct stat *st))
@@ -176,9 +176,8 @@ WRAP(int, fstatat, (int dirfd, const char *path, struct stat *st, int flags))
 	if (r)
 		return (int)kl_ret(r < 0 ? r : 0);
 	r = REAL(fstatat)(dirfd, path, st, flags);
-	return (flags & AT_EMPTY_PATH) && kl_fd_known(dirfd) && !*path ?
-		       fstat_checked(dirfd, st, r) :
-		       r;
+	return (flags & AT_EMPTY_PATH) && kl_fd_known(dirfd) && !*path ? fstat_checked(dirfd, st, r)
+								       : r;
 }
 WRAP_ALIAS(int, fstatat64, fstatat, (int dirfd, const char *path, struct stat *st, int flags));
 

@@ -204,8 +204,7 @@ static long do_fork(long nr, long a, long b, long c, long d, long e)
 	X(SYS_madvise, wrap_madvise(P(a), (size_t)b, (int)c))                                      \
 	X(SYS_mprotect, wrap_mprotect(P(a), (size_t)b, (int)c))                                    \
 	X(SYS_pkey_mprotect, wrap_pkey_mprotect(P(a), (size_t)b, (int)c, (int)d))                  \
-	X(SYS_process_madvise,                                                                     \
-	  wrap_process_madvise((int)a, P(b), (size_t)c, (int)d, (unsigned)e))                      \
+	X(SYS_process_madvise, wrap_process_madvise((int)a, P(b), (size_t)c, (int)d, (unsigned)e)) \
 	X(SYS_shmat, (long)wrap_shmat((int)a, P(b), (int)c))                                       \
 	X(SYS_shmdt, wrap_shmdt(P(a)))                                                             \
 	X(SYS_execve, wrap_execve(CP(a), P(b), P(c)))                                              \
@@ -220,14 +219,14 @@ static long do_fork(long nr, long a, long b, long c, long d, long e)
 	X(SYS_exit_group, (kl_pl_exit_report(), kl_ret(kl_sys(SYS_exit_group, a))))
 
 #define BIT_IN(word, nr) (((nr) / 64 == (word)) ? 1ull << ((nr) % 64) : 0)
-#define X0(nr, call)	 | BIT_IN(0, nr)
-#define X1(nr, call)	 | BIT_IN(1, nr)
-#define X2(nr, call)	 | BIT_IN(2, nr)
-#define X3(nr, call)	 | BIT_IN(3, nr)
-#define X4(nr, call)	 | BIT_IN(4, nr)
-#define X5(nr, call)	 | BIT_IN(5, nr)
-#define X6(nr, call)	 | BIT_IN(6, nr)
-#define X7(nr, call)	 | BIT_IN(7, nr)
+#define X0(nr, call)     | BIT_IN(0, nr)
+#define X1(nr, call)     | BIT_IN(1, nr)
+#define X2(nr, call)     | BIT_IN(2, nr)
+#define X3(nr, call)     | BIT_IN(3, nr)
+#define X4(nr, call)     | BIT_IN(4, nr)
+#define X5(nr, call)     | BIT_IN(5, nr)
+#define X6(nr, call)     | BIT_IN(6, nr)
+#define X7(nr, call)     | BIT_IN(7, nr)
 const uint64_t kl_syscall_routed[ROUTED_WORDS] = {
 	0 ROUTES(X0), 0 ROUTES(X1), 0 ROUTES(X2), 0 ROUTES(X3),
 	0 ROUTES(X4), 0 ROUTES(X5), 0 ROUTES(X6), 0 ROUTES(X7),
@@ -236,8 +235,8 @@ const uint64_t kl_syscall_routed[ROUTED_WORDS] = {
 long kl_syscall_route(long nr, long a, long b, long c, long d, long e, long f)
 {
 	switch (nr) {
-#define X(n, call)                                                                                 \
-	case n:                                                                                    \
+#define X(n, call) \
+	case n:    \
 		return (long)(call);
 		ROUTES(X)
 #undef X

@@ -14,7 +14,10 @@ struct cmd {
 	int err; /* for a bad pointer */
 };
 
-#define C(kind, nr, err) {#nr, kind, nr, err}
+#define C(kind, nr, err)           \
+	{                          \
+#nr, kind, nr, err \
+	}
 
 static const struct cmd cmds[] = {
 	C(SYSTEM, KVM_GET_SUPPORTED_CPUID, EFAULT),
@@ -67,15 +70,22 @@ static int fd_of(enum kind k)
 
 static void pointers(void)
 {
-	void *const bad[] = {NULL, (void *)8, none, edge, none - 3, (void *)~0ul,
-			     (void *)0xffff800000000000, (void *)0x800000000000};
+	void *const bad[] = {NULL,
+			     (void *)8,
+			     none,
+			     edge,
+			     none - 3,
+			     (void *)~0ul,
+			     (void *)0xffff800000000000,
+			     (void *)0x800000000000};
 
 	for (unsigned i = 0; i < sizeof(cmds) / sizeof(cmds[0]); i++) {
 		const struct cmd *c = &cmds[i];
 
 		for (unsigned b = 0; b < sizeof(bad) / sizeof(bad[0]); b++) {
 			/* These mean something else, or succeed. */
-			if (!bad[b] && ((c->err == EINVAL && c->kind != VM) || c->nr == KVM_SET_SIGNAL_MASK))
+			if (!bad[b] &&
+			    ((c->err == EINVAL && c->kind != VM) || c->nr == KVM_SET_SIGNAL_MASK))
 				continue;
 			if (!FAILS(ioctl(fd_of(c->kind), c->nr, bad[b]), c->err))
 				fprintf(stderr, "  %s, %p\n", c->name, bad[b]);
@@ -162,8 +172,8 @@ static void all_numbers(void)
 
 int main(void)
 {
-	uint8_t *p = mmap(NULL, 3 * T_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			  0);
+	uint8_t *p =
+		mmap(NULL, 3 * T_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	NEED(p != MAP_FAILED && !mprotect(p + T_PAGE, 2 * T_PAGE, PROT_NONE));
 	none = p + T_PAGE;

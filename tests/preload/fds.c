@@ -14,10 +14,10 @@
 
 enum kind { SYSTEM, VM, VCPU, STATS };
 
-#define FAILS_K(call, err)                                                                         \
-	do {                                                                                       \
-		if (!FAILS(call, err))                                                             \
-			fprintf(stderr, "  kind %d\n", kind);                                      \
+#define FAILS_K(call, err)                                    \
+	do {                                                  \
+		if (!FAILS(call, err))                        \
+			fprintf(stderr, "  kind %d\n", kind); \
 	} while (0)
 
 /* read and write and their relatives. */
@@ -428,10 +428,8 @@ static int receive_fds(int s, int *fds, int n)
 	char c[CMSG_SPACE(4 * sizeof(int))] __attribute__((aligned(8)));
 	char b;
 	struct iovec v = {&b, 1};
-	struct msghdr m = {.msg_iov = &v,
-			   .msg_iovlen = 1,
-			   .msg_control = c,
-			   .msg_controllen = sizeof(c)};
+	struct msghdr m = {
+		.msg_iov = &v, .msg_iovlen = 1, .msg_control = c, .msg_controllen = sizeof(c)};
 	struct cmsghdr *h;
 
 	if (recvmsg(s, &m, 0) != 1 || !(h = CMSG_FIRSTHDR(&m)))

@@ -91,8 +91,8 @@ static void unmaps(void)
 	FAILS(munmap(place + 1, T_PAGE), EINVAL);
 	FAILS(munmap(place, ~0ul), EINVAL);
 	FAILS(munmap(place, 0), EINVAL);
-	FAILS((long)mmap(place, T_PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
-			 -1, 0),
+	FAILS((long)mmap(place, T_PAGE, PROT_READ,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
 	      EEXIST);
 	expect(0);
 }
@@ -108,7 +108,8 @@ static void replaces(void)
 	expect(0x21);
 	anon_at(place, MAP_FIXED);
 	expect(0);
-	CHECK(mmap64(place, T_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == place);
+	CHECK(mmap64(place, T_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+	      place);
 	expect(0x21);
 	p = syscall(SYS_mmap, place, T_PAGE, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
@@ -123,8 +124,7 @@ static void remaps(void)
 
 	/* Away. */
 	fresh(3);
-	q = mremap(place, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
-		   anon_at(NULL, 0));
+	q = mremap(place, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, anon_at(NULL, 0));
 	CHECK(q != MAP_FAILED && q[0] == 3);
 	gone();
 	/* And back, over what is there. */
@@ -389,7 +389,8 @@ int main(void)
 	protections();
 	files();
 	system_v();
-	heap();
+	if (!t_sanitized())
+		heap();
 	breaks();
 	churn();
 	t_free(&v);

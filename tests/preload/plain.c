@@ -162,6 +162,8 @@ static int exits(void)
 
 int main(void)
 {
+	if (t_sanitized())
+		return 77;
 	actions();
 	masks();
 	process();

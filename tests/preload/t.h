@@ -8,6 +8,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -24,30 +25,30 @@
 
 static int t_failures, t_checks;
 
-#define CHECK(cond)                                                                                \
-	({                                                                                         \
-		bool c_ = (cond);                                                                  \
-		int e_ = errno;                                                                    \
-		__atomic_fetch_add(&t_checks, 1, __ATOMIC_RELAXED);                                \
-		if (!c_) {                                                                         \
-			__atomic_fetch_add(&t_failures, 1, __ATOMIC_RELAXED);                      \
-			fprintf(stderr, "%s:%d: %s: failed (errno %d)\n", __FILE__, __LINE__,      \
-				#cond, e_);                                                        \
-		}                                                                                  \
-		c_;                                                                                \
+#define CHECK(cond)                                                                           \
+	({                                                                                    \
+		bool c_ = (cond);                                                             \
+		int e_ = errno;                                                               \
+		__atomic_fetch_add(&t_checks, 1, __ATOMIC_RELAXED);                           \
+		if (!c_) {                                                                    \
+			__atomic_fetch_add(&t_failures, 1, __ATOMIC_RELAXED);                 \
+			fprintf(stderr, "%s:%d: %s: failed (errno %d)\n", __FILE__, __LINE__, \
+				#cond, e_);                                                   \
+		}                                                                             \
+		c_;                                                                           \
 	})
 
 /* A precondition of the rest of the program. */
-#define NEED(cond)                                                                                 \
-	do {                                                                                       \
-		if (!CHECK(cond))                                                                  \
-			exit(1);                                                                   \
+#define NEED(cond)                \
+	do {                      \
+		if (!CHECK(cond)) \
+			exit(1);  \
 	} while (0)
 
-#define FAILS(call, err)                                                                           \
-	CHECK(({                                                                                   \
-		errno = 0;                                                                         \
-		(long)(call) == -1 && errno == (err);                                              \
+#define FAILS(call, err)                              \
+	CHECK(({                                      \
+		errno = 0;                            \
+		(long)(call) == -1 && errno == (err); \
 	}))
 
 static inline int t_done(void)
@@ -77,14 +78,20 @@ static inline bool t_preloaded(void)
 	return e && strstr(e, "kvmlet");
 }
 
+/* Under a sanitizer's runtime the allocator and some handlers are its own. */
+static inline bool t_sanitized(void)
+{
+	return dlsym(RTLD_DEFAULT, "__asan_init") || dlsym(RTLD_DEFAULT, "__tsan_init");
+}
+
 /*
  * A VM with one vCPU in real mode: code at CODE, a page of data at DATA.
  */
-#define CODE	   0x1000u
-#define DATA	   0x8000u
-#define T_PAGE	   4096u
-#define SLOT_CODE  0
-#define SLOT_DATA  1
+#define CODE      0x1000u
+#define DATA      0x8000u
+#define T_PAGE    4096u
+#define SLOT_CODE 0
+#define SLOT_DATA 1
 
 struct vm {
 	int kvm, vm, vcpu;
