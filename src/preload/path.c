@@ -123,7 +123,8 @@ enum kl_path_kind kl_path_classify(int dirfd, const char *path, char *buf, size_
 			}
 			*last = '/';
 			normalize(buf);
-			return strcmp(buf, "/dev/kvm") ? KL_PATH_OTHER : KL_PATH_KVM;
+			if (!strcmp(buf, "/dev/kvm"))
+				return KL_PATH_KVM;
 		}
 		if (is_fd_path(buf))
 			return KL_PATH_FD;
