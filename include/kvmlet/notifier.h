@@ -25,8 +25,8 @@ extern "C" {
 
 struct kvmlet_notifier_range {
 	uint64_t start, end; /**< host virtual addresses in bytes; rounded outwards to pages */
-	int may_block;	     /**< 0: never sleep, fail with -EAGAIN instead */
-	int reserved;	     /**< 0 */
+	int may_block;       /**< 0: never sleep, fail with -EAGAIN instead */
+	int reserved;        /**< 0 */
 };
 
 /**

@@ -9,34 +9,33 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KL_LIKELY(x)	__builtin_expect(!!(x), 1)
-#define KL_UNLIKELY(x)	__builtin_expect(!!(x), 0)
-#define KL_MUST_CHECK	__attribute__((warn_unused_result))
+#define KL_LIKELY(x)    __builtin_expect(!!(x), 1)
+#define KL_UNLIKELY(x)  __builtin_expect(!!(x), 0)
+#define KL_MUST_CHECK   __attribute__((warn_unused_result))
 #define KL_PRINTF(f, a) __attribute__((format(printf, f, a)))
-#define KL_NORETURN	__attribute__((noreturn))
-#define KL_NOINLINE	__attribute__((noinline))
-#define KL_COLD		__attribute__((cold))
-#define KL_INLINE	static inline __attribute__((always_inline))
-#define KL_EXPORT	__attribute__((visibility("default")))
-#define KL_CACHELINE	__attribute__((aligned(64)))
+#define KL_NORETURN     __attribute__((noreturn))
+#define KL_NOINLINE     __attribute__((noinline))
+#define KL_COLD         __attribute__((cold))
+#define KL_INLINE       static inline __attribute__((always_inline))
+#define KL_EXPORT       __attribute__((visibility("default")))
+#define KL_CACHELINE    __attribute__((aligned(64)))
 /* Initial-exec: readable from a signal handler, and one instruction. */
-#define KL_TLS	 _Thread_local __attribute__((tls_model("initial-exec")))
+#define KL_TLS    _Thread_local __attribute__((tls_model("initial-exec")))
 #define KL_UNUSED __attribute__((unused))
 
-#define KL_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define kl_container_of(ptr, type, member)                                                         \
-	((type *)(void *)((char *)(ptr) - offsetof(type, member)))
-#define kl_min(a, b)                                                                               \
-	({                                                                                         \
-		__auto_type a_ = (a);                                                              \
-		__auto_type b_ = (b);                                                              \
-		a_ < b_ ? a_ : b_;                                                                 \
+#define KL_ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
+#define kl_container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
+#define kl_min(a, b)                  \
+	({                            \
+		__auto_type a_ = (a); \
+		__auto_type b_ = (b); \
+		a_ < b_ ? a_ : b_;    \
 	})
-#define kl_max(a, b)                                                                               \
-	({                                                                                         \
-		__auto_type a_ = (a);                                                              \
-		__auto_type b_ = (b);                                                              \
-		a_ > b_ ? a_ : b_;                                                                 \
+#define kl_max(a, b)                  \
+	({                            \
+		__auto_type a_ = (a); \
+		__auto_type b_ = (b); \
+		a_ > b_ ? a_ : b_;    \
 	})
 
 #define KL_PAGE_SHIFT 12

@@ -35,7 +35,10 @@ void kl_mutex_destroy(struct kl_mutex *l);
 void kl_rwlock_init(struct kl_rwlock *l, enum kl_rank rank);
 void kl_rwlock_destroy(struct kl_rwlock *l);
 
-#define KL_MUTEX_INITIALIZER(r) {PTHREAD_MUTEX_INITIALIZER, KL_RANK_##r}
+#define KL_MUTEX_INITIALIZER(r)                        \
+	{                                              \
+		PTHREAD_MUTEX_INITIALIZER, KL_RANK_##r \
+	}
 
 #ifdef KL_DEBUG
 void kl_rank_acquire(enum kl_rank rank);

@@ -18,7 +18,7 @@
 #include "base/log.h"
 #include "base/syscall.h"
 
-#define HIGH_FD 1000
+#define HIGH_FD      1000
 #define LINE_MAX_LEN 512
 
 static int log_fd = 2;
@@ -41,8 +41,8 @@ uint64_t kl_now_ns(void)
 
 static int open_append(const char *path)
 {
-	long fd = kl_sys(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC,
-			 0644);
+	long fd =
+		kl_sys(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	long high;
 
 	if (fd < 0)
@@ -113,8 +113,9 @@ void kl_trace_write(const char *fmt, ...)
 	char prefix[64];
 	va_list ap;
 
-	snprintf(prefix, sizeof(prefix), "%6llu.%09llu [%ld] ", (unsigned long long)(ns / 1000000000u),
-		 (unsigned long long)(ns % 1000000000u), kl_sys(SYS_gettid, 0));
+	snprintf(prefix, sizeof(prefix), "%6llu.%09llu [%ld] ",
+		 (unsigned long long)(ns / 1000000000u), (unsigned long long)(ns % 1000000000u),
+		 kl_sys(SYS_gettid, 0));
 	va_start(ap, fmt);
 	emit(trace_fd, prefix, fmt, ap);
 	va_end(ap);

@@ -19,10 +19,10 @@ void kl_log(enum kl_log_level level, const char *fmt, ...) KL_PRINTF(2, 3);
 /* --trace: test the flag first, formatting is not free. */
 extern bool kl_trace_on;
 void kl_trace_write(const char *fmt, ...) KL_PRINTF(1, 2);
-#define KL_TRACE(...)                                                                              \
-	do {                                                                                       \
-		if (KL_UNLIKELY(kl_trace_on))                                                      \
-			kl_trace_write(__VA_ARGS__);                                               \
+#define KL_TRACE(...)                                \
+	do {                                         \
+		if (KL_UNLIKELY(kl_trace_on))        \
+			kl_trace_write(__VA_ARGS__); \
 	} while (0)
 
 /* Nanoseconds since the trace began (CLOCK_MONOTONIC). */
@@ -32,24 +32,24 @@ void kl_assert_fail(const char *expr, const char *file, int line) KL_NORETURN KL
 
 /* Our own mistake, checked in debug builds only. */
 #ifdef KL_DEBUG
-#define KL_ASSERT(cond)                                                                            \
-	do {                                                                                       \
-		if (KL_UNLIKELY(!(cond)))                                                          \
-			kl_assert_fail(#cond, __FILE__, __LINE__);                                 \
+#define KL_ASSERT(cond)                                            \
+	do {                                                       \
+		if (KL_UNLIKELY(!(cond)))                          \
+			kl_assert_fail(#cond, __FILE__, __LINE__); \
 	} while (0)
 #else
-#define KL_ASSERT(cond)                                                                            \
-	do {                                                                                       \
-		(void)sizeof(cond);                                                                \
+#define KL_ASSERT(cond)             \
+	do {                        \
+		(void)sizeof(cond); \
 	} while (0)
 #endif
 
-#define KL_WARN_ONCE(cond, ...)                                                                    \
-	({                                                                                         \
-		static atomic_bool warned_;                                                        \
-		bool c_ = (cond);                                                                  \
-		if (KL_UNLIKELY(c_) &&                                                             \
-		    !atomic_exchange_explicit(&warned_, true, memory_order_relaxed))               \
-			kl_log(KL_LOG_WARN, __VA_ARGS__);                                          \
-		c_;                                                                                \
+#define KL_WARN_ONCE(cond, ...)                                                      \
+	({                                                                           \
+		static atomic_bool warned_;                                          \
+		bool c_ = (cond);                                                    \
+		if (KL_UNLIKELY(c_) &&                                               \
+		    !atomic_exchange_explicit(&warned_, true, memory_order_relaxed)) \
+			kl_log(KL_LOG_WARN, __VA_ARGS__);                            \
+		c_;                                                                  \
 	})

@@ -18,8 +18,8 @@
 void kl_racepoint_hit(const char *name);
 #define racepoint(name) kl_racepoint_hit(name)
 #else
-#define racepoint(name)                                                                            \
-	do {                                                                                       \
+#define racepoint(name) \
+	do {            \
 	} while (0)
 #endif
 

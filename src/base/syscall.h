@@ -23,6 +23,6 @@ KL_INLINE long kl_syscall6(long nr, long a, long b, long c, long d, long e, long
 	return ret;
 }
 
-#define kl_sys(nr, ...)			     KL_SYS_N_(nr, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
+#define kl_sys(nr, ...) KL_SYS_N_(nr, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
 #define KL_SYS_N_(nr, a, b, c, d, e, f, ...) \
 	kl_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))

@@ -15,34 +15,33 @@
 #include "base/compiler.h"
 
 #if KL_TSAN
-#define KL_ACCESS_FN(bits, insn, reg)                                                              \
-	KL_INLINE uint##bits##_t kl_load##bits(const void *p)                                      \
-	{                                                                                          \
-		return __atomic_load_n((const uint##bits##_t *)p, __ATOMIC_RELAXED);               \
-	}                                                                                          \
-	KL_INLINE void kl_store##bits(void *p, uint##bits##_t v)                                   \
-	{                                                                                          \
-		__atomic_store_n((uint##bits##_t *)p, v, __ATOMIC_RELAXED);                        \
+#define KL_ACCESS_FN(bits, insn, reg)                                                \
+	KL_INLINE uint##bits##_t kl_load##bits(const void *p)                        \
+	{                                                                            \
+		return __atomic_load_n((const uint##bits##_t *)p, __ATOMIC_RELAXED); \
+	}                                                                            \
+	KL_INLINE void kl_store##bits(void *p, uint##bits##_t v)                     \
+	{                                                                            \
+		__atomic_store_n((uint##bits##_t *)p, v, __ATOMIC_RELAXED);          \
 	}
 #else
-#define KL_EXTABLE(label)                                                                          \
-	".pushsection kl_extable,\"a\"\n\t.long " label " - .\n\t.popsection\n\t"
-#define KL_ACCESS_FN(bits, insn, reg)                                                              \
-	KL_INLINE uint##bits##_t kl_load##bits(const void *p)                                      \
-	{                                                                                          \
-		uint##bits##_t v;                                                                  \
-		__asm__ volatile("1: " insn " %1, %0\n\t" KL_EXTABLE("1b")                         \
-				 : "=" reg(v)                                                      \
-				 : "m"(*(const uint##bits##_t *)p)                                 \
-				 : "memory");                                                      \
-		return v;                                                                          \
-	}                                                                                          \
-	KL_INLINE void kl_store##bits(void *p, uint##bits##_t v)                                   \
-	{                                                                                          \
-		__asm__ volatile("1: " insn " %1, %0\n\t" KL_EXTABLE("1b")                         \
-				 : "=m"(*(uint##bits##_t *)p)                                      \
-				 : reg(v)                                                          \
-				 : "memory");                                                      \
+#define KL_EXTABLE(label) ".pushsection kl_extable,\"a\"\n\t.long " label " - .\n\t.popsection\n\t"
+#define KL_ACCESS_FN(bits, insn, reg)                                      \
+	KL_INLINE uint##bits##_t kl_load##bits(const void *p)              \
+	{                                                                  \
+		uint##bits##_t v;                                          \
+		__asm__ volatile("1: " insn " %1, %0\n\t" KL_EXTABLE("1b") \
+				 : "=" reg(v)                              \
+				 : "m"(*(const uint##bits##_t *)p)         \
+				 : "memory");                              \
+		return v;                                                  \
+	}                                                                  \
+	KL_INLINE void kl_store##bits(void *p, uint##bits##_t v)           \
+	{                                                                  \
+		__asm__ volatile("1: " insn " %1, %0\n\t" KL_EXTABLE("1b") \
+				 : "=m"(*(uint##bits##_t *)p)              \
+				 : reg(v)                                  \
+				 : "memory");                              \
 	}
 #endif
 KL_ACCESS_FN(8, "movb", "q")

@@ -72,10 +72,10 @@ bool kl_guard_signal(int sig, siginfo_t *info, void *context)
 	if ((sig != SIGSEGV && sig != SIGBUS) || info->si_code <= 0 || !kl_self.guard)
 		return false;
 	kl_self.fault_addr = (uint64_t)(uintptr_t)info->si_addr;
-	redirect(context, sig == SIGBUS && (info->si_code == BUS_MCEERR_AR ||
-					    info->si_code == BUS_MCEERR_AO) ?
-				  KL_GUARD_HWPOISON :
-				  KL_GUARD_FAULT);
+	redirect(context,
+		 sig == SIGBUS && (info->si_code == BUS_MCEERR_AR || info->si_code == BUS_MCEERR_AO)
+			 ? KL_GUARD_HWPOISON
+			 : KL_GUARD_FAULT);
 	return true;
 }
 

@@ -23,19 +23,19 @@ struct kl_vcpu_core;
 /* Why control came back to a guard (host/guard.h). */
 enum kl_guard_reason {
 	KL_GUARD_NONE = 0,
-	KL_GUARD_FAULT,	 /* SIGSEGV or SIGBUS at fault_addr */
+	KL_GUARD_FAULT,    /* SIGSEGV or SIGBUS at fault_addr */
 	KL_GUARD_HWPOISON, /* SIGBUS BUS_MCEERR_AR at fault_addr */
-	KL_GUARD_INTR,	 /* a blocked access was abandoned: signal or flush request */
+	KL_GUARD_INTR,     /* a blocked access was abandoned: signal or flush request */
 };
 
 struct kl_thread {
-	int depth;			  /* nesting of kl_engine_enter */
+	int depth;                         /* nesting of kl_engine_enter */
 	volatile sig_atomic_t sig_pending; /* a program signal waits for the engine to leave */
-	jmp_buf *volatile guard;	  /* where a fault on guarded memory goes, or NULL */
+	jmp_buf *volatile guard;           /* where a fault on guarded memory goes, or NULL */
 	uint64_t fault_addr;
 	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
-	uint64_t saved_mask; /* valid while sig_pending: kernel sigset to restore */
-	int brackets;		  /* notifier brackets that this thread has open (S7) */
+	uint64_t saved_mask;          /* valid while sig_pending: kernel sigset to restore */
+	int brackets;                 /* notifier brackets that this thread has open (S7) */
 };
 
 extern KL_TLS struct kl_thread kl_self;

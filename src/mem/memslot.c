@@ -167,8 +167,8 @@ static void set_edit(struct kl_memslots *s, const struct kl_memslot *del,
 
 static struct kl_memslots *hidden_set(struct kl_vm *vm, unsigned as)
 {
-	return kl_memslots(vm, as) == &vm->memslot_sets[as][0] ? &vm->memslot_sets[as][1] :
-								 &vm->memslot_sets[as][0];
+	return kl_memslots(vm, as) == &vm->memslot_sets[as][0] ? &vm->memslot_sets[as][1]
+							       : &vm->memslot_sets[as][0];
 }
 
 /*
@@ -334,8 +334,8 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	kl_mutex_unlock(&vm->slots_lock);
 	KL_TRACE("vm%llu memslot %u gpa=%#llx size=%#llx hva=%#llx flags=%#x -> %d",
 		 (unsigned long long)vm->serial, r->slot, (unsigned long long)r->guest_phys_addr,
-		 (unsigned long long)r->memory_size, (unsigned long long)r->userspace_addr, r->flags,
-		 ret);
+		 (unsigned long long)r->memory_size, (unsigned long long)r->userspace_addr,
+		 r->flags, ret);
 	return ret;
 }
 

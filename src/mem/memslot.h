@@ -15,7 +15,7 @@
 
 struct kl_vm;
 
-#define KL_NR_AS	  1	/* address spaces; a second one would be SMM */
+#define KL_NR_AS          1     /* address spaces; a second one would be SMM */
 #define KL_USER_MEM_SLOTS 32764 /* as KVM: SHRT_MAX - 3 */
 #define KL_MEM_MAX_PAGES  ((1UL << 31) - 1)
 
@@ -35,7 +35,7 @@ struct kl_uapi_memory_region2 {
 struct kl_memslot {
 	kl_gfn_t base_gfn;
 	uint64_t npages;
-	uint64_t hva; /* of base_gfn */
+	uint64_t hva;   /* of base_gfn */
 	uint32_t flags; /* KVM_MEM_* */
 	uint16_t id;
 	uint8_t as_id;
@@ -81,7 +81,8 @@ KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
  * KVM_SET_USER_MEMORY_REGION(2) [api.rst 4.35]: create, delete, move or change the flags of
  * a slot, from a caller's unchecked structure.
  * Context: may sleep; not inside a notifier bracket of this thread.
- * Returns: 0; -EINVAL; -EEXIST; -ENOMEM; -EDEADLK inside a bracket of this thread. After any error the set is as it was (S2).
+ * Returns: 0; -EINVAL; -EEXIST; -ENOMEM; -EDEADLK inside a bracket of this thread. After any error
+ * the set is as it was (S2).
  */
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r) KL_MUST_CHECK;
 

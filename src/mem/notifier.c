@@ -116,8 +116,9 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 			return ret;
 		}
 		kl_stat_add(&vm->stats.mmu_invalidations, 1);
-		KL_TRACE("vm%llu invalidate event=%d hva=%#llx-%#llx", (unsigned long long)vm->serial,
-			 r->event, (unsigned long long)r->start, (unsigned long long)r->end);
+		KL_TRACE("vm%llu invalidate event=%d hva=%#llx-%#llx",
+			 (unsigned long long)vm->serial, r->event, (unsigned long long)r->start,
+			 (unsigned long long)r->end);
 	}
 	return 0;
 }

@@ -26,18 +26,18 @@ enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 
 /* Bits of kl_vcpu_core.requests (KL_REQ_SIGNAL = KL_THREAD_SIGNAL_REQUEST of host/thread.h). */
 #define KL_REQ_TLB_FLUSH (1u << 0) /* drop the TLB; waited for */
-#define KL_REQ_SIGNAL	 (1u << 1) /* the thread has a pending program signal: leave with EINTR */
-#define KL_REQ_EVENT	 (1u << 2) /* an interrupt, NMI or exception may have become deliverable */
-#define KL_REQ_UNHALT	 (1u << 3) /* wake from HLT */
-#define KL_REQ_VM_DEAD	 (1u << 4) /* never consumed: KVM_RUN returns EIO */
+#define KL_REQ_SIGNAL    (1u << 1) /* the thread has a pending program signal: leave with EINTR */
+#define KL_REQ_EVENT     (1u << 2) /* an interrupt, NMI or exception may have become deliverable */
+#define KL_REQ_UNHALT    (1u << 3) /* wake from HLT */
+#define KL_REQ_VM_DEAD   (1u << 4) /* never consumed: KVM_RUN returns EIO */
 
 struct kl_vcpu_core {
 	_Atomic uint32_t requests; /* futex word of a halted vCPU */
 	_Atomic uint32_t mode;
 	_Atomic uint32_t sleeping; /* set around the futex wait of a halted vCPU */
 	struct kl_vm *vm;
-	unsigned index; /* in vm->vcpus */
-	unsigned id;	/* the APIC id given to KVM_CREATE_VCPU */
+	unsigned index;    /* in vm->vcpus */
+	unsigned id;       /* the APIC id given to KVM_CREATE_VCPU */
 	_Atomic pid_t tid; /* thread inside KVM_RUN, or 0 */
 	struct kl_vcpu_stats stats;
 };

@@ -10,7 +10,7 @@
 #include "mem/memslot.h"
 #include "mem/vcpu_core.h"
 
-#define KL_MAX_VCPUS	1024
+#define KL_MAX_VCPUS    1024
 #define KL_MAX_VCPU_IDS 4096
 
 struct kl_mmu;
@@ -26,8 +26,8 @@ struct kl_vm {
 	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */
 
 	/* Invalidations in flight; see mmu/invalidate.c. */
-	int mmu_invalidate_in_progress;			       /* mmu_lock for writing */
-	kl_gfn_t mmu_invalidate_start, mmu_invalidate_end;     /* mmu_lock for writing */
+	int mmu_invalidate_in_progress;                    /* mmu_lock for writing */
+	kl_gfn_t mmu_invalidate_start, mmu_invalidate_end; /* mmu_lock for writing */
 	_Atomic uint64_t mmu_invalidate_seq;
 
 	/* vCPUs, by index; entries are published with release and never change while set. */
@@ -51,12 +51,12 @@ void kl_vm_destroy(struct kl_vm *vm);
 
 /* An internal inconsistency: log, mark dead, make vCPUs leave. */
 void kl_vm_bug(struct kl_vm *vm, const char *what);
-#define KL_BUG_ON(cond, vm)                                                                        \
-	({                                                                                         \
-		bool b_ = (cond);                                                                  \
-		if (KL_UNLIKELY(b_))                                                               \
-			kl_vm_bug(vm, #cond);                                                      \
-		b_;                                                                                \
+#define KL_BUG_ON(cond, vm)                   \
+	({                                    \
+		bool b_ = (cond);             \
+		if (KL_UNLIKELY(b_))          \
+			kl_vm_bug(vm, #cond); \
+		b_;                           \
 	})
 
 /* fork(): in the child every VM of the parent is unusable and no notifier sees it (U5). */

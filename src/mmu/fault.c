@@ -56,9 +56,9 @@ static struct lookup look_up(struct kl_vm *vm, kl_gfn_t gfn)
 
 	racepoint("fault-lookup");
 	if (slot) {
-		l.slot = slot->invalid			    ? INVALID :
-			 (slot->flags & KVM_MEM_READONLY) ? READONLY :
-							    WRITABLE;
+		l.slot = slot->invalid                      ? INVALID
+			 : (slot->flags & KVM_MEM_READONLY) ? READONLY
+							    : WRITABLE;
 		l.hva = kl_memslot_hva(slot, gfn);
 	}
 	kl_srcu_read_unlock(&vm->srcu, token);
@@ -87,7 +87,8 @@ static int install(struct kl_vm *vm, kl_gfn_t gfn, uint64_t new)
 	do {
 		old = atomic_load_explicit(p, memory_order_relaxed);
 		/* Another vCPU's fault was first, and got at least as much. */
-		if (kl_spte_is_leaf(old) && (old & new & KL_SPTE_WRITABLE) == (new & KL_SPTE_WRITABLE))
+		if (kl_spte_is_leaf(old) &&
+		    (old & new &KL_SPTE_WRITABLE) == (new &KL_SPTE_WRITABLE))
 			return 0;
 	} while (!kl_spte_cas(vm, p, old, new));
 	return 0;
@@ -157,6 +158,7 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 	kl_read_unlock(&vm->mmu->lock);
 	if (!r)
 		kl_stat_own_add(&c->stats.pf_fixed, 1);
-	KL_TRACE("vcpu%u fault gpa=%#llx access=%u -> %d", c->id, (unsigned long long)gpa, access, r);
+	KL_TRACE("vcpu%u fault gpa=%#llx access=%u -> %d", c->id, (unsigned long long)gpa, access,
+		 r);
 	return r;
 }

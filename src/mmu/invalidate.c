@@ -58,9 +58,10 @@ void kl_mmu_destroy(struct kl_vm *vm)
 }
 
 /* The gfns [first, last) of @vm behind host memory [start, end), slot by slot. */
-#define for_each_overlap(vm, as, start, end, first, last)                                          \
-	for (unsigned as = 0; as < KL_NR_AS; as++)                                                 \
-		for (struct overlap_walk w_ = {kl_memslots(vm, as), kl_memslots(vm, as)->n, false};  \
+#define for_each_overlap(vm, as, start, end, first, last)                                   \
+	for (unsigned as = 0; as < KL_NR_AS; as++)                                          \
+		for (struct overlap_walk w_ = {kl_memslots(vm, as), kl_memslots(vm, as)->n, \
+					       false};                                      \
 		     overlap_next(&w_, start, end, &(first), &(last));)
 
 struct overlap_walk {
@@ -72,8 +73,7 @@ struct overlap_walk {
 static bool overlap_next(struct overlap_walk *w, uint64_t start, uint64_t end, kl_gfn_t *first,
 			 kl_gfn_t *last)
 {
-	if (w->done ||
-	    !kl_memslots_next_overlap(w->set, start, end, &w->cursor, first, last))
+	if (w->done || !kl_memslots_next_overlap(w->set, start, end, &w->cursor, first, last))
 		return false;
 	w->done = w->cursor == 0;
 	return true;
@@ -102,15 +102,16 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool
 		kl_write_lock(&mmu->lock);
 	else if (!kl_write_trylock(&mmu->lock))
 		return -EAGAIN;
-	for_each_overlap (vm, as, start, end, first, last) {
+	for_each_overlap(vm, as, start, end, first, last)
+	{
 		lowest = kl_min(lowest, first);
 		highest = kl_max(highest, last);
 	}
 	raise_in_progress(vm, lowest, highest);
-	for_each_overlap (vm, as, start, end, first, last)
+	for_each_overlap(vm, as, start, end, first, last)
 		/* A table can be freed only by who may wait for the vCPUs that walk it. */
-		flush |= kl_stage2_zap(vm, as, first, last, KL_ZAP_LEAVES,
-				       may_block ? &garbage : NULL);
+		flush |=
+		kl_stage2_zap(vm, as, first, last, KL_ZAP_LEAVES, may_block ? &garbage : NULL);
 	racepoint("mmu-zapped");
 	if (flush || garbage.head)
 		r = kl_vcpus_flush(vm, may_block);

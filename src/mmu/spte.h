@@ -14,18 +14,18 @@
 
 typedef _Atomic uint64_t kl_spte_t;
 
-#define KL_SPTE_PRESENT	 (1ull << 0)
-#define KL_SPTE_WRITABLE (1ull << 1)
-#define KL_SPTE_TABLE	 (1ull << 2)
-#define KL_SPTE_MMIO	 (1ull << 3)
-#define KL_SPTE_ADDR	 0x0000fffffffff000ull
+#define KL_SPTE_PRESENT   (1ull << 0)
+#define KL_SPTE_WRITABLE  (1ull << 1)
+#define KL_SPTE_TABLE     (1ull << 2)
+#define KL_SPTE_MMIO      (1ull << 3)
+#define KL_SPTE_ADDR      0x0000fffffffff000ull
 #define KL_SPTE_GEN_SHIFT 12
 
 _Static_assert(KL_SPTE_GEN_SHIFT + KL_MMIO_GEN_BITS <= 64, "the MMIO generation fits");
 
-#define KL_PT_LEVELS	 5 /* 52 bits of guest-physical address */
-#define KL_PT_BITS	 9
-#define KL_PT_ENTRIES	 (1u << KL_PT_BITS)
+#define KL_PT_LEVELS  5 /* 52 bits of guest-physical address */
+#define KL_PT_BITS    9
+#define KL_PT_ENTRIES (1u << KL_PT_BITS)
 
 struct kl_pt {
 	kl_spte_t e[KL_PT_ENTRIES];

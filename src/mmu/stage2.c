@@ -52,8 +52,8 @@ kl_spte_t *kl_stage2_find(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn)
 	struct kl_pt *pt = mmu->root[as];
 
 	for (unsigned level = KL_PT_LEVELS; level > 1; level--) {
-		uint64_t spte = atomic_load_explicit(&pt->e[kl_pt_index(gfn, level)],
-						     memory_order_acquire);
+		uint64_t spte =
+			atomic_load_explicit(&pt->e[kl_pt_index(gfn, level)], memory_order_acquire);
 
 		if (!spte)
 			return NULL;

@@ -160,7 +160,8 @@ static void random_against_model(void **state)
 		from = HVA + (uint64_t)(rand() % 40) * PG;
 		to = from + (1 + (uint64_t)(rand() % 6)) * PG;
 		for (int i = 0; i < MODEL_SLOTS; i++)
-			expected += m[i].used && m[i].hva < to && m[i].hva + m[i].npages * PG > from;
+			expected +=
+				m[i].used && m[i].hva < to && m[i].hva + m[i].npages * PG > from;
 		cursor = s->n;
 		while (kl_memslots_next_overlap(s, from, to, &cursor, &first, &last)) {
 			found++;
@@ -231,7 +232,8 @@ static void reader_keeps_its_set(void **state)
 /* S7: an update waits for a bracket in flight, inside one's own it is refused. */
 static void update_waits_for_brackets(void **state)
 {
-	struct kl_notifier_range far = {.start = HVA + 64 * PG, .end = HVA + 65 * PG, .may_block = true};
+	struct kl_notifier_range far = {
+		.start = HVA + 64 * PG, .end = HVA + 65 * PG, .may_block = true};
 	struct kl_notifier_range nb = far;
 	struct kl_vm *vm = *state;
 	struct change c = {vm, 1};
@@ -264,8 +266,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(refusals),	T(generations),		 T(random_against_model),
-		T(all_slots),	T(reader_keeps_its_set), T(update_waits_for_brackets),
+		T(refusals),  T(generations),          T(random_against_model),
+		T(all_slots), T(reader_keeps_its_set), T(update_waits_for_brackets),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

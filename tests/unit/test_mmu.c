@@ -26,8 +26,8 @@
 #include "mem/vm.h"
 #include "mmu/mmu.h"
 
-#define PG	KL_PAGE_SIZE
-#define NPAGES	16
+#define PG      KL_PAGE_SIZE
+#define NPAGES  16
 #define TIMEOUT 10000
 
 struct fixture {
@@ -51,9 +51,10 @@ static int setup(void **state)
 
 	*state = f;
 	f->pages_before = kl_pages_in_use();
-	f->ram = mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	return f->ram == MAP_FAILED || kl_vm_init(&f->vm) || kl_vcpu_core_add(&f->vm, &f->vcpu, 0) ||
-	       set(&f->vm, 0, 0, 0, NPAGES * PG, f->ram);
+	f->ram =
+		mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	return f->ram == MAP_FAILED || kl_vm_init(&f->vm) ||
+	       kl_vcpu_core_add(&f->vm, &f->vcpu, 0) || set(&f->vm, 0, 0, 0, NPAGES * PG, f->ram);
 }
 
 static int teardown(void **state)
@@ -195,10 +196,10 @@ static void *fault_thread(void *arg)
 	return NULL;
 }
 
-#define NEED_RACEPOINTS                                                                            \
-	do {                                                                                       \
-		if (!kl_racepoints_enabled())                                                      \
-			skip();                                                                    \
+#define NEED_RACEPOINTS                       \
+	do {                                  \
+		if (!kl_racepoints_enabled()) \
+			skip();               \
 	} while (0)
 
 /* B31: the slot is deleted while a fault is between populate and install. */
@@ -467,7 +468,8 @@ static void *storing_vcpu(void *arg)
 			kl_vcpu_take_requests(&s->core, KL_REQ_TLB_FLUSH);
 		}
 		if (!tlb[page])
-			tlb[page] = kl_mmu_lookup(&s->core, page * PG, KL_ACC_WRITE, &writable, &mmio);
+			tlb[page] =
+				kl_mmu_lookup(&s->core, page * PG, KL_ACC_WRITE, &writable, &mmio);
 		if (!tlb[page]) {
 			kl_vcpu_leave_guest(&s->core);
 			s->r = kl_mmu_fault(&s->core, page * PG, KL_ACC_WRITE);
