@@ -191,26 +191,35 @@ static void on_signal(int sig)
 {
 }
 
-/* While the guest spins: slots come and go, host memory too. Then a signal. */
-static void *disturb(void *arg)
+static void wait_for_spins(void)
 {
 	_Atomic uint32_t *spin = (_Atomic uint32_t *)(ram + SPIN);
+	uint32_t before = atomic_load(spin);
 
+	while (atomic_load(spin) - before < 3)
+		;
+}
+
+/*
+ * While the guest spins: slots come and go, host memory too. Then a signal, at a moment when
+ * the slot is there: no exit can have taken the main thread out of KVM_RUN, where the signal
+ * would be lost.
+ */
+static void *disturb(void *arg)
+{
 	for (int i = 0; i < ROUNDS; i++) {
-		uint32_t before = atomic_load(spin);
 		void *plug = map(4096);
 
 		set_slot(1, PLUG, 4096, plug);
-		while (atomic_load(spin) - before < 3)
-			;
+		wait_for_spins();
 		if (mprotect(plug, 4096, PROT_READ))
 			err(1, "mprotect");
-		before = atomic_load(spin);
-		while (atomic_load(spin) - before < 3)
-			;
+		wait_for_spins();
 		set_slot(1, PLUG, 0, NULL);
 		munmap(plug, 4096);
 	}
+	set_slot(1, PLUG, 4096, map(4096));
+	wait_for_spins();
 	pthread_kill(main_thread, SIGUSR1);
 	return NULL;
 }
