@@ -95,17 +95,8 @@ KL_INLINE void *kl_mem_rmw(struct kl_vcpu *v, uint64_t lin, unsigned size)
 	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) && e->rtag == e->wtag &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE))
 		p = (void *)(lin + (uint64_t)e->addend);
-	else if (!(p = kl_rmw_pointer(v, lin, size)) &&
-		 (lin & ~KL_PAGE_MASK) + size > KL_PAGE_SIZE) {
-		uint64_t second = (lin | ~KL_PAGE_MASK) + 1;
-		uint8_t *a = kl_rmw_pointer(v, lin, 1), *b = kl_rmw_pointer(v, second, 1);
-
-		/* The second may have gone to sleep: the first must still be what it was. */
-		e = kl_tlb_entry(v, v->tlb_mode, lin);
-		if (a && b && a + (second - lin) == b && e->wtag == (lin & KL_PAGE_MASK) &&
-		    (uint8_t *)(lin + (uint64_t)e->addend) == a)
-			p = a;
-	}
+	else
+		p = kl_rmw_pointer(v, lin, size);
 	return p;
 }
 

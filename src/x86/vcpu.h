@@ -417,9 +417,12 @@ void kl_emulation_failure(struct kl_vcpu *v) KL_NORETURN KL_COLD;
 uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size);
 void kl_write_slow(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size);
 
+/* Higher bits are mixed in, so that code and data a power of two apart do not fight. */
 KL_INLINE struct kl_tlb_entry *kl_tlb_entry(struct kl_vcpu *v, unsigned mode, uint64_t lin)
 {
-	return &v->tlb[mode][(lin >> KL_PAGE_SHIFT) & (KL_TLB_SIZE - 1)];
+	uint64_t page = lin >> KL_PAGE_SHIFT;
+
+	return &v->tlb[mode][(page ^ page >> KL_TLB_BITS) & (KL_TLB_SIZE - 1)];
 }
 
 KL_INLINE uint64_t kl_read(struct kl_vcpu *v, uint64_t lin, unsigned size)
