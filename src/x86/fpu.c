@@ -82,6 +82,7 @@ enum kl_next kl_op_fxrstor(struct kl_vcpu *v, const struct kl_op *op)
 		kl_raise_error(v, KL_EXC_GP, 0);
 	memcpy(v->xsave, buf, sizeof(buf));
 	memcpy(v->xsave + 28, &mask, 4);
+	kl_fpu_summarize(v);
 	return KL_NEXT;
 }
 
@@ -154,6 +155,7 @@ enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 
 		memcpy(v->xsave, src, 24);
 		memcpy(v->xsave + 32, src + 32, 128);
+		kl_fpu_summarize(v);
 	}
 	if (rfbm & 2) {
 		const uint8_t *src = bv & 2 ? buf : init;

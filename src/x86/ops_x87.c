@@ -3,21 +3,19 @@
  * x87 and MMX: the guest's FXSAVE area is loaded, the instruction runs in a thunk with its
  * memory operand in a buffer, and the state is saved again.
  *
- * The host must not trap: exceptions are masked while an instruction computes. If one comes
- * that the guest has unmasked, its result is dropped, the status word says so, and the next
- * waiting instruction raises #MF.
+ * The host must not trap: all run with exceptions masked and none noted, except for those
+ * that wait for nothing and act on the guest's own control and status word. If an exception
+ * comes that the guest has unmasked, its result is dropped, the status word says so, and the
+ * next waiting instruction raises #MF.
  */
 #include <string.h>
 
+#include "x86/fpu.h"
 #include "x86/ops.h"
 #include "x86/thunk.h"
 
-#define FSW_ES      0x80u
-#define FSW_BUSY    0x8000u
-#define FSW_SUMMARY (FSW_ES | FSW_BUSY)
-#define FPU_FLAGS   0x3fu
-#define XSTATE_X87  1u
-#define XSTATE_SSE  2u
+#define XSTATE_X87 1u
+#define XSTATE_SSE 2u
 
 struct fx {
 	uint16_t fcw, fsw;
@@ -32,7 +30,7 @@ _Static_assert(sizeof(struct fx) == 512, "FXSAVE area");
 enum {
 	I_MMX = 1 << 0, /* or a mix with SSE */
 	I_XMM = 1 << 1,
-	I_CONTROL = 1 << 2, /* acts on the control or status word: exceptions stay as they are */
+	I_CONTROL = 1 << 2, /* acts on the control or status word */
 	I_NOWAIT = 1 << 3,
 	I_MEM_R = 1 << 4,
 	I_MEM_W = 1 << 5,
@@ -45,8 +43,10 @@ enum {
 	I_ENV = 1 << 12, /* stores the environment: pointers to be replaced */
 	I_WIDE = 1 << 13,
 	I_ALIGN = 1 << 14,
+	I_LOADS_FCW = 1 << 15,
+	I_LOADS_FSW = 1 << 16,
 };
-#define I_SIZE_SHIFT 16
+#define I_SIZE_SHIFT 24
 
 static struct fx *state(struct kl_vcpu *v)
 {
@@ -63,7 +63,7 @@ static void check(struct kl_vcpu *v, unsigned info)
 	} else if (v->cr0 & (KL_CR0_EM | KL_CR0_TS)) {
 		kl_raise(v, KL_EXC_NM);
 	}
-	if (!(info & I_NOWAIT) && (state(v)->fsw & FSW_ES))
+	if (!(info & I_NOWAIT) && kl_fpu_pending(v))
 		kl_raise(v, KL_EXC_MF);
 }
 
@@ -117,8 +117,8 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_thunk_ctx c;
 	struct fx f, *guest = state(v);
-	unsigned info = (unsigned)op->imm & 0xffff, size = (unsigned)(op->imm >> I_SIZE_SHIFT);
-	bool computes = !(info & (I_CONTROL | I_MMX));
+	unsigned info = (unsigned)op->imm & 0xffffff, size = (unsigned)(op->imm >> I_SIZE_SHIFT);
+	bool masked = !(info & I_NOWAIT), computes = !(info & (I_CONTROL | I_MMX));
 	uint64_t lin = 0;
 
 	check(v, info);
@@ -130,9 +130,9 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 			kl_read_bytes(v, lin, c.mem, size);
 	}
 	f = *guest;
-	if (computes) {
-		f.fcw |= FPU_FLAGS;
-		f.fsw = (uint16_t)(f.fsw & ~(FPU_FLAGS | FSW_SUMMARY));
+	if (masked) {
+		f.fcw |= KL_FPU_FLAGS;
+		f.fsw = (uint16_t)(f.fsw & ~(KL_FPU_FLAGS | KL_FSW_SUMMARY));
 	}
 	f.mxcsr = (f.mxcsr & 0xffff) | 0x1f80;
 	if (info & I_XMM)
@@ -154,15 +154,17 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 		f.mxcsr = guest->mxcsr;
 	}
 	if (computes) {
-		uint16_t flags = f.fsw & FPU_FLAGS, sticky = guest->fsw & FPU_FLAGS;
+		uint16_t flags = f.fsw & KL_FPU_FLAGS;
 
 		if (flags & ~guest->fcw) {
-			guest->fsw |= (uint16_t)(flags | FSW_SUMMARY | (f.fsw & 0x240));
+			guest->fsw |= (uint16_t)(flags | KL_FSW_SUMMARY | (f.fsw & 0x240));
 			return KL_NEXT;
 		}
-		f.fsw |= sticky | (guest->fsw & FSW_SUMMARY);
-		f.fcw = guest->fcw;
 	}
+	if (masked && !(info & I_LOADS_FSW))
+		f.fsw |= guest->fsw & KL_FPU_FLAGS;
+	if (masked && !(info & I_LOADS_FCW))
+		f.fcw = guest->fcw;
 	if (info & I_MEM_W) {
 		if (info & I_ENV)
 			replace_pointers(v, c.mem, size);
@@ -179,6 +181,7 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	f.mxcsr_mask = guest->mxcsr_mask;
 	/* The reserved end of the area is software's. */
 	memcpy(guest, &f, 416);
+	kl_fpu_summarize(v);
 	*(uint64_t *)(v->xsave + 512) |= XSTATE_X87 | (info & I_XMM ? XSTATE_SSE : 0);
 	if ((info & (I_RM_G | I_RM_W)) == (I_RM_G | I_RM_W))
 		kl_gpr_set(v, op->rm, c.rcx, info & I_WIDE ? 8 : 4);
@@ -195,7 +198,7 @@ static enum kl_next fwait(struct kl_vcpu *v, const struct kl_op *op)
 {
 	if ((v->cr0 & (KL_CR0_MP | KL_CR0_TS)) == (KL_CR0_MP | KL_CR0_TS))
 		kl_raise(v, KL_EXC_NM);
-	if (state(v)->fsw & FSW_ES)
+	if (kl_fpu_pending(v))
 		kl_raise(v, KL_EXC_MF);
 	return KL_NEXT;
 }
@@ -227,7 +230,8 @@ static int kind_of(ZydisMnemonic m)
 	switch (m) {
 		CASE(FNINIT) CASE(FNCLEX) CASE(FNSTCW) CASE(FNSTSW) return I_CONTROL | I_NOWAIT;
 		CASE(FNSTENV) CASE(FNSAVE) return I_CONTROL | I_NOWAIT | I_ENV;
-		CASE(FLDCW) CASE(FLDENV) CASE(FRSTOR) return I_CONTROL;
+		CASE(FLDCW) return I_CONTROL | I_LOADS_FCW;
+		CASE(FLDENV) CASE(FRSTOR) return I_CONTROL | I_LOADS_FCW | I_LOADS_FSW;
 		CASE(FABS)
 		CASE(FCHS) CASE(FADD) CASE(FADDP) CASE(FIADD) CASE(FSUB) CASE(FSUBP) CASE(FISUB) CASE(
 			FSUBR) CASE(FSUBRP) CASE(FISUBR) CASE(FMUL) CASE(FMULP) CASE(FIMUL) CASE(FDIV)

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "host/sys.h"
 #include "x86/access.h"
+#include "x86/fpu.h"
 #include "x86/insn.h"
 #include "x86/msr.h"
 #include "x86/segment.h"
@@ -594,6 +595,7 @@ int kl_x86_run(struct kl_vcpu *v)
 	atomic_store_explicit(&c->tid, kl_gettid(), memory_order_release);
 	kl_self.running = c;
 	atomic_signal_fence(memory_order_seq_cst);
+	kl_fpu_summarize(v); /* KVM_SET_FPU and KVM_SET_XSAVE keep what they are given */
 
 	if (KL_UNLIKELY(mp_state(v) == KVM_MP_STATE_UNINITIALIZED)) {
 		r = block_uninitialized(v);

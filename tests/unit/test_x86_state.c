@@ -319,6 +319,128 @@ static void xsave_instructions(void **state)
 	assert_vector(e, 6);
 }
 
+/* An x87 exception that is noted and unmasked, but that the summary bits do not show. */
+#define HIDDEN_FCW 0x340
+#define HIDDEN_FSW 0x0001
+#define AREA       0x20000
+
+static void hidden_exception(struct env *e)
+{
+	static const uint16_t words[2] = {HIDDEN_FCW, HIDDEN_FSW};
+	uint64_t bv = 3;
+
+	memset(e->mem + AREA, 0, 4096);
+	memcpy(e->mem + AREA, words, 4);
+	memcpy(e->mem + AREA + 24, "\x80\x1f", 2);
+	memcpy(e->mem + AREA + 512, &bv, 8);
+	memcpy(e->mem + AREA + 4096 - 2, "\x7f\x03", 2); /* for FLDCW */
+	mode64(e, 0);
+	e->v->cr4 |= KL_CR4_OSXSAVE;
+	e->v->xcr0 = 3;
+	e->v->gpr[KL_RDI] = AREA;
+	e->v->gpr[KL_RAX] = 3;
+}
+
+/* Exactly the next waiting instruction raises #MF, and no processor of ours ever does. */
+static void x87_exception_is_found(void **state)
+{
+	static const struct {
+		uint8_t code[7], len;
+	} load[] = {
+		{{0x0f, 0xae, 0x0f}, 3}, /* fxrstor [rdi] */
+		{{0x0f, 0xae, 0x2f}, 3}, /* xrstor [rdi] */
+		{{0}, 0},                /* KVM_SET_FPU */
+		{{0}, 0},                /* KVM_SET_XSAVE */
+	}, use[] = {
+		{{0xd9, 0xaf, 0xfe, 0x0f, 0, 0}, 6}, /* fldcw [rdi + 0xffe] */
+		{{0xd9, 0x27}, 2},                   /* fldenv [rdi] */
+		{{0xdd, 0x27}, 2},                   /* frstor [rdi] */
+		{{0xd9, 0xe8}, 2},                   /* fld1 */
+		{{0x0f, 0x77}, 2},                   /* emms */
+		{{0x0f, 0xfc, 0xc1}, 3},             /* paddb mm0, mm1 */
+		{{0x0f, 0xf7, 0xc1}, 3},             /* maskmovq mm0, mm1 */
+		{{0x0f, 0x2a, 0xc1}, 3},             /* cvtpi2ps xmm0, mm1 */
+		{{0xf2, 0x0f, 0xd6, 0xc1}, 4},       /* movdq2q mm0, xmm1 */
+		{{0x9b}, 1},                         /* fwait */
+	};
+	struct env *e = *state;
+	struct kvm_fpu f;
+
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(load); i++) {
+		for (unsigned k = 0; k < KL_ARRAY_SIZE(use); k++) {
+			uint8_t *p = e->mem + CODE;
+
+			memset(p, 0xf4, 64);
+			memcpy(p, load[i].code, load[i].len);
+			/* fnop would wait: fnstsw ax does not */
+			memcpy(p + load[i].len, "\xdf\xe0", 2);
+			memcpy(p + load[i].len + 2, use[k].code, use[k].len);
+			hidden_exception(e);
+			if (i == 2) {
+				kl_x86_get_fpu(e->v, &f);
+				f.fcw = HIDDEN_FCW;
+				f.fsw = HIDDEN_FSW;
+				kl_x86_set_fpu(e->v, &f);
+				kl_x86_get_fpu(e->v, &f);
+				assert_int_equal(f.fsw, HIDDEN_FSW);
+			} else if (i == 3) {
+				assert_int_equal(kl_x86_set_xsave(e->v, e->mem + AREA, 4096), 0);
+			}
+			assert_vector(e, 16);
+			assert_int_equal(get64(e, e->v->gpr[KL_RSP]), CODE + load[i].len + 2u);
+			assert_int_equal(e->v->gpr[KL_RAX] & 0xffff, 0x8081);
+			kl_x86_get_fpu(e->v, &f);
+			assert_int_equal(f.fcw, HIDDEN_FCW);
+			assert_int_equal(f.fsw, 0x8081);
+		}
+	}
+}
+
+/* The summary bits of an image count as little when they are set: nothing is pending. */
+static void x87_summary_is_derived(void **state)
+{
+	struct env *e = *state;
+	uint16_t fsw = 0x8081, fcw = 0x37f;
+
+	/* fxrstor [rdi]; fld1; fstp st(0); fldenv [rdi + 0x200]; fwait; fnstsw ax; hlt */
+	env_code(e, 0x0f, 0xae, 0x0f, 0xd9, 0xe8, 0xdd, 0xd8, 0xd9, 0xa7, 0, 2, 0, 0, 0x9b, 0xdf,
+		 0xe0, 0xf4);
+	hidden_exception(e);
+	memcpy(e->mem + AREA, &fcw, 2);
+	memcpy(e->mem + AREA + 2, &fsw, 2);
+	memcpy(e->mem + AREA + 0x200, &fcw, 2);
+	memcpy(e->mem + AREA + 0x204, &fsw, 2);
+	memset(e->mem + AREA + 0x208, 0xff, 2);
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->rip, CODE + 17);
+	assert_int_equal(e->v->gpr[KL_RAX] & 0xffff, 1);
+}
+
+/* FLDCW and FLDENV unmask what is noted: it comes with the next waiting instruction. */
+static void x87_unmasking(void **state)
+{
+	struct env *e = *state;
+	uint16_t fsw = 1, fcw = HIDDEN_FCW;
+
+	/* fldcw [rdi]; fnstcw [rdi + 8]; fnstsw [rdi + 10]; fwait */
+	env_code(e, 0xd9, 0x2f, 0xd9, 0x7f, 8, 0xdd, 0x7f, 10, 0x9b);
+	hidden_exception(e);
+	e->v->xsave[2] = 1;
+	assert_vector(e, 16);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP]), CODE + 8);
+	assert_int_equal(get64(e, AREA + 8) & 0xffffffff, 0x80810340);
+	/* fldenv [rdi]; fwait */
+	env_code(e, 0xd9, 0x27, 0x9b);
+	hidden_exception(e);
+	kl_x86_reset(e->v, false);
+	hidden_exception(e);
+	memset(e->mem + AREA, 0, 28);
+	memcpy(e->mem + AREA, &fcw, 2);
+	memcpy(e->mem + AREA + 4, &fsw, 2);
+	assert_vector(e, 16);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP]), CODE + 2);
+}
+
 static void events(void **state)
 {
 	struct env *e = *state;
@@ -407,6 +529,9 @@ int main(void)
 		TEST(xsave_area),
 		TEST(xcr0),
 		TEST(xsave_instructions),
+		TEST(x87_exception_is_found),
+		TEST(x87_summary_is_derived),
+		TEST(x87_unmasking),
 		TEST(events),
 		TEST(mp_states),
 		TEST(debug_registers),
