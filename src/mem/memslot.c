@@ -192,9 +192,10 @@ static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 	kl_notifier_update_end();
 	racepoint("memslots-published");
 	kl_srcu_synchronize(&vm->srcu);
-	atomic_store(&vm->generation[as], gen + 2);
+	/* At the wrap, while no tag can match: entries of the last cycle would (S6, B17). */
 	if (KL_MMIO_GEN(gen + 2) == 0)
 		kl_mmu_zap_mmio(vm);
+	atomic_store(&vm->generation[as], gen + 2);
 	set_edit(hidden_set(vm, as), del, add);
 }
 

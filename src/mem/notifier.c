@@ -34,6 +34,7 @@ static pthread_cond_t gate_cond = PTHREAD_COND_INITIALIZER;
 static int active;  /* brackets in flight */
 static int waiting; /* updates that wait for active == 0 or run */
 static bool updating;
+static int parked; /* brackets of threads that wait in kl_notifier_remove_vm() */
 static _Atomic(struct kl_vm *) vms;
 
 bool kl_notifier_active(void)
@@ -84,6 +85,8 @@ static void end_until(const struct kl_notifier_range *r, const struct kl_vm *sto
 static void round_to_pages(struct kl_notifier_range *r)
 {
 	r->start &= KL_PAGE_MASK;
+	if (r->end > KL_PAGE_MASK) /* rounding up would wrap */
+		r->end = KL_PAGE_MASK;
 	r->end = (r->end + KL_PAGE_SIZE - 1) & KL_PAGE_MASK;
 }
 
@@ -125,6 +128,9 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 
 void kl_notifier_end(struct kl_notifier_range *r)
 {
+	if (KL_WARN_ONCE(kl_self.brackets <= 0, "end of a notifier bracket that was not begun on "
+						"this thread; ignored"))
+		return;
 	round_to_pages(r);
 	end_until(r, NULL);
 	leave_gate();
@@ -167,16 +173,21 @@ void kl_notifier_add_vm(struct kl_vm *vm)
 
 /*
  * Destruction inside a bracket of the same thread (B19): nobody else's bracket may be in
- * flight; our own will not find the VM when it ends, and what it raised dies with the VM.
+ * flight, except of threads that wait here too; our own will not find the VM when it ends, and
+ * what it raised dies with the VM.
  */
 void kl_notifier_remove_vm(struct kl_vm *vm)
 {
 	int own = kl_self.brackets;
 
+	kl_rank_wait(KL_RANK_NOTIFIER_WAIT);
 	kl_mutex_lock(&gate);
 	waiting++;
-	while (active > own || updating)
+	parked += own;
+	pthread_cond_broadcast(&gate_cond);
+	while (active > parked || updating)
 		gate_wait();
+	parked -= own;
 	if (first_vm() == vm) {
 		atomic_store(&vms, vm->next);
 	} else {
@@ -198,5 +209,6 @@ void kl_notifier_after_fork(void)
 	active = kl_self.brackets = 0;
 	waiting = 0;
 	updating = false;
+	parked = 0;
 	atomic_store(&vms, NULL);
 }

@@ -66,35 +66,49 @@ static void wait_for(struct kl_vcpu_core *c)
 	}
 }
 
-int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
+static struct kl_vcpu_core *vcpu_at(struct kl_vm *vm, unsigned i)
+{
+	return atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+}
+
+bool kl_vcpus_in_guest(struct kl_vm *vm)
 {
 	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
 
-	kl_stat_add(&vm->stats.remote_tlb_flush_requests, 1);
-	for (unsigned i = 0; i < n && !may_wait; i++) {
-		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = vcpu_at(vm, i);
 
 		if (c && atomic_load(&c->mode) == KL_IN_GUEST)
-			return -EAGAIN;
+			return true;
 	}
+	return false;
+}
+
+int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
+{
+	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
+	int r = 0;
+
+	kl_stat_add(&vm->stats.remote_tlb_flush_requests, 1);
 	for (unsigned i = 0; i < n; i++) {
-		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+		struct kl_vcpu_core *c = vcpu_at(vm, i);
 
 		if (c)
 			atomic_fetch_or(&c->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
 	}
-	for (unsigned i = 0; i < n; i++) {
-		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
+	for (unsigned i = 0; i < n && !r; i++) {
+		struct kl_vcpu_core *c = vcpu_at(vm, i);
 
 		if (!c)
 			continue;
-		/* It entered between the two loops above. */
-		if (!may_wait && must_wait_for(c))
-			return -EAGAIN;
-		wait_for(c);
+		if (may_wait)
+			wait_for(c);
+		else if (must_wait_for(c))
+			r = -EAGAIN;
 	}
-	kl_stat_add(&vm->stats.remote_tlb_flush, 1);
-	return 0;
+	if (!r)
+		kl_stat_add(&vm->stats.remote_tlb_flush, 1);
+	return r;
 }
 
 int kl_vcpu_core_add(struct kl_vm *vm, struct kl_vcpu_core *c, unsigned id)

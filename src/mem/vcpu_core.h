@@ -77,9 +77,13 @@ void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);
  * Every vCPU of @vm drops its TLB before its next guest access; on return none holds a
  * pointer that it obtained before the call.
  * Context: may hold mmu_lock; the caller is not in guest mode. @may_wait false: instead of
- * waiting returns -EAGAIN at once if some vCPU is in guest mode (and sets no request).
+ * waiting for a vCPU returns -EAGAIN; the requests are set all the same, and a later flush that
+ * may wait must be made before anybody relies on it.
  */
 int kl_vcpus_flush(struct kl_vm *vm, bool may_wait);
+
+/* Is some vCPU in guest mode right now? */
+bool kl_vcpus_in_guest(struct kl_vm *vm);
 
 /* Registration in vm->vcpus. 0, -EEXIST (id), -EINVAL (id or count over the limits). */
 int kl_vcpu_core_add(struct kl_vm *vm, struct kl_vcpu_core *c, unsigned id) KL_MUST_CHECK;

@@ -7,6 +7,10 @@
  * flush the mmu lock is held for writing, so no fault can install a new one that the flush
  * would miss, and no unlinked table is reused.
  *
+ * The one exception is a notifier event that must not sleep and finds, after it has zapped,
+ * that a vCPU entered guest mode meanwhile: it fails, the flush is owed, and the next zap of
+ * whatever range pays it before it returns.
+ *
  * Bookkeeping of notifier events, all under the write lock, read by faults under the read
  * lock:  begin: in_progress++, range widened.   end: seq++, then in_progress--.
  */
@@ -16,6 +20,7 @@
 #include "base/log.h"
 #include "base/pool.h"
 #include "base/racepoint.h"
+#include "host/thread.h"
 #include "mem/subscribers.h"
 #include "mmu/stage2.h"
 
@@ -45,6 +50,10 @@ void kl_mmu_destroy(struct kl_vm *vm)
 	struct kl_pt_garbage garbage = {0};
 	struct kl_mmu *mmu = vm->mmu;
 
+	/* A bracket of this thread that will end later may be open (B19); no other. */
+	KL_WARN_ONCE(vm->mmu_invalidate_in_progress > kl_self.brackets,
+		     "internal error: VM %llu dies with %d invalidations in progress",
+		     (unsigned long long)vm->serial, vm->mmu_invalidate_in_progress);
 	kl_write_lock(&mmu->lock);
 	for (unsigned as = 0; as < KL_NR_AS; as++)
 		kl_stage2_zap(vm, as, 0, KL_MAX_GFN + 1, KL_ZAP_ALL, &garbage);
@@ -90,6 +99,20 @@ static void raise_in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 	vm->mmu_invalidate_end = last;
 }
 
+/* Context: lock held for writing. 0, or -EAGAIN if !may_wait and a vCPU is in the way. */
+static int flush_after_zap(struct kl_vm *vm, bool needed, bool may_wait)
+{
+	struct kl_mmu *mmu = vm->mmu;
+	int r = 0;
+
+	kl_assert_held(&mmu->lock);
+	if (needed || mmu->flush_owed) {
+		r = kl_vcpus_flush(vm, may_wait);
+		mmu->flush_owed = r != 0;
+	}
+	return r;
+}
+
 int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool may_block)
 {
 	kl_gfn_t first, last, lowest = UINT64_MAX, highest = 0;
@@ -106,15 +129,23 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool
 	{
 		lowest = kl_min(lowest, first);
 		highest = kl_max(highest, last);
+		flush |= !may_block &&
+			 kl_stage2_zap(vm, as, first, last, KL_ZAP_NOTHING, NULL);
+	}
+	/* Would it have to wait? Then nothing has changed yet (N5). */
+	if (!may_block && (flush || mmu->flush_owed) && kl_vcpus_in_guest(vm)) {
+		kl_write_unlock(&mmu->lock);
+		return -EAGAIN;
 	}
 	raise_in_progress(vm, lowest, highest);
 	for_each_overlap(vm, as, start, end, first, last)
+	{
 		/* A table can be freed only by who may wait for the vCPUs that walk it. */
-		flush |=
-		kl_stage2_zap(vm, as, first, last, KL_ZAP_LEAVES, may_block ? &garbage : NULL);
+		flush |= kl_stage2_zap(vm, as, first, last, KL_ZAP_LEAVES,
+				       may_block ? &garbage : NULL);
+	}
 	racepoint("mmu-zapped");
-	if (flush || garbage.head)
-		r = kl_vcpus_flush(vm, may_block);
+	r = flush_after_zap(vm, flush || garbage.head, may_block);
 	if (r)
 		vm->mmu_invalidate_in_progress--; /* what was zapped will be faulted in again */
 	kl_write_unlock(&mmu->lock);
@@ -142,8 +173,7 @@ static void zap_and_flush(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_
 
 	kl_write_lock(&mmu->lock);
 	flush = kl_stage2_zap(vm, as, first, last, what, &garbage);
-	if (flush || garbage.head)
-		kl_vcpus_flush(vm, true);
+	(void)flush_after_zap(vm, flush || garbage.head, true);
 	kl_write_unlock(&mmu->lock);
 	kl_pt_garbage_free(&garbage);
 }

@@ -75,6 +75,8 @@ static bool zap_leaf(struct kl_vm *vm, kl_spte_t *p, enum kl_zap_what what)
 		new = spte & ~KL_SPTE_WRITABLE;
 	} else if (what == KL_ZAP_MMIO && !(spte & KL_SPTE_MMIO)) {
 		return false;
+	} else if (what == KL_ZAP_NOTHING) {
+		return kl_spte_is_leaf(spte);
 	} else if (what == KL_ZAP_LEAVES && !kl_spte_is_leaf(spte)) {
 		return false;
 	}

@@ -17,6 +17,7 @@
 struct kl_mmu {
 	struct kl_rwlock lock;
 	struct kl_pt *root[KL_NR_AS];
+	bool flush_owed; /* lock for writing: something was zapped and not every vCPU waited for */
 };
 
 /* Tables unlinked under the write lock, chained through their first entry. */
@@ -36,10 +37,10 @@ kl_spte_t *kl_stage2_find(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn);
 /* Change *@sptep from @old to @new; false if it is not @old any more. Keeps the statistics. */
 bool kl_spte_cas(struct kl_vm *vm, kl_spte_t *sptep, uint64_t old, uint64_t new);
 
-enum kl_zap_what { KL_ZAP_ALL, KL_ZAP_LEAVES, KL_ZAP_MMIO, KL_ZAP_WRITE };
+enum kl_zap_what { KL_ZAP_ALL, KL_ZAP_LEAVES, KL_ZAP_MMIO, KL_ZAP_WRITE, KL_ZAP_NOTHING };
 /*
- * Zap [first, last): all entries, present leaves, MMIO entries, or just the permission to
- * write. True if a vCPU could hold a translation that must be flushed. Tables that became
+ * Zap [first, last): all entries, present leaves, MMIO entries, just the permission to write,
+ * or nothing, which only tells whether there are leaves. True if a vCPU could hold a translation that must be flushed. Tables that became
  * empty go to @g, or stay if @g is NULL.
  * Context: mmu->lock for writing.
  */

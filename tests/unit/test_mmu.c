@@ -7,15 +7,22 @@
  * guest code: it looks pages up and stores through the pointer while IN_GUEST.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "base/pool.h"
@@ -418,6 +425,161 @@ static void nonblocking(void **state)
 	kl_vcpu_leave_guest(&f->vcpu);
 }
 
+/* N2, N5: a refused non-blocking event leaves no translation that a later event would miss. */
+static void refused_then_blocking(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+	struct bracket b = {.f = f};
+	bool writable, mmio;
+	pthread_t t;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, PG, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	/* Refused before anything was zapped: the translation is still there. */
+	kl_vcpu_enter_guest(&f->vcpu);
+	r.may_block = false;
+	assert_int_equal(kl_notifier_begin(&r), -EAGAIN);
+	assert_non_null(kl_mmu_lookup(&f->vcpu, 0, KL_ACC_WRITE, &writable, &mmio));
+	/* The vCPU still holds it: a blocking event waits. */
+	pthread_create(&t, NULL, bracket_thread, &b);
+	while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_TLB_FLUSH))
+		sched_yield();
+	for (int i = 0; i < 1000; i++) {
+		assert_false(atomic_load(&b.begun));
+		sched_yield();
+	}
+	kl_vcpu_leave_guest(&f->vcpu);
+	while (!atomic_load(&b.begun))
+		sched_yield();
+	atomic_store(&b.finish, true);
+	pthread_join(t, NULL);
+}
+
+static void *nonblocking_thread(void *arg)
+{
+	struct faulter *t = arg;
+	struct kl_notifier_range r = range_of(t->f->ram, PG);
+
+	r.may_block = false;
+	t->r = kl_notifier_begin(&r);
+	return NULL;
+}
+
+/* The same when the vCPU enters guest mode between the look and the zap. */
+static void refused_after_zap(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter n = {f, 0, 0, 1};
+	struct bracket b = {.f = f};
+	pthread_t t;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, PG, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	kl_racepoint_arm("mmu-zapped", 1);
+	pthread_create(&t, NULL, nonblocking_thread, &n);
+	assert_true(kl_racepoint_wait("mmu-zapped", TIMEOUT));
+	kl_vcpu_enter_guest(&f->vcpu); /* with a pointer from before, say */
+	kl_racepoint_release("mmu-zapped");
+	pthread_join(t, NULL);
+	assert_int_equal(n.r, -EAGAIN);
+	/* Nothing is mapped any more, and yet the next event has to wait. */
+	pthread_create(&t, NULL, bracket_thread, &b);
+	for (int i = 0; i < 2000; i++) {
+		assert_false(atomic_load(&b.begun));
+		sched_yield();
+	}
+	kl_vcpu_leave_guest(&f->vcpu);
+	while (!atomic_load(&b.begun))
+		sched_yield();
+	atomic_store(&b.finish, true);
+	pthread_join(t, NULL);
+}
+
+/* Bad brackets: the largest range there is, and an end without a begin. */
+static void odd_brackets(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range all = {.start = 0, .end = UINT64_MAX, .may_block = true};
+
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	assert_int_equal(kl_notifier_begin(&all), 0);
+	assert_false(mapped(f, 0, KL_ACC_READ));
+	kl_notifier_end(&all);
+	kl_notifier_end(&all); /* ignored, with a warning */
+	assert_int_equal(set(&f->vm, 1, 0, 0x100000, PG, f->ram), 0);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+}
+
+/* ---- a populate that blocks (B27, U3) ------------------------------------------------ */
+
+static void defer(int sig, siginfo_t *info, void *uc)
+{
+	if (kl_engine_active())
+		kl_thread_defer_signal(sig, info, uc);
+}
+
+static void *interruptible_fault(void *arg)
+{
+	struct faulter *t = arg;
+
+	kl_engine_enter();
+	kl_self.running = &t->f->vcpu;
+	t->r = kl_mmu_fault(&t->f->vcpu, t->gpa, t->access);
+	kl_self.running = NULL;
+	kl_engine_leave();
+	return NULL;
+}
+
+/*
+ * A signal interrupts a fault that userfaultfd holds, also if it came after the vCPU's last look
+ * for signals and before the touch.
+ */
+static void signal_interrupts_populate(void **state)
+{
+	struct sigaction sa = {.sa_sigaction = defer, .sa_flags = SA_SIGINFO | SA_RESTART};
+	struct uffdio_api api = {.api = UFFD_API};
+	struct fixture *f = *state;
+	struct uffdio_register reg = {.range = {(uint64_t)f->ram, NPAGES * PG},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING};
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	NEED_RACEPOINTS;
+	if (KL_TSAN) /* its runtime holds signals back */
+		skip();
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
+		skip();
+	sigaction(SIGUSR1, &sa, NULL);
+	for (int before = 0; before < 2; before++) {
+		struct faulter t = {f, 0, KL_ACC_WRITE, 1};
+		struct pollfd p = {.fd = uffd, .events = POLLIN};
+		struct uffd_msg msg;
+		pthread_t thread;
+
+		if (before)
+			kl_racepoint_arm("fault-populate", 1);
+		pthread_create(&thread, NULL, interruptible_fault, &t);
+		if (before)
+			assert_true(kl_racepoint_wait("fault-populate", TIMEOUT));
+		else
+			assert_int_equal(poll(&p, 1, TIMEOUT), 1);
+		pthread_kill(thread, SIGUSR1);
+		if (before) {
+			while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_SIGNAL))
+				sched_yield();
+			kl_racepoint_release("fault-populate");
+		}
+		pthread_join(thread, NULL);
+		assert_int_equal(t.r, -EINTR);
+		kl_vcpu_take_requests(&f->vcpu, KL_REQ_SIGNAL);
+		while (poll(&p, 1, 0) == 1)
+			assert_int_equal(read(uffd, &msg, sizeof(msg)), sizeof(msg));
+	}
+	close(uffd);
+}
+
 /* B19: the VM dies inside a bracket of the same thread. */
 static void destroy_inside_bracket(void **state)
 {
@@ -572,6 +734,10 @@ int main(void)
 		T(slot_waits_for_unrelated_bracket),
 		T(begin_waits_for_guest_mode),
 		T(nonblocking),
+		T(refused_then_blocking),
+		T(refused_after_zap),
+		T(odd_brackets),
+		T(signal_interrupts_populate),
 		T(destroy_inside_bracket),
 		T(unmap_under_running_vcpus),
 		T(slots_under_running_vcpus),
