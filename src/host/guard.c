@@ -57,8 +57,13 @@ void kl_guard_abandon(void *context)
 {
 	ucontext_t *uc = context;
 
-	if (kl_self.guard && kl_self.running && is_access((uint64_t)uc->uc_mcontext.gregs[REG_RIP]))
+	if (!kl_self.guard)
+		return;
+	if (kl_self.touching ||
+	    (kl_self.running && is_access((uint64_t)uc->uc_mcontext.gregs[REG_RIP]))) {
+		kl_self.touching = 0;
 		redirect(uc, KL_GUARD_INTR);
+	}
 }
 
 bool kl_guard_signal(int sig, siginfo_t *info, void *context)
@@ -72,6 +77,7 @@ bool kl_guard_signal(int sig, siginfo_t *info, void *context)
 	if ((sig != SIGSEGV && sig != SIGBUS) || info->si_code <= 0 || !kl_self.guard)
 		return false;
 	kl_self.fault_addr = (uint64_t)(uintptr_t)info->si_addr;
+	kl_self.touching = 0;
 	redirect(context,
 		 sig == SIGBUS && (info->si_code == BUS_MCEERR_AR || info->si_code == BUS_MCEERR_AO)
 			 ? KL_GUARD_HWPOISON

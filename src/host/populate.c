@@ -23,17 +23,30 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 {
 	uint8_t *p = (uint8_t *)(uintptr_t)hva.addr;
 	jmp_buf *outer = kl_self.guard;
-	enum kl_guard_reason why;
+	volatile enum kl_guard_reason why;
 	jmp_buf here;
 
-	/* A kick that was meant for guest mode and came late is no reason to give up. */
+	/*
+	 * Between the caller's last look for signals and the touch, a signal may be deferred; it
+	 * leaves all others blocked, and the touch could then sleep for ever. So: from
+	 * "touching" on a handler abandons the touch wherever it finds this thread; before,
+	 * sig_pending says that it came.
+	 *
+	 * A kick that was meant for guest mode and came late is no reason to give up.
+	 */
 	do {
 		why = kl_guard_enter(&here);
 		if (why == KL_GUARD_NONE) {
-			if (write)
+			kl_self.touching = 1;
+			atomic_signal_fence(memory_order_seq_cst);
+			if (kl_self.sig_pending)
+				why = KL_GUARD_INTR;
+			else if (write)
 				touch_write(p);
 			else
 				kl_load8(p);
+			atomic_signal_fence(memory_order_seq_cst);
+			kl_self.touching = 0;
 		}
 	} while (why == KL_GUARD_INTR && !kl_self.sig_pending);
 	kl_guard_leave(outer);
