@@ -77,23 +77,23 @@ void kl_thread_interrupt(void *context)
 
 void kl_thread_mask_begin(uint64_t mask, uint64_t *old)
 {
+	uint64_t now;
+
 	/*
-	 * A signal that was deferred since this thread entered the engine has everything
-	 * blocked already; the mask to come back to is then in saved_mask, and KVM_RUN is about
-	 * to return EINTR anyway.
+	 * First hold everything off, then decide: a signal that was deferred up to here has
+	 * everything blocked already, and the mask to come back to is in saved_mask. KVM_RUN is
+	 * about to return EINTR then.
 	 */
+	set_mask(~never_blocked(), &now);
 	if (kl_self.sig_pending) {
 		*old = kl_self.saved_mask;
 		return;
 	}
+	*old = now;
 	mask &= ~(never_blocked() & ~(sig_bit(32) | sig_bit(33)));
-	if (kl_thread_on_unblock) {
-		set_mask(~never_blocked(), old);
-		kl_thread_on_unblock(~mask & *old);
-		set_mask(mask, NULL);
-	} else {
-		set_mask(mask, old);
-	}
+	if (kl_thread_on_unblock)
+		kl_thread_on_unblock(~mask & now);
+	set_mask(mask, NULL);
 }
 
 void kl_thread_mask_end(uint64_t old)
