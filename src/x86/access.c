@@ -204,14 +204,23 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 	return true;
 }
 
+/*
+ * Linear addresses of code have 32 bits outside 64-bit code; what the processor itself reads
+ * and writes (@system: tables, frames) lies anywhere as soon as long mode is active.
+ */
+static bool wide_linear(struct kl_vcpu *v, bool system)
+{
+	return v->long_mode || (system && (v->efer & KL_EFER_LMA));
+}
+
 /* Both pages of [@lin, @lin + @len), in one stay in guest mode. Returns bytes in the first. */
 static unsigned translate_range(struct kl_vcpu *v, uint64_t lin, unsigned len, unsigned access,
-				enum kl_tlb_mode mode, struct page p[2])
+				enum kl_tlb_mode mode, bool system, struct page p[2])
 {
 	unsigned first = kl_min(len, (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)));
 	uint64_t lin2 = lin + first;
 
-	if (!v->long_mode)
+	if (!wide_linear(v, system))
 		lin2 = (uint32_t)lin2;
 	memset(p, 0, 2 * sizeof(*p));
 again:
@@ -319,7 +328,7 @@ static void read_any(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len,
 		     enum kl_tlb_mode mode, bool system)
 {
 	struct page p[2];
-	unsigned first = translate_range(v, lin, len, KL_ACC_READ, mode, p);
+	unsigned first = translate_range(v, lin, len, KL_ACC_READ, mode, system, p);
 	bool complete = true;
 
 	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
@@ -347,7 +356,7 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		      enum kl_tlb_mode mode, bool system)
 {
 	struct page p[2];
-	unsigned first = translate_range(v, lin, len, KL_ACC_WRITE, mode, p);
+	unsigned first = translate_range(v, lin, len, KL_ACC_WRITE, mode, system, p);
 
 	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
 		if (system)
@@ -414,8 +423,8 @@ void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned 
 void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
 	struct page p[2];
-	unsigned first =
-		translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode, p);
+	unsigned first = translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode,
+					 false, p);
 
 	if (p[0].mmio || p[1].mmio || (first < size && p[0].ptr + first != p[1].ptr))
 		return NULL;

@@ -475,6 +475,37 @@ static void pending_exception_from_program(void **state)
 	assert_int_equal(frame_at_sp(e).error, 0x1234);
 }
 
+/* Kernel addresses: the same memory, far above 4 GiB. */
+#define HIGH 0xffff800000000000ull
+
+/* Compatibility code takes an exception: frame, TSS and GDT lie across pages up there. */
+static void high_tables_from_compatibility(void **state)
+{
+	struct env *e = *state;
+	struct kvm_sregs s;
+
+	env_code(e, 0x0f, 0x0b);
+	for (unsigned i = 0; i < 3; i++) {
+		mode64(e, 3);
+		put64(e, TABLES + 0x100 * 8, TABLES + 0x1000 + 7);
+		kl_x86_get_sregs(e->v, &s);
+		set_segment_cache(&s.cs, SEL_UCODE32, 0xb, 3, false, true);
+		put64(e, TSS + 4, HIGH + STACK0 + 0x10); /* the frame crosses */
+		if (i == 1) {                            /* the stack pointer in the TSS */
+			memcpy(e->mem + 0x1fff8, e->mem + TSS, 0x68);
+			s.tr.base = HIGH + 0x1fff8;
+		} else if (i == 2) { /* the code descriptor */
+			memcpy(e->mem + 0x1fff4, e->mem + GDT, 0x48);
+			s.gdt.base = HIGH + 0x1fff4;
+		}
+		assert_int_equal(kl_x86_set_sregs(e->v, &s), 0);
+		assert_vector(e, 6);
+		assert_true(e->v->gpr[KL_RSP] == HIGH + STACK0 + 0x10 - 40);
+		assert_int_equal(get64(e, STACK0 + 0x10 - 40), CODE);
+		assert_int_equal(get64(e, STACK0 + 8), SEL_UDATA);
+	}
+}
+
 static void single_step(void **state)
 {
 	struct env *e = *state;
@@ -527,6 +558,7 @@ int main(void)
 		TEST(interrupt_window),
 		TEST(nmi),
 		TEST(pending_exception_from_program),
+		TEST(high_tables_from_compatibility),
 		TEST(single_step),
 	};
 
