@@ -475,8 +475,8 @@ static void pending_exception_from_program(void **state)
 	assert_int_equal(frame_at_sp(e).error, 0x1234);
 }
 
-/* Kernel addresses: the same memory, far above 4 GiB. */
-#define HIGH 0xffff800000000000ull
+/* Kernel addresses: the same memory, but not at their low 32 bits. */
+#define HIGH 0xffff800040000000ull
 
 /* Compatibility code takes an exception: frame, TSS and GDT lie across pages up there. */
 static void high_tables_from_compatibility(void **state)
@@ -487,7 +487,8 @@ static void high_tables_from_compatibility(void **state)
 	env_code(e, 0x0f, 0x0b);
 	for (unsigned i = 0; i < 3; i++) {
 		mode64(e, 3);
-		put64(e, TABLES + 0x100 * 8, TABLES + 0x1000 + 7);
+		put64(e, TABLES + 0x100 * 8, TABLES + 0x5000 + 7);
+		put64(e, TABLES + 0x5008, TABLES + 0x2000 + 7);
 		kl_x86_get_sregs(e->v, &s);
 		set_segment_cache(&s.cs, SEL_UCODE32, 0xb, 3, false, true);
 		put64(e, TSS + 4, HIGH + STACK0 + 0x10); /* the frame crosses */
