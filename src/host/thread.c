@@ -52,8 +52,12 @@ void kl_thread_defer_signal(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
 	uint64_t *uc_mask = (uint64_t *)(void *)&uc->uc_sigmask;
-	long r = kl_sys(SYS_rt_tgsigqueueinfo, getpid(), kl_gettid(), sig, info);
+	uint64_t block = ~never_blocked() | sig_bit(sig);
+	long r;
 
+	/* A handler with SA_NODEFER has its signal unblocked: it would come at once, for ever. */
+	kl_sys(SYS_rt_sigprocmask, SIG_BLOCK, &block, NULL, sizeof(block));
+	r = kl_sys(SYS_rt_tgsigqueueinfo, getpid(), kl_gettid(), sig, info);
 	/* The queue of pending signals is full: better without siginfo than lost. */
 	if (r < 0)
 		kl_sys(SYS_tgkill, getpid(), kl_gettid(), sig);

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/* Signals and cancellation that find a thread inside KVM_RUN, in their less usual forms (U3). */
+#include <pthread.h>
+#include <sys/syscall.h>
+
+#include "t.h"
+
+static struct vm v;
+static volatile sig_atomic_t hits;
+
+static void count(int sig)
+{
+	hits++;
+}
+
+static void install(int sig, int flags)
+{
+	struct sigaction sa = {.sa_handler = count, .sa_flags = flags};
+
+	sigemptyset(&sa.sa_mask);
+	NEED(!sigaction(sig, &sa, NULL));
+}
+
+struct shot {
+	pid_t tid;
+	int sig;
+};
+
+static void *shooter(void *arg)
+{
+	struct shot *s = arg;
+
+	usleep(20000);
+	CHECK(!syscall(SYS_tgkill, getpid(), s->tid, s->sig));
+	return NULL;
+}
+
+/* KVM_RUN ends by @sig, whose handler runs once. */
+static void shot_at(int sig)
+{
+	struct shot s = {(pid_t)syscall(SYS_gettid), sig};
+	pthread_t t;
+
+	hits = 0;
+	NEED(!pthread_create(&t, NULL, shooter, &s));
+	FAILS(t_run(&v), EINTR);
+	CHECK(hits == 1);
+	pthread_join(t, NULL);
+}
+
+/* The signal is not blocked while its handler runs. */
+static void nodefer(void)
+{
+	struct sigaction sa;
+
+	for (int i = 0; i < 3; i++) {
+		install(SIGUSR1, SA_NODEFER);
+		shot_at(SIGUSR1);
+		install(SIGRTMIN, SA_NODEFER | SA_RESTART);
+		shot_at(SIGRTMIN);
+	}
+	CHECK(sysv_signal(SIGUSR1, count) == count);
+	shot_at(SIGUSR1);
+	CHECK(!sigaction(SIGUSR1, NULL, &sa) && sa.sa_handler == SIG_DFL);
+}
+
+int main(void)
+{
+	alarm(40);
+	T_VM(&v, code_spin);
+	nodefer();
+	t_free(&v);
+	return t_done();
+}
