@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/racepoint.h"
 #include "host/guard.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
@@ -323,6 +324,68 @@ static void store_part(struct kl_vcpu *v, uint8_t *dst, const void *src, unsigne
 		v->code_written = true;
 }
 
+/* A write that changes nothing: it faults, or waits and is abandoned, as a store would. */
+static void touch(uint8_t *p)
+{
+#if KL_TSAN
+	__atomic_fetch_or(p, 0, __ATOMIC_RELAXED);
+#else
+	__asm__ volatile("1: lock orb $0, %0\n\t" KL_EXTABLE("1b") : "+m"(*p) : : "memory", "cc");
+#endif
+}
+
+/* Put back what was there, unless that is not possible any more. */
+static void restore(uint8_t *p, const uint8_t *old, unsigned len)
+{
+	jmp_buf here;
+
+	/* Kicks must not be lost for long: whoever sends them waits for this vCPU. */
+	for (volatile unsigned tries = 0; tries < 4; tries++) {
+		enum kl_guard_reason why = kl_guard_enter(&here);
+
+		if (why == KL_GUARD_NONE)
+			kl_access_copy(p, old, len);
+		if (why != KL_GUARD_INTR)
+			break;
+	}
+}
+
+#define SPLIT_MAX 16
+
+/*
+ * An operand in two pages that are no neighbours in the host. If the second page goes away or
+ * the store has to be abandoned the instruction runs again, so the first half must not stay:
+ * it may be what the instruction read.
+ */
+static void store_split(struct kl_vcpu *v, const struct page p[2], const uint8_t *buf,
+			unsigned first, unsigned len)
+{
+	jmp_buf *outer = kl_self.guard;
+	uint8_t old[SPLIT_MAX];
+	enum kl_guard_reason why;
+	uint64_t fault_addr;
+	jmp_buf here;
+
+	touch(p[0].ptr);
+	touch(p[1].ptr);
+	kl_access_copy(old, p[0].ptr, first);
+	kl_access_copy(old + first, p[1].ptr, len - first);
+	racepoint("split-store");
+	why = kl_guard_enter(&here);
+	if (KL_LIKELY(why == KL_GUARD_NONE)) {
+		store_part(v, p[0].ptr, buf, first);
+		store_part(v, p[1].ptr, buf + first, len - first);
+		kl_guard_leave(outer);
+		return;
+	}
+	fault_addr = kl_self.fault_addr;
+	restore(p[1].ptr, old + first, len - first);
+	restore(p[0].ptr, old, first);
+	kl_self.fault_addr = fault_addr;
+	kl_guard_leave(outer);
+	_longjmp(*outer, (int)why);
+}
+
 /* @len at most a page. */
 static void read_any(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len,
 		     enum kl_tlb_mode mode, bool system)
@@ -362,6 +425,10 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		if (system)
 			kl_emulation_failure(v);
 		mmio_check(v);
+	}
+	if (first < len && len <= SPLIT_MAX && p[0].ptr && p[1].ptr) {
+		store_split(v, p, buf, first, len);
+		return;
 	}
 	if (p[0].mmio)
 		mmio_write(v, p[0].gpa, buf, first);

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include "base/racepoint.h"
 #include "x86_env.h"
 
 #define PTE(lin) (TABLES + 0x3000 + ((lin) >> 9))
@@ -236,6 +237,67 @@ static void slot_change_while_running(void **state)
 	munmap(page[1], 0x1000);
 }
 
+/*
+ * An operand in two pages that are no neighbours in the host; the second can't be written,
+ * from the beginning or (@late) as soon as the instruction has looked. It is not executed in
+ * part, however often it is tried.
+ */
+static void split_operand(struct env *e, unsigned first, bool late)
+{
+	uint8_t *host =
+		mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *low = host + 0x2000 - first, *high = host;
+	uint64_t val = 0x00fffffffffffffe, seen = 0;
+	pthread_t t;
+	void *r;
+
+	env_code(e, 0x48, 0x01, 0x07, 0xf4); /* add [rdi], rax; hlt */
+	mode64(e, 0);
+	assert_true(host != MAP_FAILED);
+	assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0x1000, host + 0x1000), 0);
+	assert_int_equal(env_slot(e, 2, 0, MMIO_GPA + 0x1000, 0x1000, host), 0);
+	e->v->gpr[KL_RAX] = 3;
+	e->v->gpr[KL_RDI] = P_MMIO + 0x1000 - first;
+	assert_run(e, KVM_EXIT_HLT); /* both pages are mapped now */
+	e->v->rip = CODE;
+	memcpy(low, &val, first);
+	memcpy(high, (uint8_t *)&val + first, 8 - first);
+	if (late) {
+		kl_racepoint_arm("split-store", 1);
+		assert_int_equal(pthread_create(&t, NULL, runner, e), 0);
+		assert_true(kl_racepoint_wait("split-store", 10000));
+		assert_int_equal(mprotect(host, 0x1000, PROT_READ), 0);
+		kl_racepoint_release("split-store");
+		assert_int_equal(pthread_join(t, &r), 0);
+		assert_null(r);
+	} else {
+		assert_int_equal(mprotect(host, 0x1000, PROT_READ), 0);
+	}
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(env_run(e), -EFAULT);
+		memcpy(&seen, low, first);
+		memcpy((uint8_t *)&seen + first, high, 8 - first);
+		assert_int_equal(seen, val);
+	}
+	assert_int_equal(mprotect(host, 0x1000, PROT_READ | PROT_WRITE), 0);
+	assert_run(e, KVM_EXIT_HLT);
+	memcpy(&seen, low, first);
+	memcpy((uint8_t *)&seen + first, high, 8 - first);
+	assert_int_equal(seen, val + 3);
+	assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0, NULL), 0);
+	assert_int_equal(env_slot(e, 2, 0, MMIO_GPA + 0x1000, 0, NULL), 0);
+	munmap(host, 0x2000);
+}
+
+static void split_store_is_whole(void **state)
+{
+	for (unsigned first = 1; first < 8; first++) {
+		split_operand(*state, first, false);
+		if (kl_racepoints_enabled())
+			split_operand(*state, first, true);
+	}
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -250,6 +312,7 @@ int main(void)
 		TEST(tables_nowhere),
 		TEST(iret_stack_segment),
 		TEST(slot_change_while_running),
+		TEST(split_store_is_whole),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

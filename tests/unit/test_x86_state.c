@@ -344,14 +344,16 @@ static void hidden_exception(struct env *e)
 /* Exactly the next waiting instruction raises #MF, and no processor of ours ever does. */
 static void x87_exception_is_found(void **state)
 {
-	static const struct {
+	struct bytes {
 		uint8_t code[7], len;
-	} load[] = {
+	};
+	static const struct bytes load[] = {
 		{{0x0f, 0xae, 0x0f}, 3}, /* fxrstor [rdi] */
 		{{0x0f, 0xae, 0x2f}, 3}, /* xrstor [rdi] */
 		{{0}, 0},                /* KVM_SET_FPU */
 		{{0}, 0},                /* KVM_SET_XSAVE */
-	}, use[] = {
+	};
+	static const struct bytes use[] = {
 		{{0xd9, 0xaf, 0xfe, 0x0f, 0, 0}, 6}, /* fldcw [rdi + 0xffe] */
 		{{0xd9, 0x27}, 2},                   /* fldenv [rdi] */
 		{{0xdd, 0x27}, 2},                   /* frstor [rdi] */
