@@ -31,17 +31,17 @@
 
 enum mode { REAL, PROT0, PROT3, PAGED0, PAGED3, LONG0, LONG3 };
 
-#define CODE_REAL  ".code16\n"
-#define CODE_PROT0 ".code32\n"
-#define CODE_PROT3 ".code32\n"
+#define CODE_REAL   ".code16\n"
+#define CODE_PROT0  ".code32\n"
+#define CODE_PROT3  ".code32\n"
 #define CODE_PAGED0 ".code32\n"
 #define CODE_PAGED3 ".code32\n"
-#define CODE_LONG0 ".code64\n"
-#define CODE_LONG3 ".code64\n"
+#define CODE_LONG0  ".code64\n"
+#define CODE_LONG3  ".code64\n"
 
-#define CASE(name, mode, text)                                                                     \
-	__asm__(".pushsection .rodata\n" CODE_##mode "case_" #name ":\n" text "\ncase_" #name      \
-		"_end:\n.code64\n.popsection\n");                                                  \
+#define CASE(name, mode, text)                                                                \
+	__asm__(".pushsection .rodata\n" CODE_##mode "case_" #name ":\n" text "\ncase_" #name \
+						     "_end:\n.code64\n.popsection\n");        \
 	extern const uint8_t case_##name[], case_##name##_end[];
 #include "cases.def"
 #undef CASE
@@ -56,10 +56,10 @@ static const struct test_case {
 };
 
 #define RAM_SIZE 0x300000u
-#define CODE	 0x100000u
-#define IDT	 0x2000u
-#define GDT	 0x1000u
-#define TSS	 0x3000u
+#define CODE     0x100000u
+#define IDT      0x2000u
+#define GDT      0x1000u
+#define TSS      0x3000u
 
 static int kvm;
 static uint8_t *ram;
@@ -185,8 +185,15 @@ static void build_pages(bool wide)
 
 static struct kvm_segment seg(uint16_t sel, uint8_t type, uint8_t dpl, bool l, bool db)
 {
-	return (struct kvm_segment){.limit = 0xffffffff, .selector = sel, .type = type, .present = 1,
-				    .dpl = dpl, .db = db, .s = 1, .l = l, .g = 1};
+	return (struct kvm_segment){.limit = 0xffffffff,
+				    .selector = sel,
+				    .type = type,
+				    .present = 1,
+				    .dpl = dpl,
+				    .db = db,
+				    .s = 1,
+				    .l = l,
+				    .g = 1};
 }
 
 static void set_registers(int vcpu, enum mode mode)
@@ -194,10 +201,24 @@ static void set_registers(int vcpu, enum mode mode)
 	bool wide = mode >= LONG0, paged = mode >= PAGED0,
 	     user = mode == PROT3 || mode == PAGED3 || mode == LONG3;
 	struct kvm_regs r = {
-		.rax = 0x1111111111111111, .rbx = 0x2222222222222222, .rcx = 0x3333333333333333,
-		.rdx = 0x4444444444444444, .rsi = 0x200400, .rdi = 0x200800, .rbp = 0x20f800,
-		.rsp = 0x20f000, .r8 = 8, .r9 = 9, .r10 = 10, .r11 = 11, .r12 = 12, .r13 = 13,
-		.r14 = 14, .r15 = 15, .rip = CODE, .rflags = 2,
+		.rax = 0x1111111111111111,
+		.rbx = 0x2222222222222222,
+		.rcx = 0x3333333333333333,
+		.rdx = 0x4444444444444444,
+		.rsi = 0x200400,
+		.rdi = 0x200800,
+		.rbp = 0x20f800,
+		.rsp = 0x20f000,
+		.r8 = 8,
+		.r9 = 9,
+		.r10 = 10,
+		.r11 = 11,
+		.r12 = 12,
+		.r13 = 13,
+		.r14 = 14,
+		.r15 = 15,
+		.rip = CODE,
+		.rflags = 2,
 	};
 	struct kvm_sregs s;
 
@@ -217,8 +238,8 @@ static void set_registers(int vcpu, enum mode mode)
 		s.fs = s.gs = s.ds;
 		s.gdt = (struct kvm_dtable){.base = GDT, .limit = 0xff};
 		s.idt = (struct kvm_dtable){.base = IDT, .limit = wide ? 0x7ff : 0x3ff};
-		s.tr = (struct kvm_segment){.base = TSS, .limit = 0x67, .selector = 0x80, .type = 11,
-					    .present = 1};
+		s.tr = (struct kvm_segment){
+			.base = TSS, .limit = 0x67, .selector = 0x80, .type = 11, .present = 1};
 		s.cr0 = paged ? 0x80010033 : 0x10033;
 		s.cr3 = wide ? 0x10000 : 0x18000;
 		s.cr4 = wide ? 0x620 : 0x610;
@@ -281,7 +302,8 @@ static void print_state(int vcpu)
 
 	if (ioctl(vcpu, KVM_GET_REGS, &r) || ioctl(vcpu, KVM_GET_SREGS, &s))
 		die("KVM_GET_REGS");
-	printf("  rip=%llx rfl=%llx ax=%llx bx=%llx cx=%llx dx=%llx si=%llx di=%llx bp=%llx sp=%llx\n",
+	printf("  rip=%llx rfl=%llx ax=%llx bx=%llx cx=%llx dx=%llx si=%llx di=%llx bp=%llx "
+	       "sp=%llx\n",
 	       r.rip, r.rflags, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp);
 	printf("  cs=%x ss=%x ds=%x es=%x fs=%x gs=%x cr0=%llx cr2=%llx cr4=%llx efer=%llx\n",
 	       s.cs.selector, s.ss.selector, s.ds.selector, s.es.selector, s.fs.selector,
