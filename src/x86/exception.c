@@ -376,10 +376,14 @@ enum kl_next kl_op_into(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_JUMPED_STOP;
 }
 
-/* INT1 ignores the gate's DPL, as a hardware event would. */
+/* INT1 ignores the gate's DPL, as a hardware event would, but it is an instruction. */
 enum kl_next kl_op_int1(struct kl_vcpu *v, const struct kl_op *op)
 {
-	kl_x86_deliver(v, KL_EXC_DB, false, 0, false, kl_next_rip(v, op));
+	struct event e = {KL_EXC_DB, false, 0, false, kl_next_rip(v, op)};
+
+	v->delivering = true;
+	deliver(v, &e);
+	v->delivering = false;
 	return KL_JUMPED_STOP;
 }
 

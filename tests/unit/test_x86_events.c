@@ -528,6 +528,29 @@ static void single_step(void **state)
 	assert_int_equal(get64(e, e->v->gpr[KL_RSP]), CODE + 5);
 }
 
+/* INT1 and INT n: counted only when they finish, and no single-step trap behind them. */
+static void software_interrupts_are_instructions(void **state)
+{
+	static const uint8_t code[2][3] = {{0x90, 0xf1, 0xf4}, {0x90, 0xcd, 0x01}};
+	struct env *e = *state;
+
+	for (unsigned i = 0; i < 2; i++) {
+		uint64_t count = e->v->insn_count;
+
+		memcpy(e->mem + CODE, code[i], 3);
+		mode64(e, 0);
+		gate64(e, 1, 0, 0, false);
+		assert_vector(e, 11);
+		assert_int_equal(frame_at_sp(e).rip, CODE + 1);
+		assert_int_equal(e->v->insn_count - count, 2); /* NOP, HLT */
+		mode64(e, 0);
+		e->v->rip = CODE + 1;
+		e->v->rflags |= KL_FL_TF;
+		assert_vector(e, 1);
+		assert_int_equal(get64(e, e->v->gpr[KL_RSP]), CODE + 2 + i);
+	}
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -561,6 +584,7 @@ int main(void)
 		TEST(pending_exception_from_program),
 		TEST(high_tables_from_compatibility),
 		TEST(single_step),
+		TEST(software_interrupts_are_instructions),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
