@@ -129,8 +129,7 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool
 	{
 		lowest = kl_min(lowest, first);
 		highest = kl_max(highest, last);
-		flush |= !may_block &&
-			 kl_stage2_zap(vm, as, first, last, KL_ZAP_NOTHING, NULL);
+		flush |= !may_block && kl_stage2_zap(vm, as, first, last, KL_ZAP_NOTHING, NULL);
 	}
 	/* Would it have to wait? Then nothing has changed yet (N5). */
 	if (!may_block && (flush || mmu->flush_owed) && kl_vcpus_in_guest(vm)) {

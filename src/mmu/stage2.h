@@ -40,9 +40,9 @@ bool kl_spte_cas(struct kl_vm *vm, kl_spte_t *sptep, uint64_t old, uint64_t new)
 enum kl_zap_what { KL_ZAP_ALL, KL_ZAP_LEAVES, KL_ZAP_MMIO, KL_ZAP_WRITE, KL_ZAP_NOTHING };
 /*
  * Zap [first, last): all entries, present leaves, MMIO entries, just the permission to write,
- * or nothing, which only tells whether there are leaves. True if a vCPU could hold a translation that must be flushed. Tables that became
- * empty go to @g, or stay if @g is NULL.
- * Context: mmu->lock for writing.
+ * or nothing, which only tells whether there are leaves. True if a vCPU could hold a translation
+ * that must be flushed. Tables that became empty go to @g, or stay if @g is NULL. Context:
+ * mmu->lock for writing.
  */
 bool kl_stage2_zap(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t last,
 		   enum kl_zap_what what, struct kl_pt_garbage *g);

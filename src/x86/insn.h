@@ -15,13 +15,13 @@ enum kl_next { KL_NEXT = 0, KL_JUMPED = 1, KL_STOP = 2, KL_JUMPED_STOP = 3 };
 
 typedef enum kl_next kl_op_fn(struct kl_vcpu *v, const struct kl_op *op);
 
-#define KL_OPF_LOCK	 (1u << 0)
-#define KL_OPF_REP	 (1u << 1) /* F3 */
-#define KL_OPF_REPNE	 (1u << 2) /* F2 */
-#define KL_OPF_MEM	 (1u << 3) /* has a memory operand: seg/base/index/scale/disp */
-#define KL_OPF_MEM_DST	 (1u << 4) /* the memory operand is the destination */
-#define KL_OPF_MMIO_OK	 (1u << 5) /* KVM 6.12's emulator decodes it (U2) */
-#define KL_OPF_END	 (1u << 6) /* ends a block */
+#define KL_OPF_LOCK    (1u << 0)
+#define KL_OPF_REP     (1u << 1) /* F3 */
+#define KL_OPF_REPNE   (1u << 2) /* F2 */
+#define KL_OPF_MEM     (1u << 3) /* has a memory operand: seg/base/index/scale/disp */
+#define KL_OPF_MEM_DST (1u << 4) /* the memory operand is the destination */
+#define KL_OPF_MMIO_OK (1u << 5) /* KVM 6.12's emulator decodes it (U2) */
+#define KL_OPF_END     (1u << 6) /* ends a block */
 
 #define KL_NOREG 0xff
 
@@ -30,19 +30,19 @@ struct kl_op {
 	uint64_t imm;
 	int64_t disp;
 	uint16_t flags;
-	uint8_t len;	  /* bytes of the instruction */
-	uint8_t opsize;	  /* operand size in bytes */
-	uint8_t addrsize; /* 2, 4, 8 */
-	uint8_t seg;	  /* enum kl_seg of the memory operand */
+	uint8_t len;         /* bytes of the instruction */
+	uint8_t opsize;      /* operand size in bytes */
+	uint8_t addrsize;    /* 2, 4, 8 */
+	uint8_t seg;         /* enum kl_seg of the memory operand */
 	uint8_t base, index; /* register numbers or KL_NOREG; base 16 = next rip */
-	uint8_t scale;	  /* shift */
-	uint8_t reg;	  /* register operand: byte offset into gpr[] (AH = 1), or a register
-			   * number for segment, control, debug and vector registers */
-	uint8_t rm;	  /* the other operand if it is a register, the same way */
-	uint8_t cond;	  /* condition code of Jcc/SETcc/CMOVcc */
-	uint16_t mnemonic; /* ZydisMnemonic */
+	uint8_t scale;       /* shift */
+	uint8_t reg;         /* register operand: byte offset into gpr[] (AH = 1), or a register
+			      * number for segment, control, debug and vector registers */
+	uint8_t rm;          /* the other operand if it is a register, the same way */
+	uint8_t cond;        /* condition code of Jcc/SETcc/CMOVcc */
+	uint16_t mnemonic;   /* ZydisMnemonic */
 	uint8_t bytes[15];
-	void *thunk;	  /* native thunk, for operations that only compute */
+	void *thunk; /* native thunk, for operations that only compute */
 };
 
 KL_INLINE void *kl_gpr(struct kl_vcpu *v, uint8_t offset)
@@ -104,24 +104,30 @@ KL_INLINE uint64_t kl_next_rip(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint64_t n = v->rip + op->len;
 
-	return v->code_mode == KL_CODE64 ? n : v->code_mode == KL_CODE32 ? (uint32_t)n : (uint16_t)n;
+	return v->code_mode == KL_CODE64   ? n
+	       : v->code_mode == KL_CODE32 ? (uint32_t)n
+					   : (uint16_t)n;
 }
 
 /*
  * System instructions: exception.c, segment.c, system.c, msr.c, cpuid.c, io.c. decode.c maps
  * mnemonics to these. Operands as in struct kl_op; a handler checks its own privileges.
  */
-#define KL_SYSTEM_OPS(X)                                                                           \
-	X(cpuid) X(rdmsr) X(wrmsr) X(rdtsc) X(rdtscp) X(rdpid) X(rdpmc)                            \
-	X(hlt) X(pause) X(monitor) X(mwait) X(cli) X(sti) X(clts) X(invd) X(wbinvd) X(invlpg)      \
-	X(invpcid) X(mov_to_cr) X(mov_from_cr) X(mov_to_dr) X(mov_from_dr) X(lmsw) X(smsw)         \
-	X(lgdt) X(lidt) X(sgdt) X(sidt) X(lldt) X(ltr) X(sldt) X(str) X(lar) X(lsl) X(verr)        \
-	X(verw) X(arpl) X(mov_to_sreg) X(mov_from_sreg) X(push_sreg) X(pop_sreg) X(load_far_ptr)   \
-	X(far_jmp) X(far_call) X(far_ret) X(iret) X(int_n) X(int3) X(int1) X(into) X(ud)           \
-	X(syscall) X(sysret) X(sysenter) X(sysexit) X(swapgs) X(rdfsbase) X(rdgsbase)              \
-	X(wrfsbase) X(wrgsbase) X(in) X(out) X(ins) X(outs) X(pushf) X(popf) X(clac) X(stac)       \
-	X(xgetbv) X(xsetbv) X(vmcall) X(vmmcall) X(fxsave) X(fxrstor) X(xsave) X(xrstor)           \
-	X(ldmxcsr) X(stmxcsr) X(rsm) X(clflush)
+#define KL_SYSTEM_OPS(X)                                                                          \
+	X(cpuid)                                                                                  \
+	X(rdmsr) X(wrmsr) X(rdtsc) X(rdtscp) X(rdpid) X(rdpmc) X(hlt) X(pause) X(monitor) X(      \
+		mwait) X(cli) X(sti) X(clts) X(invd) X(wbinvd) X(invlpg) X(invpcid) X(mov_to_cr)  \
+		X(mov_from_cr) X(mov_to_dr) X(mov_from_dr) X(lmsw) X(smsw) X(lgdt) X(lidt) X(     \
+			sgdt) X(sidt) X(lldt) X(ltr) X(sldt) X(str) X(lar) X(lsl) X(verr) X(verw) \
+			X(arpl) X(mov_to_sreg) X(mov_from_sreg) X(push_sreg) X(pop_sreg) X(       \
+				load_far_ptr) X(far_jmp) X(far_call) X(far_ret) X(iret) X(int_n)  \
+				X(int3) X(int1) X(into) X(ud) X(syscall) X(sysret) X(sysenter) X( \
+					sysexit) X(swapgs) X(rdfsbase) X(rdgsbase) X(wrfsbase)    \
+					X(wrgsbase) X(in) X(out) X(ins) X(outs) X(pushf) X(popf)  \
+						X(clac) X(stac) X(xgetbv) X(xsetbv) X(vmcall)     \
+							X(vmmcall) X(fxsave) X(fxrstor) X(xsave)  \
+								X(xrstor) X(ldmxcsr) X(stmxcsr)   \
+									X(rsm) X(clflush)
 #define KL_DECLARE_OP(name) kl_op_fn kl_op_##name;
 KL_SYSTEM_OPS(KL_DECLARE_OP)
 #undef KL_DECLARE_OP

@@ -62,25 +62,25 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
 #define KL_CR0_CD (1u << 30)
 #define KL_CR0_PG (1u << 31)
 
-#define KL_CR4_VME	  (1u << 0)
-#define KL_CR4_PVI	  (1u << 1)
-#define KL_CR4_TSD	  (1u << 2)
-#define KL_CR4_DE	  (1u << 3)
-#define KL_CR4_PSE	  (1u << 4)
-#define KL_CR4_PAE	  (1u << 5)
-#define KL_CR4_MCE	  (1u << 6)
-#define KL_CR4_PGE	  (1u << 7)
-#define KL_CR4_PCE	  (1u << 8)
-#define KL_CR4_OSFXSR	  (1u << 9)
+#define KL_CR4_VME        (1u << 0)
+#define KL_CR4_PVI        (1u << 1)
+#define KL_CR4_TSD        (1u << 2)
+#define KL_CR4_DE         (1u << 3)
+#define KL_CR4_PSE        (1u << 4)
+#define KL_CR4_PAE        (1u << 5)
+#define KL_CR4_MCE        (1u << 6)
+#define KL_CR4_PGE        (1u << 7)
+#define KL_CR4_PCE        (1u << 8)
+#define KL_CR4_OSFXSR     (1u << 9)
 #define KL_CR4_OSXMMEXCPT (1u << 10)
-#define KL_CR4_UMIP	  (1u << 11)
-#define KL_CR4_LA57	  (1u << 12)
-#define KL_CR4_FSGSBASE	  (1u << 16)
-#define KL_CR4_PCIDE	  (1u << 17)
-#define KL_CR4_OSXSAVE	  (1u << 18)
-#define KL_CR4_SMEP	  (1u << 20)
-#define KL_CR4_SMAP	  (1u << 21)
-#define KL_CR4_PKE	  (1u << 22)
+#define KL_CR4_UMIP       (1u << 11)
+#define KL_CR4_LA57       (1u << 12)
+#define KL_CR4_FSGSBASE   (1u << 16)
+#define KL_CR4_PCIDE      (1u << 17)
+#define KL_CR4_OSXSAVE    (1u << 18)
+#define KL_CR4_SMEP       (1u << 20)
+#define KL_CR4_SMAP       (1u << 21)
+#define KL_CR4_PKE        (1u << 22)
 
 #define KL_EFER_SCE   (1u << 0)
 #define KL_EFER_LME   (1u << 8)
@@ -89,23 +89,23 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
 #define KL_EFER_SVME  (1u << 12)
 #define KL_EFER_FFXSR (1u << 14)
 
-#define KL_FL_CF   (1u << 0)
-#define KL_FL_PF   (1u << 2)
-#define KL_FL_AF   (1u << 4)
-#define KL_FL_ZF   (1u << 6)
-#define KL_FL_SF   (1u << 7)
-#define KL_FL_TF   (1u << 8)
-#define KL_FL_IF   (1u << 9)
-#define KL_FL_DF   (1u << 10)
-#define KL_FL_OF   (1u << 11)
-#define KL_FL_IOPL (3u << 12)
-#define KL_FL_NT   (1u << 14)
-#define KL_FL_RF   (1u << 16)
-#define KL_FL_VM   (1u << 17)
-#define KL_FL_AC   (1u << 18)
-#define KL_FL_VIF  (1u << 19)
-#define KL_FL_VIP  (1u << 20)
-#define KL_FL_ID   (1u << 21)
+#define KL_FL_CF     (1u << 0)
+#define KL_FL_PF     (1u << 2)
+#define KL_FL_AF     (1u << 4)
+#define KL_FL_ZF     (1u << 6)
+#define KL_FL_SF     (1u << 7)
+#define KL_FL_TF     (1u << 8)
+#define KL_FL_IF     (1u << 9)
+#define KL_FL_DF     (1u << 10)
+#define KL_FL_OF     (1u << 11)
+#define KL_FL_IOPL   (3u << 12)
+#define KL_FL_NT     (1u << 14)
+#define KL_FL_RF     (1u << 16)
+#define KL_FL_VM     (1u << 17)
+#define KL_FL_AC     (1u << 18)
+#define KL_FL_VIF    (1u << 19)
+#define KL_FL_VIP    (1u << 20)
+#define KL_FL_ID     (1u << 21)
 #define KL_FL_STATUS (KL_FL_CF | KL_FL_PF | KL_FL_AF | KL_FL_ZF | KL_FL_SF | KL_FL_OF)
 
 #define KL_EXC_DE 0
@@ -132,9 +132,9 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
  * KL_TLB_NONE, which no page address equals. Writable tags are set only when the guest's D
  * bit is set and the page is not logged or tracked.
  */
-#define KL_TLB_BITS 9
-#define KL_TLB_SIZE (1u << KL_TLB_BITS)
-#define KL_TLB_NONE 1ull
+#define KL_TLB_BITS  9
+#define KL_TLB_SIZE  (1u << KL_TLB_BITS)
+#define KL_TLB_NONE  1ull
 #define KL_MMIO_NONE 0xfffull
 
 struct kl_tlb_entry {
@@ -143,9 +143,9 @@ struct kl_tlb_entry {
 };
 
 enum kl_tlb_mode {
-	KL_TLB_SUPER, /* CPL 0-2, AC set or no SMAP */
+	KL_TLB_SUPER,      /* CPL 0-2, AC set or no SMAP */
 	KL_TLB_SUPER_SMAP, /* CPL 0-2 with SMAP and AC clear */
-	KL_TLB_USER,  /* CPL 3 */
+	KL_TLB_USER,       /* CPL 3 */
 	KL_NR_TLB_MODES
 };
 
@@ -201,10 +201,10 @@ struct kl_exit {
 /* What must be finished when KVM_RUN is called again, before anything else. */
 enum kl_pending {
 	KL_PENDING_NONE,
-	KL_PENDING_PIO_IN,    /* simple IN: data to rAX, advance */
-	KL_PENDING_PIO_OUT,   /* simple OUT: advance */
+	KL_PENDING_PIO_IN,     /* simple IN: data to rAX, advance */
+	KL_PENDING_PIO_OUT,    /* simple OUT: advance */
 	KL_PENDING_PIO_STRING, /* INS: restart the instruction, which finds pio_data; OUTS */
-	KL_PENDING_MMIO_READ, /* restart the instruction, which finds the data in mmio[] */
+	KL_PENDING_MMIO_READ,  /* restart the instruction, which finds the data in mmio[] */
 	KL_PENDING_MMIO_WRITE, /* next fragment, or done */
 	KL_PENDING_MSR,
 	KL_PENDING_HYPERCALL,
@@ -221,8 +221,8 @@ struct kl_mmio_fragment {
 };
 
 struct kl_event_exception {
-	bool pending;	/* raised, not yet being delivered */
-	bool injected;	/* delivery was begun or asked for by the program; must be redone */
+	bool pending;  /* raised, not yet being delivered */
+	bool injected; /* delivery was begun or asked for by the program; must be redone */
 	bool has_error;
 	bool has_payload;
 	uint8_t nr;
@@ -241,13 +241,13 @@ struct kl_vcpu {
 
 	/* Integer state. */
 	uint64_t gpr[16] KL_CACHELINE;
-	uint64_t rip; /* of the current instruction while a handler runs */
+	uint64_t rip;    /* of the current instruction while a handler runs */
 	uint64_t rflags; /* bit 1 always set; all flags exact at block ends and faults */
 	struct kvm_segment seg[KL_NR_SEGS];
 	uint8_t cpl;
 	uint8_t code_mode; /* enum kl_code_mode, from CS and EFER */
 	uint8_t tlb_mode;  /* enum kl_tlb_mode, from CPL, CR4.SMAP, EFLAGS.AC */
-	bool long_mode;	   /* EFER.LMA && CS.L */
+	bool long_mode;    /* EFER.LMA && CS.L */
 
 	/* How control leaves a handler early (run.c sets it). */
 	jmp_buf jmp;
@@ -256,13 +256,13 @@ struct kl_vcpu {
 	/* Memory. */
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
 	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
-	bool tlb_large;	  /* some of them are parts of large guest pages */
+	bool tlb_large;   /* some of them are parts of large guest pages */
 	/* The last page that was MMIO: its translation only; stage 2 is asked each time. */
 	uint64_t mmio_tag; /* linear page | access mode, or KL_MMIO_NONE */
 	uint64_t mmio_gpa;
 	unsigned mmio_access; /* KL_ACC_* that the guest's tables allow */
-	uint8_t *code_page;  /* host page that the current block lies in, or NULL */
-	bool code_written; /* a store hit code_page: leave the block after this instruction */
+	uint8_t *code_page;   /* host page that the current block lies in, or NULL */
+	bool code_written;    /* a store hit code_page: leave the block after this instruction */
 
 	/* System state. */
 	uint64_t cr0, cr2, cr3, cr4, cr8, efer, xcr0;
@@ -284,7 +284,7 @@ struct kl_vcpu {
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
 	uint64_t msr_platform_info, msr_misc_features;
 	uint64_t mcg_status, mcg_ctl, mce_banks[32 * 4];
-	uint64_t tsc_offset;   /* guest TSC = host TSC + offset */
+	uint64_t tsc_offset; /* guest TSC = host TSC + offset */
 	bool msr_feature_control_set;
 
 	/* CPUID as the program set it. */
@@ -308,7 +308,7 @@ struct kl_vcpu {
 	} nmi;
 	uint8_t int_shadow; /* KVM_X86_SHADOW_INT_* */
 	bool triple_fault_pending;
-	bool delivering; /* in kl_x86_deliver() for a hardware event or exception: EXT */
+	bool delivering;           /* in kl_x86_deliver() for a hardware event or exception: EXT */
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
 	uint8_t sipi_vector;
 	bool sipi_pending;
@@ -317,21 +317,21 @@ struct kl_vcpu {
 	/* Exit to the program and its completion. */
 	struct kl_exit exit;
 	bool exit_pending; /* this KVM_RUN is over: exit is filled */
-	int exit_errno;	   /* != 0: KVM_RUN fails with it (-EINTR, -EFAULT, ...) */
+	int exit_errno;    /* != 0: KVM_RUN fails with it (-EINTR, -EFAULT, ...) */
 	enum kl_pending pending;
-	uint64_t pending_rip; /* linear address of the instruction that exited */
+	uint64_t pending_rip;              /* linear address of the instruction that exited */
 	uint8_t pending_len, pending_size; /* of the instruction; of the port access */
-	bool pending_write;		   /* KL_PENDING_MSR: WRMSR */
-	uint8_t pio_page_[KL_PAGE_SIZE]; /* used until uapi points pio_data at the run area */
-	uint8_t *pio_data; /* one page, shared with the program */
-	unsigned pio_left, pio_pos; /* INS: elements that came in and were not stored yet */
+	bool pending_write;                /* KL_PENDING_MSR: WRMSR */
+	uint8_t pio_page_[KL_PAGE_SIZE];   /* used until uapi points pio_data at the run area */
+	uint8_t *pio_data;                 /* one page, shared with the program */
+	unsigned pio_left, pio_pos;        /* INS: elements that came in and were not stored yet */
 	uint64_t guard_addr; /* last vanished host page, and how often in a row (run.c) */
 	uint64_t guard_insn;
 	unsigned guard_repeat;
 	struct kl_mmio_fragment mmio[KL_MAX_MMIO_FRAGMENTS];
 	unsigned nr_mmio, cur_mmio; /* collected in this instruction; next to exit with */
-	unsigned mmio_used; /* fragments that this attempt of the instruction consumed */
-	bool mmio_replay; /* the instruction is being restarted with read data */
+	unsigned mmio_used;         /* fragments that this attempt of the instruction consumed */
+	bool mmio_replay;           /* the instruction is being restarted with read data */
 
 	/* Settings from kvm_run, read by uapi at each KVM_RUN. */
 	bool request_interrupt_window;
@@ -340,20 +340,20 @@ struct kl_vcpu {
 	/* Instructions. */
 	struct kl_block_cache *blocks;
 	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */
-	uint64_t insn_count; /* guest instructions, published to core.stats at exits */
+	uint64_t insn_count;        /* guest instructions, published to core.stats at exits */
 
 	bool userspace_irqchip; /* no KVM_CREATE_IRQCHIP */
-	bool runnable_once; /* run at least once: SET_CPUID rules */
+	bool runnable_once;     /* run at least once: SET_CPUID rules */
 };
 
 /* Bits of kl_x86_vm.disabled_quirks (KVM_X86_QUIRK_*; Debian 12's header has not all). */
-#define KL_QUIRK_OUT_7E_INC_RIP	      (1u << 3)
+#define KL_QUIRK_OUT_7E_INC_RIP       (1u << 3)
 #define KL_QUIRK_MISC_ENABLE_NO_MWAIT (1u << 4)
-#define KL_QUIRK_MWAIT_NEVER_UD	      (1u << 6)
+#define KL_QUIRK_MWAIT_NEVER_UD       (1u << 6)
 
 /* x86 state of a VM. uapi embeds it. */
 struct kl_x86_vm {
-	struct kl_vm mem; /* first */
+	struct kl_vm mem;     /* first */
 	struct kl_mutex lock; /* rank VM */
 	bool irqchip;
 	bool pit;
@@ -361,13 +361,13 @@ struct kl_x86_vm {
 	uint32_t boot_cpu_id, max_vcpu_ids;
 	uint64_t disabled_quirks;
 	uint32_t user_space_msr_mask; /* KVM_CAP_X86_USER_SPACE_MSR */
-	bool exception_payload;	   /* KVM_CAP_EXCEPTION_PAYLOAD */
-	bool triple_fault_event;   /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
+	bool exception_payload;       /* KVM_CAP_EXCEPTION_PAYLOAD */
+	bool triple_fault_event;      /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
 	bool exit_on_emulation_error; /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
-	uint64_t disabled_exits;	   /* KVM_CAP_X86_DISABLE_EXITS */
+	uint64_t disabled_exits;      /* KVM_CAP_X86_DISABLE_EXITS */
 	uint32_t tsc_khz;
-	struct kl_mutex tsc_lock; /* rank LEAF; the rest of the block */
-	uint64_t tsc_offset;	  /* of the vCPUs that are in sync */
+	struct kl_mutex tsc_lock;               /* rank LEAF; the rest of the block */
+	uint64_t tsc_offset;                    /* of the vCPUs that are in sync */
 	uint64_t tsc_last_write, tsc_last_host; /* last KVM_SET_MSRS of the TSC, when */
 	bool tsc_user_set, tsc_valid;
 	/* Immutable once set, replaced whole; read under mem.srcu. */
@@ -393,8 +393,8 @@ KL_INLINE struct kl_x86_vm *kl_x86_vm_of(struct kl_vm *vm)
  */
 enum kl_leave {
 	KL_LEAVE_EXCEPTION = 16, /* v->exc is pending; rip is the faulting instruction */
-	KL_LEAVE_EXIT,	    /* v->exit or v->exit_errno is filled; rip not advanced */
-	KL_LEAVE_RESTART,   /* nothing happened; poll requests and run the instruction again */
+	KL_LEAVE_EXIT,           /* v->exit or v->exit_errno is filled; rip not advanced */
+	KL_LEAVE_RESTART,        /* nothing happened; poll requests and run the instruction again */
 };
 
 void kl_leave(struct kl_vcpu *v, enum kl_leave why) KL_NORETURN;
@@ -473,9 +473,9 @@ KL_INLINE const uint8_t *kl_fetch_pointer(struct kl_vcpu *v, uint64_t lin)
 {
 	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
 
-	return KL_LIKELY(e->xtag == (lin & KL_PAGE_MASK)) ?
-		       (const uint8_t *)(lin + (uint64_t)e->addend) :
-		       NULL;
+	return KL_LIKELY(e->xtag == (lin & KL_PAGE_MASK))
+		       ? (const uint8_t *)(lin + (uint64_t)e->addend)
+		       : NULL;
 }
 const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin);
 
@@ -527,8 +527,8 @@ void kl_interp_settle(struct kl_vcpu *v);
 /* INT n, INT3, INTO, INT1 as instructions; @next_rip is what is pushed. May leave. */
 void kl_x86_soft_int(struct kl_vcpu *v, unsigned vector, uint64_t next_rip);
 /* Begin delivery of what is pending. Called by run.c between instructions. */
-void kl_x86_deliver(struct kl_vcpu *v, unsigned vector, bool has_error, uint32_t error,
-		    bool soft, uint64_t push_rip);
+void kl_x86_deliver(struct kl_vcpu *v, unsigned vector, bool has_error, uint32_t error, bool soft,
+		    uint64_t push_rip);
 
 /*
  * KVM_RUN. 0: v->exit is filled; or -errno (-EINTR, -EFAULT, -EIO...).
