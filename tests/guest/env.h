@@ -11,12 +11,12 @@
 
 struct env {
 	struct kl_vcpu *v;
-	uint8_t *data;    /* ENV_ARENA bytes, read-write */
-	uint8_t *code;    /* ENV_ARENA bytes, executable */
-	uint8_t *code_rw; /* the same, writable */
-	int vector;       /* exception that ended the last run, or -1 */
-	bool failed;      /* it ended in an emulation failure */
-	bool halted;      /* it executed HLT */
+	uint8_t *data;       /* ENV_ARENA bytes, read-write */
+	uint8_t *code;       /* ENV_ARENA bytes, executable */
+	uint8_t *code_rw;    /* the same, writable */
+	int vector;          /* exception that ended the last run, or -1 */
+	_Atomic bool failed; /* it ended in an emulation failure */
+	_Atomic bool halted; /* it executed HLT; a test may run two vCPUs */
 };
 
 extern struct env env;
