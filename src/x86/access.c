@@ -221,8 +221,10 @@ static unsigned translate_range(struct kl_vcpu *v, uint64_t lin, unsigned len, u
 	unsigned first = kl_min(len, (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)));
 	uint64_t lin2 = lin + first;
 
-	if (!wide_linear(v, system))
+	if (!wide_linear(v, system)) {
+		lin = (uint32_t)lin; /* a table's base and an offset */
 		lin2 = (uint32_t)lin2;
+	}
 	memset(p, 0, 2 * sizeof(*p));
 again:
 	if (!p[0].mmio && translate(v, lin, access, mode, &p[0]))

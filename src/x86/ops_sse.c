@@ -177,7 +177,7 @@ static enum kl_next maskmovdqu(struct kl_vcpu *v, const struct kl_op *op)
 	lin = kl_seg_linear(v, op->seg, ea, 16, true);
 	for (unsigned i = 0; i < 16; i++)
 		if (xmm(v, op->rm)[i] & 0x80)
-			kl_write(v, lin + i, xmm(v, op->reg)[i], 1);
+			kl_write(v, kl_linear_add(v, lin, i), xmm(v, op->reg)[i], 1);
 	return KL_NEXT;
 }
 

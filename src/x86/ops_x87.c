@@ -214,7 +214,7 @@ static enum kl_next maskmovq(struct kl_vcpu *v, const struct kl_op *op)
 	lin = kl_seg_linear(v, op->seg, ea, 8, true);
 	for (unsigned i = 0; i < 8; i++)
 		if (mask[i] & 0x80)
-			kl_write(v, lin + i, src[i], 1);
+			kl_write(v, kl_linear_add(v, lin, i), src[i], 1);
 	state(v)->ftw = 0xff;
 	state(v)->fsw &= (uint16_t)~0x3800u;
 	return KL_NEXT;

@@ -348,7 +348,7 @@ enum kl_next kl_op_load_far_ptr(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint64_t lin = kl_seg_linear(v, op->seg, kl_ea(v, op), op->opsize + 2u, false);
 	uint64_t off = kl_read(v, lin, op->opsize);
-	uint16_t sel = (uint16_t)kl_read(v, lin + op->opsize, 2);
+	uint16_t sel = (uint16_t)kl_read(v, kl_linear_add(v, lin, op->opsize), 2);
 
 	kl_load_segment(v, (enum kl_seg)op->imm, sel);
 	kl_gpr_set(v, op->reg, off, op->opsize);

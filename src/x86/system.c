@@ -33,7 +33,7 @@ static enum kl_next load_table(struct kl_vcpu *v, const struct kl_op *op, struct
 	need_cpl0(v);
 	lin = mem_linear(v, op, 2 + base_len, false);
 	limit = (uint16_t)kl_read(v, lin, 2);
-	base = kl_read(v, lin + 2, base_len);
+	base = kl_read(v, kl_linear_add(v, lin, 2), base_len);
 	if (v->code_mode != KL_CODE64 && op->opsize == 2)
 		base &= 0xffffff;
 	if (!kl_canonical(v, base))

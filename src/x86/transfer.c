@@ -59,7 +59,7 @@ static void far_operand(struct kl_vcpu *v, const struct kl_op *op, struct far_ta
 		uint64_t lin = kl_seg_linear(v, op->seg, kl_ea(v, op), op->opsize + 2u, false);
 
 		t->rip = kl_read(v, lin, op->opsize);
-		t->sel = (uint16_t)kl_read(v, lin + op->opsize, 2);
+		t->sel = (uint16_t)kl_read(v, kl_linear_add(v, lin, op->opsize), 2);
 	} else {
 		t->rip = truncate_rip((uint32_t)op->imm, op->opsize);
 		t->sel = (uint16_t)(op->imm >> 32);

@@ -500,6 +500,12 @@ KL_INLINE uint64_t kl_seg_linear(struct kl_vcpu *v, unsigned s, uint64_t ea, uns
 	return kl_seg_linear_slow(v, s, ea, size, write);
 }
 
+/* A part of an operand at @lin: linear addresses wrap where the code's do. */
+KL_INLINE uint64_t kl_linear_add(struct kl_vcpu *v, uint64_t lin, unsigned n)
+{
+	return v->long_mode ? lin + n : (uint32_t)(lin + n);
+}
+
 /* Guest-physical access outside an instruction (ioctls, walks). Not IN_GUEST. 0 or -errno. */
 int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len) KL_MUST_CHECK;
 

@@ -298,6 +298,111 @@ static void split_store_is_whole(void **state)
 	}
 }
 
+/* What follows 4 GiB - 1 is 0, for every part of an operand and for the tables' entries. */
+static void linear_addresses_wrap(void **state)
+{
+	static const struct {
+		uint8_t code[8];
+		unsigned at; /* of the operand's first byte, before 4 GiB */
+	} t[] = {
+		{{0x66, 0x0f, 0xf7, 0xc1, 0xf4}, 4},  /* maskmovdqu xmm0, xmm1 */
+		{{0x0f, 0xf7, 0xc1, 0xf4}, 4},        /* maskmovq mm0, mm1 */
+		{{0x0f, 0x01, 0x17, 0xf4}, 2},        /* lgdt [edi] */
+		{{0xff, 0x2f}, 4},                    /* jmp far [edi] */
+		{{0x0f, 0xb4, 0x07, 0xf4}, 4},        /* lfs eax, [edi] */
+		{{0x62, 0x07, 0xf4}, 4},              /* bound eax, [edi] */
+		{{0x01, 0x07, 0xf4}, 2},              /* add [edi], eax */
+		{{0xdd, 0x37, 0xf4}, 2},              /* fnsave [edi] */
+		{{0x66, 0x0f, 0x7f, 0x07, 0xf4}, 16}, /* movdqa [edi], xmm0: does not wrap */
+		{{0xf3, 0x0f, 0x7f, 0x07, 0xf4}, 8},  /* movdqu [edi], xmm0 */
+	};
+	struct env *e = *state;
+	uint8_t *top = mmap(NULL, 0x4000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			    0),
+		*end = top + 0x2000;
+	struct kvm_sregs s;
+
+	assert_true(top != MAP_FAILED);
+	assert_int_equal(env_slot(e, 1, 0, 0xffffe000, 0x4000, top), 0);
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
+		uint32_t handler = HANDLER(0), gdt = GDT, zero = 0;
+
+		memcpy(e->mem + CODE, t[i].code, sizeof(t[i].code));
+		mode32(e, 0);
+		kl_x86_get_sregs(e->v, &s);
+		s.ds.base = 0xfffff000;
+		s.cr4 |= KL_CR4_OSFXSR;
+		assert_int_equal(kl_x86_set_sregs(e->v, &s), 0);
+		e->v->gpr[KL_RDI] = 0x1000 - t[i].at;
+		e->v->gpr[KL_RAX] = 0x10000;
+		memset(e->v->xsave + 32, 0xee, 128 + 256); /* registers */
+		memset(e->mem, 0, 64);
+		memset(top, 0, 0x4000);
+		switch (i) {
+		case 2:
+			memcpy(e->mem, &gdt, 4);
+			break;
+		case 3:
+		case 4:
+			memcpy(end - 4, &handler, 4);
+			e->mem[0] = i == 3 ? SEL_CODE : SEL_DATA;
+			break;
+		case 5:
+			memcpy(end - 4, &zero, 4);
+			e->mem[2] = 2;
+			break;
+		default:
+			break;
+		}
+		assert_run(e, KVM_EXIT_HLT);
+		switch (i) {
+		case 2:
+			assert_int_equal(e->v->gdt.base, GDT);
+			break;
+		case 3:
+			assert_int_equal(e->v->rip, HANDLER(0) + 1);
+			break;
+		case 4:
+			assert_int_equal(e->v->seg[KL_FS].selector, SEL_DATA);
+			break;
+		case 5:
+			assert_int_equal(e->v->rip, CODE + 3);
+			break;
+		case 6:
+			assert_int_equal(e->mem[0], 1);
+			break;
+		default:
+			assert_true(end[-1]);
+			assert_true(!!e->mem[0] == (i != 8));
+		}
+		assert_int_equal(end[0], 0); /* 4 GiB */
+	}
+	for (unsigned i = 0; i < 3; i++) {
+		env_code(e, 0x0f, 0x0b);
+		mode32(e, 3);
+		kl_x86_get_sregs(e->v, &s);
+		switch (i) {
+		case 0:
+			s.idt.base = 0xffffffd0;
+			memcpy(e->mem, e->mem + IDT + 6 * 8, 8);
+			break;
+		case 1:
+			s.gdt.base = 0xfffffff8;
+			memcpy(e->mem, e->mem + GDT + 8, 16);
+			break;
+		default:
+			s.tr.base = 0xfffffffc;
+			memcpy(e->mem, e->mem + TSS + 4, 8);
+			break;
+		}
+		assert_int_equal(kl_x86_set_sregs(e->v, &s), 0);
+		assert_vector(e, 6);
+		assert_int_equal(e->v->gpr[KL_RSP], STACK0 - 20);
+	}
+	assert_int_equal(env_slot(e, 1, 0, 0xffffe000, 0, NULL), 0);
+	munmap(top, 0x4000);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -313,6 +418,7 @@ int main(void)
 		TEST(iret_stack_segment),
 		TEST(slot_change_while_running),
 		TEST(split_store_is_whole),
+		TEST(linear_addresses_wrap),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
