@@ -446,6 +446,40 @@ static void x87_unmasking(void **state)
 	assert_int_equal(get64(e, e->v->gpr[KL_RSP]), CODE + 2);
 }
 
+/* What does not wait shows the exception, stores it, or clears it. */
+static void x87_without_waiting(void **state)
+{
+	static const struct {
+		uint8_t code[3];
+		uint16_t fcw, fsw; /* afterwards */
+		uint16_t word[2];  /* at rdi */
+	} t[] = {
+		{{0xdb, 0xe3, 0xf4}, 0x37f, 0, {0x1111, 0x1111}},           /* fninit */
+		{{0xdb, 0xe2, 0xf4}, HIDDEN_FCW, 0, {0x1111, 0x1111}},      /* fnclex */
+		{{0xd9, 0x3f, 0xf4}, HIDDEN_FCW, 0x8081, {0x340, 0x1111}},  /* fnstcw [rdi] */
+		{{0xdd, 0x3f, 0xf4}, HIDDEN_FCW, 0x8081, {0x8081, 0x1111}}, /* fnstsw [rdi] */
+		{{0xd9, 0x37, 0xf4}, 0x37f, 1, {0x340, 0xffff}},            /* fnstenv [rdi] */
+		{{0xdd, 0x37, 0xf4}, 0x37f, 0, {0x340, 0xffff}},            /* fnsave [rdi] */
+	};
+	struct env *e = *state;
+	struct kvm_fpu f;
+
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
+		memcpy(e->mem + CODE, t[i].code, 3);
+		hidden_exception(e);
+		assert_int_equal(kl_x86_set_xsave(e->v, e->mem + AREA, 4096), 0);
+		memset(e->mem + AREA, 0x11, 128);
+		assert_run(e, KVM_EXIT_HLT);
+		assert_int_equal(e->v->rip, CODE + 3);
+		assert_memory_equal(e->mem + AREA, t[i].word, 4);
+		if (i >= 4)
+			assert_memory_equal(e->mem + AREA + 4, "\x81\x80", 2);
+		kl_x86_get_fpu(e->v, &f);
+		assert_int_equal(f.fcw, t[i].fcw);
+		assert_int_equal(f.fsw, t[i].fsw);
+	}
+}
+
 static void events(void **state)
 {
 	struct env *e = *state;
@@ -537,6 +571,7 @@ int main(void)
 		TEST(x87_exception_is_found),
 		TEST(x87_summary_is_derived),
 		TEST(x87_unmasking),
+		TEST(x87_without_waiting),
 		TEST(events),
 		TEST(mp_states),
 		TEST(debug_registers),
