@@ -429,7 +429,14 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		mmio_check(v);
 	}
 	if (first < len && len <= SPLIT_MAX && p[0].ptr && p[1].ptr) {
-		store_split(v, p, buf, first, len);
+		bool one = p[0].ptr + first == p[1].ptr && len <= 8 && !(len & (len - 1));
+
+		if (one) { /* one store of the host, which is whole or not at all */
+			store_part(v, p[0].ptr, buf, len);
+			v->code_written |= p[1].ptr == v->code_page;
+		} else {
+			store_split(v, p, buf, first, len);
+		}
 		return;
 	}
 	if (p[0].mmio)

@@ -298,6 +298,38 @@ static void split_store_is_whole(void **state)
 	}
 }
 
+/* The same for a plain store where the pages are neighbours; and code in the second one. */
+static void store_across_neighbours(void **state)
+{
+	struct env *e = *state;
+
+	env_code(e, 0x48, 0x89, 0x07, 0xf4); /* mov [rdi], rax; hlt */
+	for (unsigned i = 0; i < 2; i++) {
+		mode64(e, 0);
+		put64(e, B - 4, 0x1111111111111111);
+		e->v->gpr[KL_RDI] = B - 4;
+		e->v->gpr[KL_RAX] = 0x8877665544332211;
+		if (i) {
+			e->v->rip = CODE;
+			assert_int_equal(mprotect(e->mem + B, 0x1000, PROT_READ), 0);
+			assert_int_equal(env_run(e), -EFAULT);
+			assert_int_equal(get64(e, B - 4), 0x1111111111111111);
+			assert_int_equal(mprotect(e->mem + B, 0x1000, PROT_READ | PROT_WRITE), 0);
+		}
+		assert_run(e, KVM_EXIT_HLT);
+		assert_true(get64(e, B - 4) == 0x8877665544332211);
+	}
+	/* mov [rdi], rax; inc ebx -> inc ecx; hlt: the store changes what follows it */
+	memcpy(e->mem + B, "\x48\x89\x07\xff\xc3\xf4", 6);
+	mode64(e, 0);
+	e->v->rip = B;
+	e->v->gpr[KL_RDI] = B - 3;
+	e->v->gpr[KL_RAX] = 0xc1ff078948000000; /* ff c1 in place of ff c3 */
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RBX], 0);
+	assert_int_equal(e->v->gpr[KL_RCX], 1);
+}
+
 /* What follows 4 GiB - 1 is 0, for every part of an operand and for the tables' entries. */
 static void linear_addresses_wrap(void **state)
 {
@@ -418,6 +450,7 @@ int main(void)
 		TEST(iret_stack_segment),
 		TEST(slot_change_while_running),
 		TEST(split_store_is_whole),
+		TEST(store_across_neighbours),
 		TEST(linear_addresses_wrap),
 	};
 
