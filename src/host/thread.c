@@ -22,15 +22,27 @@ static uint64_t sig_bit(int sig)
 	return 1ull << (sig - 1);
 }
 
+/* Without these the engine does not work: its guards, its kick. */
+static uint64_t needed(void)
+{
+	return sig_bit(SIGSEGV) | sig_bit(SIGBUS) | sig_bit(KL_KICK_SIGNAL);
+}
+
 /*
- * Signals that are never held back: faults, the engine's own kick, and the two that libc uses
- * for cancellation and set*id.
+ * Signals that are not held back before one has come: also those of faults, so that the
+ * engine's own are reported, and the two that libc uses for cancellation and set*id.
  */
 static uint64_t never_blocked(void)
 {
-	return sig_bit(SIGSEGV) | sig_bit(SIGBUS) | sig_bit(SIGILL) | sig_bit(SIGFPE) |
-	       sig_bit(SIGTRAP) | sig_bit(SIGKILL) | sig_bit(SIGSTOP) | sig_bit(32) | sig_bit(33) |
-	       sig_bit(KL_KICK_SIGNAL);
+	return needed() | sig_bit(SIGILL) | sig_bit(SIGFPE) | sig_bit(SIGTRAP) | sig_bit(SIGKILL) |
+	       sig_bit(SIGSTOP) | sig_bit(32) | sig_bit(33);
+}
+
+static void hold_all(uint64_t *old)
+{
+	uint64_t block = ~never_blocked();
+
+	kl_sys(SYS_rt_sigprocmask, SIG_BLOCK, &block, old, sizeof(block));
 }
 
 static void set_mask(uint64_t mask, uint64_t *old)
@@ -43,6 +55,7 @@ void kl_engine_leave_slow(void)
 	uint64_t mask = kl_self.saved_mask;
 
 	kl_self.sig_pending = 0;
+	kl_self.deferred = 0;
 	atomic_signal_fence(memory_order_seq_cst);
 	/* What is pending is delivered here, before the call returns. */
 	set_mask(mask, NULL);
@@ -62,7 +75,9 @@ void kl_thread_defer_signal(int sig, siginfo_t *info, void *context)
 	if (r < 0)
 		kl_sys(SYS_tgkill, getpid(), kl_gettid(), sig);
 	kl_thread_interrupt(context);
-	*uc_mask = ~never_blocked();
+	/* One of a fault that somebody sent waits too, and stays blocked for what comes next. */
+	kl_self.deferred |= sig_bit(sig);
+	*uc_mask |= ~never_blocked() | kl_self.deferred;
 }
 
 void kl_thread_interrupt(void *context)
@@ -88,13 +103,13 @@ void kl_thread_mask_begin(uint64_t mask, uint64_t *old)
 	 * everything blocked already, and the mask to come back to is in saved_mask. KVM_RUN is
 	 * about to return EINTR then.
 	 */
-	set_mask(~never_blocked(), &now);
+	hold_all(&now);
 	if (kl_self.sig_pending) {
 		*old = kl_self.saved_mask;
 		return;
 	}
 	*old = now;
-	mask &= ~(never_blocked() & ~(sig_bit(32) | sig_bit(33)));
+	mask &= ~needed();
 	if (kl_thread_on_unblock)
 		kl_thread_on_unblock(~mask & now);
 	set_mask(mask, NULL);
@@ -106,7 +121,7 @@ void kl_thread_mask_end(uint64_t old)
 	 * First hold everything off, then decide: whatever was deferred up to here has left
 	 * KVM's mask in saved_mask, and kl_engine_leave() must restore the program's instead.
 	 */
-	set_mask(~never_blocked(), NULL);
+	hold_all(NULL);
 	if (kl_self.sig_pending)
 		kl_self.saved_mask = old;
 	else

@@ -36,6 +36,7 @@ struct kl_thread {
 	uint64_t fault_addr;
 	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
 	uint64_t saved_mask;          /* valid while sig_pending: kernel sigset to restore */
+	uint64_t deferred;            /* signals that were put off (sig_pending) */
 	int brackets;                 /* notifier brackets that this thread has open (S7) */
 };
 

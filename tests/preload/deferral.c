@@ -64,11 +64,55 @@ static void nodefer(void)
 	CHECK(!sigaction(SIGUSR1, NULL, &sa) && sa.sa_handler == SIG_DFL);
 }
 
+/* Signals that usually mean a fault, sent by somebody. */
+static void sent_faults(void)
+{
+	static const int sigs[] = {SIGFPE, SIGTRAP, SIGILL, SIGSEGV, SIGBUS, SIGSYS};
+
+	for (unsigned i = 0; i < 2 * sizeof(sigs) / sizeof(sigs[0]); i++) {
+		int sig = sigs[i / 2];
+
+		install(sig, i & 1 ? SA_NODEFER : 0);
+		shot_at(sig);
+		shot_at(sig);
+		signal(sig, SIG_DFL);
+	}
+}
+
+/* The same where the program and KVM_SET_SIGNAL_MASK block it: it waits for the program. */
+static void blocked_fault(void)
+{
+	struct {
+		struct kvm_signal_mask m;
+		uint8_t set[8];
+	} m = {.m.len = 8};
+	uint64_t set = 1ull << (SIGFPE - 1);
+	sigset_t fpe, old, pending;
+
+	install(SIGFPE, 0);
+	install(SIGUSR1, 0);
+	sigemptyset(&fpe);
+	sigaddset(&fpe, SIGFPE);
+	memcpy(m.m.sigset, &set, 8);
+	CHECK(!ioctl(v.vcpu, KVM_SET_SIGNAL_MASK, &m));
+	pthread_sigmask(SIG_BLOCK, &fpe, &old);
+	CHECK(!syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGFPE));
+	shot_at(SIGUSR1);
+	CHECK(!sigpending(&pending) && sigismember(&pending, SIGFPE) == 1);
+	hits = 0;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	CHECK(hits == 1);
+	CHECK(!ioctl(v.vcpu, KVM_SET_SIGNAL_MASK, NULL));
+	signal(SIGFPE, SIG_DFL);
+}
+
 int main(void)
 {
 	alarm(40);
 	T_VM(&v, code_spin);
 	nodefer();
+	sent_faults();
+	blocked_fault();
 	t_free(&v);
 	return t_done();
 }
