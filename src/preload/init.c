@@ -30,6 +30,7 @@ void kl_pl_take_over(void)
 	kl_pl_init();
 	kl_fd_after_fork();
 	kl_signals_take_over();
+	kl_cancel_take_over();
 	atomic_store_explicit(&kl_pl_opened, true, memory_order_release);
 }
 

@@ -111,6 +111,8 @@ int kl_signals_action(int sig, const struct sigaction *act, struct sigaction *ol
 /* rt_sigaction(2) and rt_sigprocmask(2): 0 or -errno. */
 long kl_signals_raw_action(int sig, const void *act, void *old, size_t size);
 long kl_mask_raw(int how, const void *set, void *old, size_t size);
+/* cancel.c: libc's signal for pthread_cancel(). */
+void kl_cancel_take_over(void);
 /* Ignored signals stay ignored in the new program. */
 void kl_signals_before_exec(void);
 void kl_signals_exec_failed(void);

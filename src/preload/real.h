@@ -124,6 +124,7 @@
 	X(void, siglongjmp, (void *, int)KL_NORETURN)                                            \
 	X(void, __longjmp_chk, (void *, int)KL_NORETURN)                                         \
 	X(int, pthread_create, (pthread_t *, const pthread_attr_t *, void *(*)(void *), void *)) \
+	X(int, pthread_cancel, (pthread_t))                                                      \
 	X(int, posix_spawn,                                                                      \
 	  (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, \
 	   char *const[], char *const[]))                                                        \

@@ -106,6 +106,76 @@ static void blocked_fault(void)
 	signal(SIGFPE, SIG_DFL);
 }
 
+/* ---- cancellation ------------------------------------------------------------------------ */
+
+static _Atomic int entered, unwound;
+
+static void cleanup(void *arg)
+{
+	unwound++;
+}
+
+static void *cancelled(void *type)
+{
+	pthread_setcanceltype((int)(intptr_t)type, NULL);
+	pthread_cleanup_push(cleanup, NULL);
+	entered++;
+	for (;;) {
+		t_run(&v);
+		pthread_testcancel();
+	}
+	pthread_cleanup_pop(0);
+	return NULL;
+}
+
+static void *cancelled_mapping(void *arg)
+{
+	void *p;
+
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+	pthread_cleanup_push(cleanup, NULL);
+	entered++;
+	for (;;) {
+		p = mmap(NULL, T_PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		munmap(p, T_PAGE);
+	}
+	pthread_cleanup_pop(0);
+	return NULL;
+}
+
+/* What the thread held is free: the vCPU runs, its memory can change. */
+static void cancel(void *(*fn)(void *), long us)
+{
+	struct kvm_regs regs;
+	void *result, *p;
+	pthread_t t;
+
+	entered = unwound = 0;
+	NEED(!pthread_create(&t, NULL, fn, (void *)(intptr_t)PTHREAD_CANCEL_ASYNCHRONOUS));
+	while (!entered)
+		usleep(100);
+	usleep((useconds_t)us);
+	CHECK(!pthread_cancel(t));
+	CHECK(!pthread_join(t, &result) && result == PTHREAD_CANCELED && unwound == 1);
+	CHECK(!ioctl(v.vcpu, KVM_GET_REGS, &regs));
+	v.run->immediate_exit = 1;
+	FAILS(t_run(&v), EINTR);
+	v.run->immediate_exit = 0;
+	p = mmap(NULL, T_PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(!t_slot(&v, SLOT_DATA, DATA, T_PAGE, p) && !munmap(p, T_PAGE));
+	CHECK(!t_slot(&v, SLOT_DATA, DATA, 0, NULL));
+}
+
+static void cancels(void)
+{
+	cancel(cancelled, 20000);
+	for (int i = 0; i < 50; i++) {
+		cancel(cancelled, i * 10);
+		cancel(cancelled_mapping, i * 10);
+	}
+	shot_at(SIGUSR1);
+}
+
 int main(void)
 {
 	alarm(40);
@@ -113,6 +183,7 @@ int main(void)
 	nodefer();
 	sent_faults();
 	blocked_fault();
+	cancels();
 	t_free(&v);
 	return t_done();
 }
