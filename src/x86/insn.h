@@ -113,21 +113,19 @@ KL_INLINE uint64_t kl_next_rip(struct kl_vcpu *v, const struct kl_op *op)
  * System instructions: exception.c, segment.c, system.c, msr.c, cpuid.c, io.c. decode.c maps
  * mnemonics to these. Operands as in struct kl_op; a handler checks its own privileges.
  */
-#define KL_SYSTEM_OPS(X)                                                                          \
-	X(cpuid)                                                                                  \
-	X(rdmsr) X(wrmsr) X(rdtsc) X(rdtscp) X(rdpid) X(rdpmc) X(hlt) X(pause) X(monitor) X(      \
-		mwait) X(cli) X(sti) X(clts) X(invd) X(wbinvd) X(invlpg) X(invpcid) X(mov_to_cr)  \
-		X(mov_from_cr) X(mov_to_dr) X(mov_from_dr) X(lmsw) X(smsw) X(lgdt) X(lidt) X(     \
-			sgdt) X(sidt) X(lldt) X(ltr) X(sldt) X(str) X(lar) X(lsl) X(verr) X(verw) \
-			X(arpl) X(mov_to_sreg) X(mov_from_sreg) X(push_sreg) X(pop_sreg) X(       \
-				load_far_ptr) X(far_jmp) X(far_call) X(far_ret) X(iret) X(int_n)  \
-				X(int3) X(int1) X(into) X(ud) X(syscall) X(sysret) X(sysenter) X( \
-					sysexit) X(swapgs) X(rdfsbase) X(rdgsbase) X(wrfsbase)    \
-					X(wrgsbase) X(in) X(out) X(ins) X(outs) X(pushf) X(popf)  \
-						X(clac) X(stac) X(xgetbv) X(xsetbv) X(vmcall)     \
-							X(vmmcall) X(fxsave) X(fxrstor) X(xsave)  \
-								X(xrstor) X(ldmxcsr) X(stmxcsr)   \
-									X(rsm) X(clflush)
+// clang-format off
+#define KL_SYSTEM_OPS(X) \
+	X(cpuid) X(rdmsr) X(wrmsr) X(rdtsc) X(rdtscp) X(rdpid) X(rdpmc) X(hlt) X(pause) \
+	X(monitor) X(mwait) X(cli) X(sti) X(clts) X(invd) X(wbinvd) X(invlpg) X(invpcid) \
+	X(mov_to_cr) X(mov_from_cr) X(mov_to_dr) X(mov_from_dr) X(lmsw) X(smsw) X(lgdt) \
+	X(lidt) X(sgdt) X(sidt) X(lldt) X(ltr) X(sldt) X(str) X(lar) X(lsl) X(verr) \
+	X(verw) X(arpl) X(mov_to_sreg) X(mov_from_sreg) X(push_sreg) X(pop_sreg) \
+	X(load_far_ptr) X(far_jmp) X(far_call) X(far_ret) X(iret) X(int_n) X(int3) \
+	X(int1) X(into) X(ud) X(syscall) X(sysret) X(sysenter) X(sysexit) X(swapgs) \
+	X(rdfsbase) X(rdgsbase) X(wrfsbase) X(wrgsbase) X(in) X(out) X(ins) X(outs) \
+	X(pushf) X(popf) X(clac) X(stac) X(xgetbv) X(xsetbv) X(vmcall) X(vmmcall) \
+	X(fxsave) X(fxrstor) X(xsave) X(xrstor) X(ldmxcsr) X(stmxcsr) X(rsm) X(clflush)
+// clang-format on
 #define KL_DECLARE_OP(name) kl_op_fn kl_op_##name;
 KL_SYSTEM_OPS(KL_DECLARE_OP)
 #undef KL_DECLARE_OP
