@@ -138,6 +138,7 @@ static int raw_mask(int how, const sigset_t *set, sigset_t *old)
 
 long kl_mask_raw(int how, const void *set, void *old, size_t size)
 {
+	struct kl_entry e;
 	sigset_t s, o;
 	int r;
 
@@ -145,11 +146,18 @@ long kl_mask_raw(int how, const void *set, void *old, size_t size)
 		return kl_sys(SYS_rt_sigprocmask, how, set, old, size);
 	if (set) {
 		sigemptyset(&s);
-		memcpy(&s, set, 8);
+		kl_pl_enter(&e);
+		r = kl_copy_from_user(&s, set, 8);
+		kl_pl_leave(&e);
+		if (r)
+			return r;
 	}
 	r = set_mask(raw_mask, how, set ? &s : NULL, old ? &o : NULL);
-	if (!r && old)
-		memcpy(old, &o, 8);
+	if (!r && old) {
+		kl_pl_enter(&e);
+		r = kl_copy_to_user(old, &o, 8);
+		kl_pl_leave(&e);
+	}
 	return r;
 }
 

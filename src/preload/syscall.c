@@ -5,7 +5,6 @@
  */
 #include <fcntl.h>
 #include <sched.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -114,28 +113,40 @@ struct how {
 	uint64_t flags, mode;
 };
 
+/* The kernel reads and checks it first: no file has an empty name. */
+static long read_how(int dirfd, struct how *how, const void *uhow, size_t size)
+{
+	long r = kl_sys(SYS_openat2, dirfd, "", uhow, size);
+	struct kl_entry e;
+
+	if (r != -ENOENT)
+		return r < 0 ? r : -EINVAL;
+	kl_pl_enter(&e);
+	r = kl_copy_from_user(how, uhow, sizeof(*how));
+	kl_pl_leave(&e);
+	return r;
+}
+
 static long do_openat2(int dirfd, const char *path, const void *uhow, size_t size)
 {
 	char buf[KL_PATH_BUF];
 	const char *rest;
 	struct how how;
-	long fd;
+	long fd, r;
 
-	if (size < sizeof(how) || (uintptr_t)uhow < KL_PAGE_SIZE)
-		return kl_ret(kl_sys(SYS_openat2, dirfd, path, uhow, size));
 	switch (kl_path_classify(dirfd, path, buf, sizeof(buf), &rest)) {
 	case KL_PATH_KVM:
-		memcpy(&how, uhow, sizeof(how));
-		return kl_ret(kl_open_kvm((int)how.flags));
+		r = read_how(dirfd, &how, uhow, size);
+		return kl_ret(r ? r : kl_open_kvm((int)how.flags));
 	case KL_PATH_SYSFS:
-		memcpy(&how, uhow, sizeof(how));
-		return kl_ret(kl_sysfs_open(rest, (int)how.flags));
+		r = read_how(dirfd, &how, uhow, size);
+		return kl_ret(r ? r : kl_sysfs_open(rest, (int)how.flags));
 	default:
 		fd = kl_sys(SYS_openat2, dirfd, path, uhow, size);
 		if (fd >= 0 && kl_path_opened_real_kvm((int)fd)) {
 			kl_sys(SYS_close, fd);
-			memcpy(&how, uhow, sizeof(how));
-			return kl_ret(kl_open_kvm((int)how.flags));
+			r = read_how(dirfd, &how, uhow, size);
+			return kl_ret(r ? r : kl_open_kvm((int)how.flags));
 		}
 		return kl_ret(fd);
 	}

@@ -3,6 +3,8 @@
  * Every ioctl with pointers that cannot be used: EFAULT where KVM reads or writes the
  * argument, whatever else KVM says where it does not, never a crash.
  */
+#include <sys/syscall.h>
+
 #include "t.h"
 
 enum kind { SYSTEM, VM, VCPU };
@@ -170,6 +172,29 @@ static void all_numbers(void)
 	CHECK(!ioctl(v.vcpu, KVM_GET_REGS, &regs) && (regs.rip == CODE || regs.rip == CODE + 2));
 }
 
+/* Pointers that only syscall() hands on. */
+static void raw_calls(void)
+{
+	uint64_t how[3] = {O_RDWR, 0, 0}, set = 1ull << (SIGUSR1 - 1), old;
+	int fd;
+
+	FAILS(syscall(SYS_rt_sigprocmask, SIG_BLOCK, none, NULL, 8), EFAULT);
+	FAILS(syscall(SYS_rt_sigprocmask, SIG_BLOCK, edge, NULL, 8), EFAULT);
+	FAILS(syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, none, 8), EFAULT);
+	FAILS(syscall(SYS_rt_sigprocmask, SIG_BLOCK, NULL, edge, 8), EFAULT);
+	CHECK(!syscall(SYS_rt_sigprocmask, SIG_BLOCK, &set, &old, 8) && !(old & set));
+	CHECK(!syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, &set, 8) &&
+	      set == (old | 1ull << (SIGUSR1 - 1)));
+	FAILS(syscall(SYS_openat2, AT_FDCWD, "/dev/kvm", none, sizeof(how)), EFAULT);
+	FAILS(syscall(SYS_openat2, AT_FDCWD, "/dev/kvm", edge, sizeof(how)), EFAULT);
+	FAILS(syscall(SYS_openat2, AT_FDCWD, "/dev/kvm", how, 8), EINVAL);
+	fd = (int)syscall(SYS_openat2, AT_FDCWD, "/dev/kvm", how, sizeof(how));
+	CHECK(fd >= 0 && ioctl(fd, KVM_GET_API_VERSION, 0) == 12);
+	close(fd);
+	how[0] = 1ull << 40;
+	FAILS(syscall(SYS_openat2, AT_FDCWD, "/dev/kvm", how, sizeof(how)), EINVAL);
+}
+
 int main(void)
 {
 	uint8_t *p =
@@ -182,6 +207,7 @@ int main(void)
 	pointers();
 	counts();
 	misaligned();
+	raw_calls();
 	CHECK(t_out(&v) == 0);
 	all_numbers();
 	return t_done();
