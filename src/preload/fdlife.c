@@ -166,6 +166,10 @@ static int do_fcntl(int fd, int cmd, unsigned long arg)
 		/* That there is a memfd is nobody's business. */
 		if (kl_fd_known(fd))
 			return (int)kl_ret(cmd == F_ADD_SEALS && read_only(fd) ? -EPERM : -EINVAL);
+		return REAL(fcntl)(fd, cmd, arg);
+	case F_SETFL:
+		if (arg & O_DIRECT && kl_fd_known(fd))
+			return (int)kl_ret(-EINVAL);
 		/* fallthrough */
 	default:
 		return REAL(fcntl)(fd, cmd, arg);

@@ -203,6 +203,8 @@ int kl_uapi_open_system(int flags, struct kl_object **out)
 		return -EEXIST;
 	if (flags & O_DIRECTORY)
 		return -ENOTDIR;
+	if (flags & O_DIRECT)
+		return -EINVAL;
 	if (!kl_uapi_pid)
 		kl_uapi_pid = (pid_t)kl_sys(SYS_getpid);
 	fd = kl_guard_init();

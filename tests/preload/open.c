@@ -160,7 +160,9 @@ static void flags(void)
 	fd = open("/dev/kvm", O_RDONLY);
 	CHECK((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY);
 	FAILS(write(fd, "", 1), EBADF);
+	FAILS(fcntl(fd, F_SETFL, O_DIRECT), EINVAL);
 	close(fd);
+	FAILS(open("/dev/kvm", O_RDWR | O_DIRECT), EINVAL);
 }
 
 static void stats(void)
