@@ -147,8 +147,9 @@ static int apply(int sig, const struct record *r)
 	memset(&sa, 0, sizeof(sa));
 	sa.sa_sigaction = dispatch;
 	if (is_guard(sig)) {
-		sa.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER |
-			      (has_handler(r) ? r->flags & SA_RESTART : SA_RESTART);
+		sa.sa_flags = SA_SIGINFO | SA_NODEFER;
+		sa.sa_flags |= has_handler(r) ? r->flags & (SA_RESTART | SA_ONSTACK)
+					      : SA_RESTART | SA_ONSTACK;
 	} else if (has_handler(r)) {
 		sa.sa_flags = (r->flags & ~(SA_RESETHAND | SA_RESTORER_FLAG)) | SA_SIGINFO;
 		kl_sigset_put(&sa.sa_mask, r->mask & ~kl_guard_signals());

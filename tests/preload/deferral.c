@@ -106,6 +106,35 @@ static void blocked_fault(void)
 	signal(SIGFPE, SIG_DFL);
 }
 
+static uint8_t alt[64 << 10];
+static volatile int on_alt;
+
+static void where(int sig)
+{
+	uint8_t c;
+
+	on_alt = (uintptr_t)&c - (uintptr_t)alt < sizeof(alt);
+}
+
+/* SIGSEGV and SIGBUS too run where the program wants them. */
+static void stacks(void)
+{
+	stack_t ss = {.ss_sp = alt, .ss_size = sizeof(alt)}, off = {.ss_flags = SS_DISABLE};
+	static const int sigs[] = {SIGSEGV, SIGBUS, SIGUSR2};
+
+	NEED(!sigaltstack(&ss, NULL));
+	for (unsigned i = 0; i < 6; i++) {
+		struct sigaction sa = {.sa_handler = where, .sa_flags = i & 1 ? SA_ONSTACK : 0};
+
+		NEED(!sigaction(sigs[i / 2], &sa, NULL));
+		on_alt = -1;
+		raise(sigs[i / 2]);
+		CHECK(on_alt == (int)(i & 1));
+		signal(sigs[i / 2], SIG_DFL);
+	}
+	NEED(!sigaltstack(&off, NULL));
+}
+
 /* ---- cancellation ------------------------------------------------------------------------ */
 
 static _Atomic int entered, unwound;
@@ -183,6 +212,7 @@ int main(void)
 	nodefer();
 	sent_faults();
 	blocked_fault();
+	stacks();
 	cancels();
 	t_free(&v);
 	return t_done();
