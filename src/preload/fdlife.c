@@ -99,7 +99,7 @@ WRAP(void, closefrom, (int low))
 }
 
 /* @new is now what @old is. */
-static int duplicated(int old, int new)
+int kl_fd_duplicated(int old, int new)
 {
 	struct kl_object *obj, *was;
 	_Atomic uint64_t *slot;
@@ -136,18 +136,28 @@ static int duplicated(int old, int new)
 
 WRAP(int, dup, (int fd))
 {
-	return duplicated(fd, REAL(dup)(fd));
+	return kl_fd_duplicated(fd, REAL(dup)(fd));
+}
+
+/* The number is in use by the engine, which keeps it. */
+static bool taken(int old, int new)
+{
+	return KL_UNLIKELY(kl_fd_hidden(new)) && old != new && !kl_fd_shared_child();
 }
 
 WRAP(int, dup2, (int old, int new))
 {
-	return duplicated(old, REAL(dup2)(old, new));
+	if (taken(old, new))
+		return (int)kl_ret(-EBUSY);
+	return kl_fd_duplicated(old, REAL(dup2)(old, new));
 }
 WRAP_ALIAS(int, __dup2, dup2, (int old, int new));
 
 WRAP(int, dup3, (int old, int new, int flags))
 {
-	return duplicated(old, REAL(dup3)(old, new, flags));
+	if (taken(old, new))
+		return (int)kl_ret(-EBUSY);
+	return kl_fd_duplicated(old, REAL(dup3)(old, new, flags));
 }
 
 static bool read_only(int fd)
@@ -160,7 +170,7 @@ static int do_fcntl(int fd, int cmd, unsigned long arg)
 	switch (cmd) {
 	case F_DUPFD:
 	case F_DUPFD_CLOEXEC:
-		return duplicated(fd, REAL(fcntl)(fd, cmd, arg));
+		return kl_fd_duplicated(fd, REAL(fcntl)(fd, cmd, arg));
 	case F_ADD_SEALS:
 	case F_GET_SEALS:
 		/* That there is a memfd is nobody's business. */

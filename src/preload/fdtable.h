@@ -71,6 +71,9 @@ void kl_fd_close_undo(int fd, struct kl_object *obj);
 /* The next bound descriptor >= @from and <= @last, or -1. */
 int kl_fd_next(unsigned from, unsigned last);
 
+/* After a real dup: @new is now what @old is. @new, or -1 with errno. */
+int kl_fd_duplicated(int old, int new);
+
 /* True in a child that shares our memory but has its own descriptors. */
 bool kl_fd_shared_child(void);
 void kl_fd_after_fork(void);

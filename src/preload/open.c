@@ -191,3 +191,54 @@ WRAP(FILE *, fopen, (const char *path, const char *mode))
 	return f;
 }
 WRAP_ALIAS(FILE *, fopen64, fopen, (const char *path, const char *mode));
+
+/* libc replaces what is behind the stream's descriptor, which keeps its number. */
+static FILE *reopen(const char *path, const char *mode, FILE *f)
+{
+	int fd = fileno(f);
+	struct kl_object *obj;
+	struct kl_entry e;
+	FILE *r;
+
+	if (KL_LIKELY(fd < 0 || !kl_fd_known(fd)) || kl_fd_shared_child())
+		return REAL(freopen)(path, mode, f);
+	obj = kl_fd_close_begin(fd);
+	r = REAL(freopen)(path, mode, f);
+	kl_pl_enter(&e);
+	kl_fd_close_end(fd);
+	if (obj)
+		kl_object_put(obj);
+	kl_pl_leave(&e);
+	return r;
+}
+
+WRAP(FILE *, freopen, (const char *path, const char *mode, FILE *f))
+{
+	char buf[KL_PATH_BUF], by_fd[32];
+	const char *rest;
+	int fd, saved;
+	FILE *r;
+
+	switch (path ? kl_path_classify(AT_FDCWD, path, buf, sizeof(buf), &rest) : KL_PATH_OTHER) {
+	case KL_PATH_KVM:
+		fd = kl_open_kvm(stdio_flags(mode));
+		break;
+	case KL_PATH_SYSFS:
+		fd = kl_sysfs_open(rest, stdio_flags(mode));
+		break;
+	default:
+		return reopen(path, mode, f);
+	}
+	/* What failed closes the stream all the same. */
+	snprintf(by_fd, sizeof(by_fd), "/proc/self/fd/%d", fd);
+	r = reopen(by_fd, mode, f);
+	saved = fd < 0 ? -fd : errno;
+	if (fd >= 0) {
+		if (r)
+			kl_fd_duplicated(fd, fileno(r));
+		wrap_close(fd);
+	}
+	errno = saved;
+	return r;
+}
+WRAP_ALIAS(FILE *, freopen64, freopen, (const char *path, const char *mode, FILE *f));

@@ -137,6 +137,7 @@
 	X(int, execveat, (int, const char *, char *const[], char *const[], int))                 \
 	X(pid_t, _Fork, (void))                                                                  \
 	X(int, fclose, (FILE *))                                                                 \
+	X(FILE *, freopen, (const char *, const char *, FILE *))                                 \
 	X(int, clone, (int (*)(void *), void *, int, void *, ...))                               \
 	X(void, _exit, (int)KL_NORETURN)                                                         \
 	X(int, prctl, (int, ...))

@@ -165,6 +165,29 @@ static void flags(void)
 	FAILS(open("/dev/kvm", O_RDWR | O_DIRECT), EINVAL);
 }
 
+/* A stream that is KVM's becomes another file's, and back. */
+static void streams(void)
+{
+	FILE *f = fopen("/dev/kvm", "r+");
+	int fd;
+
+	NEED(f);
+	CHECK(ioctl(fileno(f), KVM_GET_API_VERSION, 0) == 12);
+	f = freopen("/dev/null", "r", f);
+	NEED(f);
+	fd = fileno(f);
+	FAILS(ioctl(fd, KVM_GET_API_VERSION, 0), ENOTTY);
+	CHECK(read(fd, &(char){0}, 1) == 0);
+	f = freopen("/dev/kvm", "r+", f);
+	NEED(f);
+	CHECK(ioctl(fileno(f), KVM_GET_API_VERSION, 0) == 12);
+	fd = ioctl(fileno(f), KVM_CREATE_VM, 0);
+	CHECK(fd >= 0 && !close(fd));
+	fd = fileno(f);
+	CHECK(!freopen("/dev/kvm/x", "r", f) && errno == ENOTDIR);
+	FAILS(ioctl(fd, KVM_GET_API_VERSION, 0), EBADF);
+}
+
 static void stats(void)
 {
 	struct stat st;
@@ -188,6 +211,7 @@ int main(void)
 	links();
 	refusals();
 	flags();
+	streams();
 	stats();
 	return t_done();
 }
