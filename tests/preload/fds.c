@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Descriptors: what each call answers, how long objects live, who inherits them (U4, U5). */
+#include <dirent.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/epoll.h>
@@ -505,6 +506,39 @@ static int closes_everything(void)
 	return t_failures;
 }
 
+/* A shell's habit: descriptors put at numbers of its own choice. */
+static int replaces_everything(void)
+{
+	int null = open("/dev/null", O_RDWR), fds[256], n = 0;
+	struct dirent *e;
+	struct vm v;
+	DIR *d;
+
+	t_failures = 0;
+	T_VM(&v, code_out);
+	d = opendir("/proc/self/fd");
+	NEED(null >= 0 && d);
+	while ((e = readdir(d)) && n < 256) {
+		int fd = atoi(e->d_name);
+
+		if (fd > 2 && fd != v.kvm && fd != v.vm && fd != v.vcpu && fd != null &&
+		    fd != dirfd(d))
+			fds[n++] = fd;
+	}
+	closedir(d);
+	for (int i = 0; i < n; i++) {
+		CHECK(dup2(null, fds[i]) == fds[i] || (t_preloaded() && errno == EBUSY));
+		CHECK(dup3(null, fds[i], O_CLOEXEC) == fds[i] || (t_preloaded() && errno == EBUSY));
+	}
+	CHECK(t_out(&v) == 0);
+	close(v.vcpu);
+	t_vcpu(&v, 1);
+	for (size_t i = 0; i < v.run_size; i += T_PAGE)
+		((volatile uint8_t *)v.run)[i] = 0;
+	CHECK(t_out(&v) == 0);
+	return t_failures;
+}
+
 int main(int argc, char **argv)
 {
 	struct vm v;
@@ -537,5 +571,6 @@ int main(int argc, char **argv)
 	messages();
 	message_to_child();
 	CHECK(t_child(closes_everything) == 0);
+	CHECK(t_child(replaces_everything) == 0);
 	return t_done();
 }
