@@ -31,6 +31,13 @@ KL_INLINE void kl_flags_put(struct kl_vcpu *v, uint32_t ax)
 		    (uint64_t)(ax & 1) << 11;
 }
 
+/* The condition codes in encoding order, as Zydis spells the mnemonics' suffixes. */
+// clang-format off
+#define KL_CONDITIONS(X) \
+	X(0, O) X(1, NO) X(2, B) X(3, NB) X(4, Z) X(5, NZ) X(6, BE) X(7, NBE) \
+	X(8, S) X(9, NS) X(10, P) X(11, NP) X(12, L) X(13, NL) X(14, LE) X(15, NLE)
+// clang-format on
+
 /* Condition code @cc (encoding order) of @fl. */
 KL_INLINE bool kl_cond(uint64_t fl, unsigned cc)
 {

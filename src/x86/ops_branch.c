@@ -134,23 +134,8 @@ bool kl_select_branch(struct kl_decode *d)
 	switch (d->in.mnemonic) {
 #define CC(n, sfx)                  \
 	case ZYDIS_MNEMONIC_J##sfx: \
-		return conditional(d, n)
-		CC(0, O);
-		CC(1, NO);
-		CC(2, B);
-		CC(3, NB);
-		CC(4, Z);
-		CC(5, NZ);
-		CC(6, BE);
-		CC(7, NBE);
-		CC(8, S);
-		CC(9, NS);
-		CC(10, P);
-		CC(11, NP);
-		CC(12, L);
-		CC(13, NL);
-		CC(14, LE);
-		CC(15, NLE);
+		return conditional(d, n);
+		KL_CONDITIONS(CC)
 #undef CC
 	case ZYDIS_MNEMONIC_JMP:
 		return branch(d, rel ? jmp_rel : jmp_indirect);

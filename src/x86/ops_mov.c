@@ -254,23 +254,8 @@ static int condition(ZydisMnemonic m)
 #define CC(n, sfx)                     \
 	case ZYDIS_MNEMONIC_CMOV##sfx: \
 	case ZYDIS_MNEMONIC_SET##sfx:  \
-		return n
-		CC(0, O);
-		CC(1, NO);
-		CC(2, B);
-		CC(3, NB);
-		CC(4, Z);
-		CC(5, NZ);
-		CC(6, BE);
-		CC(7, NBE);
-		CC(8, S);
-		CC(9, NS);
-		CC(10, P);
-		CC(11, NP);
-		CC(12, L);
-		CC(13, NL);
-		CC(14, LE);
-		CC(15, NLE);
+		return n;
+		KL_CONDITIONS(CC)
 #undef CC
 	default:
 		return -1;
