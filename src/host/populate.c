@@ -25,6 +25,11 @@ static void touch_write(uint8_t *p)
 	__asm__ volatile("lock orb $0, %0" : "+m"(*p) : : "cc");
 }
 
+static bool interrupted(void)
+{
+	return kl_self.sig_pending && kl_self.running;
+}
+
 int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 {
 	uint8_t *p = (uint8_t *)(uintptr_t)hva.addr;
@@ -38,14 +43,15 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	 * "touching" on a handler abandons the touch wherever it finds this thread; before,
 	 * sig_pending says that it came.
 	 *
-	 * A kick that was meant for guest mode and came late is no reason to give up.
+	 * Only KVM_RUN is interrupted; and a kick that was meant for guest mode and came late is
+	 * no reason to give up.
 	 */
 	do {
 		why = kl_guard_enter(&here);
 		if (why == KL_GUARD_NONE) {
 			kl_self.touching = 1;
 			atomic_signal_fence(memory_order_seq_cst);
-			if (kl_self.sig_pending)
+			if (interrupted())
 				why = KL_GUARD_INTR;
 			else if (write)
 				touch_write(p);
@@ -54,7 +60,7 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 			atomic_signal_fence(memory_order_seq_cst);
 			kl_self.touching = 0;
 		}
-	} while (why == KL_GUARD_INTR && !kl_self.sig_pending);
+	} while (why == KL_GUARD_INTR && !interrupted());
 	kl_guard_leave(outer);
 	/* A read does not try to write: that would break copy-on-write for nothing. */
 	*writable = write;

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/guard.h"
+#include "host/sys.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
 
@@ -534,6 +535,30 @@ void kl_probe(struct kl_vcpu *v, uint64_t lin)
 
 /* ---- outside an instruction ---- */
 
+/*
+ * In guest mode from an ioctl: a flusher that waits for this vCPU must be able to kick it out of
+ * a blocked access, as in KVM_RUN (M6).
+ */
+static void enter_from_ioctl(struct kl_vcpu *v)
+{
+	if (!v->in_run) {
+		atomic_store_explicit(&v->core.tid, kl_gettid(), memory_order_release);
+		kl_self.running = &v->core;
+		atomic_signal_fence(memory_order_seq_cst);
+	}
+	kl_vcpu_enter_guest(&v->core);
+}
+
+static void leave_to_ioctl(struct kl_vcpu *v)
+{
+	kl_vcpu_leave_guest(&v->core);
+	if (!v->in_run) {
+		atomic_signal_fence(memory_order_seq_cst);
+		kl_self.running = NULL;
+		atomic_store_explicit(&v->core.tid, 0, memory_order_release);
+	}
+}
+
 int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len)
 {
 	while (len) {
@@ -542,11 +567,11 @@ int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len)
 		const uint8_t *page;
 		int r = -EAGAIN;
 
-		kl_vcpu_enter_guest(&v->core);
+		enter_from_ioctl(v);
 		page = kl_mmu_lookup(&v->core, gpa & KL_PAGE_MASK, KL_ACC_READ, &writable, &mmio);
 		if (page)
 			r = kl_guard_copy(buf, page + (gpa & ~KL_PAGE_MASK), n);
-		kl_vcpu_leave_guest(&v->core);
+		leave_to_ioctl(v);
 		if (mmio)
 			return -EFAULT;
 		if (!page) {
@@ -557,6 +582,8 @@ int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len)
 				return r;
 			continue;
 		}
+		if (r == -EINTR)
+			continue; /* only kicked: let the flusher go on, and come back */
 		if (r)
 			return r;
 		gpa += n;
@@ -572,19 +599,23 @@ int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writa
 	jmp_buf here;
 	struct kl_walk w = {0};
 	enum kl_walk_status st;
+	enum kl_guard_reason why;
 	int r;
 
 	*writable = true;
 	*usermode = false;
 	for (;;) {
-		if (kl_guard_enter(&here) != KL_GUARD_NONE) {
-			kl_vcpu_leave_guest(&v->core);
+		why = kl_guard_enter(&here);
+		if (why != KL_GUARD_NONE) {
+			leave_to_ioctl(v);
 			kl_guard_leave(outer);
+			if (why == KL_GUARD_INTR)
+				continue;
 			return -EFAULT;
 		}
-		kl_vcpu_enter_guest(&v->core);
+		enter_from_ioctl(v);
 		st = kl_walk(v, gva, KL_ACC_READ, kl_tlb_mode_of(v, 0, false), true, &w);
-		kl_vcpu_leave_guest(&v->core);
+		leave_to_ioctl(v);
 		kl_guard_leave(outer);
 		if (st != KL_WALK_MISS)
 			break;
