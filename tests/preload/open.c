@@ -184,7 +184,11 @@ static void streams(void)
 	fd = ioctl(fileno(f), KVM_CREATE_VM, 0);
 	CHECK(fd >= 0 && !close(fd));
 	fd = fileno(f);
-	CHECK(!freopen("/dev/kvm/x", "r", f) && errno == ENOTDIR);
+	/* The stream is closed, but libc does not free it: a leak to who looks for leaks. */
+	if (t_sanitized())
+		fclose(f);
+	else
+		CHECK(!freopen("/dev/kvm/x", "r", f) && errno == ENOTDIR);
 	FAILS(ioctl(fd, KVM_GET_API_VERSION, 0), EBADF);
 }
 
