@@ -119,6 +119,11 @@ static int install(int sig)
 			       .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER};
 
 	sigemptyset(&sa.sa_mask);
+	/* Kicks queue: handled one after the other, not one inside the other. */
+	if (sig == KL_KICK_SIGNAL) {
+		sa.sa_flags &= ~SA_NODEFER;
+		sigaddset(&sa.sa_mask, sig);
+	}
 	return kl_sys_sigaction(sig, &sa, &previous[sig]) ? -errno : 0;
 }
 

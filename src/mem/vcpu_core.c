@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <limits.h>
 #include <sched.h>
 
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/vm.h"
 
-#define SPINS_BEFORE_YIELD  200
-#define YIELDS_BEFORE_KICK  64
-#define YIELDS_BETWEEN_KICK 1024
+#define SPINS_BEFORE_YIELD 200
+#define YIELDS_BEFORE_KICK 64
 
 _Static_assert(offsetof(struct kl_vcpu_core, requests) == 0, "host/thread.c relies on it");
 _Static_assert(KL_REQ_SIGNAL == KL_THREAD_SIGNAL_REQUEST, "one bit, two layers");
@@ -46,21 +46,24 @@ static bool must_wait_for(struct kl_vcpu_core *c)
 
 static void wait_for(struct kl_vcpu_core *c)
 {
+	unsigned next_kick = SPINS_BEFORE_YIELD + YIELDS_BEFORE_KICK;
+
 	kl_rank_wait(KL_RANK_VCPU_WAIT);
 	for (unsigned n = 0; must_wait_for(c); n++) {
-		unsigned yields;
-
 		if (n < SPINS_BEFORE_YIELD) {
 			kl_cpu_relax();
 			continue;
 		}
-		/* It may sit in a host page fault: signal it out of the access (M6). */
-		yields = n - SPINS_BEFORE_YIELD;
-		if (yields % YIELDS_BETWEEN_KICK == YIELDS_BEFORE_KICK) {
+		/*
+		 * It may sit in a host page fault: signal it out of the access (M6). Ever more
+		 * seldom: a thread that is only waiting for a CPU would find all of them at once.
+		 */
+		if (n == next_kick) {
 			pid_t tid = atomic_load(&c->tid);
 
 			if (tid)
 				kl_guard_kick(tid);
+			next_kick = n < UINT_MAX / 4 ? n * 2 : n + UINT_MAX / 8;
 		}
 		sched_yield();
 	}

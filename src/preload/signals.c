@@ -150,6 +150,11 @@ static int apply(int sig, const struct record *r)
 		sa.sa_flags = SA_SIGINFO | SA_NODEFER;
 		sa.sa_flags |= has_handler(r) ? r->flags & (SA_RESTART | SA_ONSTACK)
 					      : SA_RESTART | SA_ONSTACK;
+		/* Kicks queue: handled one after the other, not one inside the other. */
+		if (sig == KL_KICK_SIGNAL && !has_handler(r)) {
+			sa.sa_flags &= ~SA_NODEFER;
+			sigaddset(&sa.sa_mask, sig);
+		}
 	} else if (has_handler(r)) {
 		sa.sa_flags = (r->flags & ~(SA_RESETHAND | SA_RESTORER_FLAG)) | SA_SIGINFO;
 		kl_sigset_put(&sa.sa_mask, r->mask & ~kl_guard_signals());

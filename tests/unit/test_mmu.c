@@ -29,6 +29,7 @@
 #include "base/racepoint.h"
 #include "host/access.h"
 #include "host/guard.h"
+#include "host/sys.h"
 #include "mem/notifier.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
@@ -580,6 +581,23 @@ static void signal_interrupts_populate(void **state)
 	close(uffd);
 }
 
+/* A thread that gets a CPU at last finds all its kicks at once; it has one small stack. */
+static void kicks_do_not_nest(void **state)
+{
+	static char stack[32 << 10];
+	stack_t ss = {.ss_sp = stack, .ss_size = sizeof(stack)}, off = {.ss_flags = SS_DISABLE};
+	sigset_t kick;
+
+	sigemptyset(&kick);
+	sigaddset(&kick, KL_KICK_SIGNAL);
+	assert_int_equal(sigaltstack(&ss, NULL), 0);
+	assert_int_equal(pthread_sigmask(SIG_BLOCK, &kick, NULL), 0);
+	for (int i = 0; i < 200; i++)
+		kl_guard_kick(kl_gettid());
+	assert_int_equal(pthread_sigmask(SIG_UNBLOCK, &kick, NULL), 0);
+	assert_int_equal(sigaltstack(&off, NULL), 0);
+}
+
 /* B19: the VM dies inside a bracket of the same thread. */
 static void destroy_inside_bracket(void **state)
 {
@@ -737,6 +755,7 @@ int main(void)
 		T(refused_then_blocking),
 		T(refused_after_zap),
 		T(odd_brackets),
+		T(kicks_do_not_nest),
 		T(signal_interrupts_populate),
 		T(destroy_inside_bracket),
 		T(unmap_under_running_vcpus),
