@@ -18,9 +18,9 @@
 
 static uint32_t mxcsr_mask(void)
 {
-	static uint32_t cached;
+	static _Atomic uint32_t cached; /* the same whoever finds out first */
 	uint8_t fx[512] __attribute__((aligned(16)));
-	uint32_t mask = cached;
+	uint32_t mask = atomic_load_explicit(&cached, memory_order_relaxed);
 
 	if (!mask) {
 		memset(fx, 0, sizeof(fx));
@@ -28,7 +28,7 @@ static uint32_t mxcsr_mask(void)
 		memcpy(&mask, fx + 28, 4);
 		if (!mask)
 			mask = 0xffbf;
-		cached = mask;
+		atomic_store_explicit(&cached, mask, memory_order_relaxed);
 	}
 	return mask;
 }
