@@ -92,8 +92,3 @@ void kl_srcu_synchronize(struct kl_srcu *s)
 	}
 	pthread_mutex_unlock(&s->sync_lock);
 }
-
-bool kl_srcu_readers_active(struct kl_srcu *s)
-{
-	return !half_empty(s, 0) || !half_empty(s, 1);
-}

@@ -47,5 +47,3 @@ void kl_srcu_read_unlock(struct kl_srcu *s, int token);
 
 /* Context: may sleep; not inside a section of @s. */
 void kl_srcu_synchronize(struct kl_srcu *s);
-/* One scan, no sleep: true if no section that matters is open right now. */
-bool kl_srcu_readers_active(struct kl_srcu *s);

@@ -150,12 +150,6 @@ void kl_fd_close_end(int fd)
 		atomic_compare_exchange_strong(s, &expected, 0);
 }
 
-void kl_fd_close_undo(int fd, struct kl_object *obj)
-{
-	if (kl_fd_bind(fd, obj))
-		kl_object_put(obj);
-}
-
 int kl_fd_next(unsigned from, unsigned last)
 {
 	if (last >= KL_FD_MAX)

@@ -65,8 +65,6 @@ struct kl_object *kl_fd_unbind(int fd);
 /* Around the real close. begin: as kl_fd_unbind(), but marks the slot until end. */
 struct kl_object *kl_fd_close_begin(int fd);
 void kl_fd_close_end(int fd);
-/* The close failed: put the object back. */
-void kl_fd_close_undo(int fd, struct kl_object *obj);
 
 /* The next bound descriptor >= @from and <= @last, or -1. */
 int kl_fd_next(unsigned from, unsigned last);

@@ -475,11 +475,6 @@ void kl_write_bytes(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned l
 	write_any(v, lin, buf, len, (enum kl_tlb_mode)v->tlb_mode, false);
 }
 
-void kl_read_as(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len, enum kl_tlb_mode mode)
-{
-	read_any(v, lin, buf, len, mode, true);
-}
-
 void kl_write_as(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
 		 enum kl_tlb_mode mode)
 {

@@ -7,7 +7,6 @@
 #include "x86/vcpu.h"
 
 /* Linear accesses with the rights of @mode; page tables and MMIO as for kl_read_bytes(). */
-void kl_read_as(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len, enum kl_tlb_mode mode);
 void kl_write_as(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
 		 enum kl_tlb_mode mode);
 

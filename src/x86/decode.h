@@ -52,7 +52,6 @@ bool kl_select_atomic(struct kl_decode *d);
 bool kl_select_branch(struct kl_decode *d);
 bool kl_select_stack(struct kl_decode *d);
 bool kl_select_string(struct kl_decode *d);
-bool kl_select_bcd(struct kl_decode *d);
 bool kl_select_sse(struct kl_decode *d);
 bool kl_select_x87(struct kl_decode *d);
 bool kl_select_misc(struct kl_decode *d);
