@@ -90,30 +90,33 @@ static unsigned lower_hva(const struct kl_memslots *s, uint64_t hva)
 	return lo;
 }
 
-const struct kl_memslot *kl_memslots_next_overlap(const struct kl_memslots *s, uint64_t start,
-						  uint64_t end, unsigned *cursor, kl_gfn_t *first,
-						  kl_gfn_t *last)
+/* From the last slot that begins before the end, backwards until none can reach the start. */
+void kl_overlap_next(struct kl_overlap *o)
 {
-	unsigned i = *cursor;
+	const struct kl_memslots *s = o->set;
+	unsigned i = o->cursor;
 
-	/* From the last slot that begins before @end, backwards until none can reach @start. */
-	if (i == s->n)
-		i = lower_hva(s, end);
-	while (i > 0 && s->max_end[i - 1] > start) {
+	o->slot = NULL;
+	while (i > 0 && s->max_end[i - 1] > o->start) {
 		const struct kl_memslot *slot = s->by_hva[--i];
-		uint64_t from, to;
 
-		if (hva_end(slot) <= start)
+		if (hva_end(slot) <= o->start)
 			continue;
-		from = kl_max(start, slot->hva) - slot->hva;
-		to = kl_min(end, hva_end(slot)) - slot->hva;
-		*first = slot->base_gfn + (from >> KL_PAGE_SHIFT);
-		*last = slot->base_gfn + (to >> KL_PAGE_SHIFT);
-		*cursor = i;
-		return slot;
+		o->slot = slot;
+		o->first = slot->base_gfn +
+			   ((kl_max(o->start, slot->hva) - slot->hva) >> KL_PAGE_SHIFT);
+		o->last = slot->base_gfn +
+			  ((kl_min(o->end, hva_end(slot)) - slot->hva) >> KL_PAGE_SHIFT);
+		break;
 	}
-	*cursor = 0;
-	return NULL;
+	o->cursor = i;
+}
+
+void kl_overlap_first(struct kl_overlap *o, const struct kl_memslots *s, uint64_t start,
+		      uint64_t end)
+{
+	*o = (struct kl_overlap){.set = s, .start = start, .end = end, .cursor = lower_hva(s, end)};
+	kl_overlap_next(o);
 }
 
 /* ---- editing a hidden set ---------------------------------------------------------- */
@@ -360,7 +363,7 @@ int kl_memslots_init(struct kl_vm *vm)
 			s->max_end = (void *)(p + (3 * i + 3) * ARRAY_BYTES);
 		}
 		atomic_init(&vm->memslots[as], &vm->memslot_sets[as][0]);
-		atomic_init(&vm->generation[as], KL_FIRST_GENERATION);
+		atomic_init(&vm->generation[as], KL_FIRST_GENERATION(as));
 	}
 	return 0;
 }

@@ -15,7 +15,7 @@
 
 struct kl_vm;
 
-#define KL_NR_AS          1     /* address spaces; a second one would be SMM */
+#define KL_NR_AS          2     /* address spaces; the second is that of SMM */
 #define KL_USER_MEM_SLOTS 32764 /* as KVM: SHRT_MAX - 3 */
 #define KL_MEM_MAX_PAGES  ((1UL << 31) - 1)
 
@@ -47,7 +47,8 @@ struct kl_memslot {
  * being installed: raised before the new set is published, and again after all readers of the
  * old set have left. A reader takes it *first*, then the set; so a tag made from the old set
  * is the old even value or odd, and neither equals the value after the change.
- * The first value is close below the wrap of the MMIO field (S6).
+ * The first value is close below the wrap of the MMIO field (S6), and has the address space in
+ * its highest bits, so that generations of two address spaces never compare equal.
  */
 uint64_t kl_generation(struct kl_vm *vm, unsigned as_id);
 
@@ -65,12 +66,25 @@ const struct kl_memslots *kl_memslots(struct kl_vm *vm, unsigned as_id);
 const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, kl_gfn_t gfn);
 
 /*
- * Walk the slots that overlap host memory [start, end): call with *cursor = s->n, until NULL.
- * [*first, *last) are the gfns that lie in the range. Invalid slots included.
+ * Walk the slots of @s that overlap host memory [@start, @end), invalid ones included:
+ *
+ *     struct kl_overlap o;
+ *     kl_for_each_overlap (&o, s, start, end)
+ *             ... o.slot, and its gfns [o.first, o.last) that lie in the range
  */
-const struct kl_memslot *kl_memslots_next_overlap(const struct kl_memslots *s, uint64_t start,
-						  uint64_t end, unsigned *cursor, kl_gfn_t *first,
-						  kl_gfn_t *last);
+struct kl_overlap {
+	const struct kl_memslot *slot; /* NULL: no more */
+	kl_gfn_t first, last;
+	/* private */
+	const struct kl_memslots *set;
+	uint64_t start, end;
+	unsigned cursor;
+};
+void kl_overlap_first(struct kl_overlap *o, const struct kl_memslots *s, uint64_t start,
+		      uint64_t end);
+void kl_overlap_next(struct kl_overlap *o);
+#define kl_for_each_overlap(o, s, start, end) \
+	for (kl_overlap_first(o, s, start, end); (o)->slot; kl_overlap_next(o))
 
 KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
 {
@@ -94,9 +108,9 @@ void kl_memslots_destroy(struct kl_vm *vm);
  * The MMIO generation (S6): the generation without its low bit, cut to the width of the field
  * in an SPTE. A new VM starts 150 changes below the wrap.
  */
-#define KL_MMIO_GEN_BITS    19
-#define KL_MMIO_GEN(gen)    (((gen) >> 1) & ((1u << KL_MMIO_GEN_BITS) - 1))
-#define KL_FIRST_GENERATION ((2ull << KL_MMIO_GEN_BITS) - 300)
+#define KL_MMIO_GEN_BITS           19
+#define KL_MMIO_GEN(gen)           (((gen) >> 1) & ((1u << KL_MMIO_GEN_BITS) - 1))
+#define KL_FIRST_GENERATION(as_id) ((uint64_t)(as_id) << 60 | ((2ull << KL_MMIO_GEN_BITS) - 300))
 
 /* Largest gfn that a slot may contain, from the guest's physical address width. */
 #define KL_MAX_GFN ((1UL << (52 - KL_PAGE_SHIFT)) - 1)

@@ -55,11 +55,10 @@ static void gate_wait(void)
 static bool vm_overlaps(struct kl_vm *vm, uint64_t start, uint64_t end)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		const struct kl_memslots *s = kl_memslots(vm, as);
-		unsigned cursor = s->n;
-		kl_gfn_t first, last;
+		struct kl_overlap o;
 
-		if (kl_memslots_next_overlap(s, start, end, &cursor, &first, &last))
+		kl_overlap_first(&o, kl_memslots(vm, as), start, end);
+		if (o.slot)
 			return true;
 	}
 	return false;
@@ -79,7 +78,7 @@ static void end_until(const struct kl_notifier_range *r, const struct kl_vm *sto
 {
 	for (struct kl_vm *vm = first_vm(); vm != stop; vm = vm->next)
 		if (vm_overlaps(vm, r->start, r->end))
-			kl_mmu_invalidate_end(vm, r->start, r->end);
+			kl_mmu_invalidate_end(vm, r);
 }
 
 static void round_to_pages(struct kl_notifier_range *r)
@@ -112,7 +111,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 
 		if (!vm_overlaps(vm, r->start, r->end))
 			continue;
-		ret = kl_mmu_invalidate_begin(vm, r->start, r->end, r->may_block);
+		ret = kl_mmu_invalidate_begin(vm, r);
 		if (ret) {
 			end_until(r, vm);
 			leave_gate();

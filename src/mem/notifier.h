@@ -31,6 +31,7 @@ struct kl_notifier_range {
 	uint64_t start, end; /* hva, bytes; rounded outwards to pages by begin() */
 	enum kl_notifier_event event;
 	bool may_block;
+	const char *cause; /* the host call, for --trace; may be NULL */
 };
 
 /* Returns 0; -EAGAIN if !may_block and it would have had to wait (nothing changed then). */

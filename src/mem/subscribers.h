@@ -15,20 +15,22 @@
 
 struct kl_vm;
 struct kl_memslot;
+struct kl_notifier_range;
 
 /* mmu: birth and death with the VM. 0 or -ENOMEM. */
 int kl_mmu_create(struct kl_vm *vm) KL_MUST_CHECK;
 void kl_mmu_destroy(struct kl_vm *vm);
 
 /*
- * mmu: host memory [start, end) is being invalidated (N2), and some slot of @vm overlaps it.
+ * mmu: the host memory of @r is being invalidated (N2), and some slot of @vm overlaps it.
  * begin() raises in_progress over the overlapping gfns, zaps, flushes and waits; end() is
  * called for exactly the VMs whose begin() returned 0.
- * !may_block: -EAGAIN, with nothing left changed, if it would wait.
- * Context: inside the process's bracket, so the sets of slots do not change.
+ * !r->may_block: -EAGAIN, with nothing left changed, if it would wait.
+ * Context: reader section of vm->srcu, inside the bracket: which slots overlap @r does not
+ * change from begin() to end().
  */
-int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool may_block);
-void kl_mmu_invalidate_end(struct kl_vm *vm, uint64_t start, uint64_t end);
+int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r);
+void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r);
 
 /* mmu: the slot is invalid in the published set and readers have left: zap and flush (S4). */
 void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);

@@ -36,6 +36,7 @@ struct kl_vcpu_core {
 	_Atomic uint32_t mode;
 	_Atomic uint32_t sleeping; /* set around the futex wait of a halted vCPU */
 	struct kl_vm *vm;
+	unsigned as_id;    /* the address space that it runs in */
 	unsigned index;    /* in vm->vcpus */
 	unsigned id;       /* the APIC id given to KVM_CREATE_VCPU */
 	_Atomic pid_t tid; /* thread inside KVM_RUN, or 0 */

@@ -24,7 +24,7 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
 		       bool *mmio)
 {
 	struct kl_vm *vm = c->vm;
-	kl_spte_t *p = kl_stage2_find(vm->mmu, 0, gpa >> KL_PAGE_SHIFT);
+	kl_spte_t *p = kl_stage2_find(vm->mmu, c->as_id, gpa >> KL_PAGE_SHIFT);
 	uint64_t spte;
 
 	*mmio = false;
@@ -32,7 +32,7 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
 		return NULL;
 	spte = atomic_load_explicit(p, memory_order_acquire);
 	if (spte & KL_SPTE_MMIO) {
-		*mmio = kl_spte_mmio_current(spte, kl_generation(vm, 0));
+		*mmio = kl_spte_mmio_current(spte, kl_generation(vm, c->as_id));
 		return NULL;
 	}
 	*writable = spte & KL_SPTE_WRITABLE;
@@ -48,11 +48,11 @@ struct lookup {
 	enum { NO_SLOT, INVALID, READONLY, WRITABLE } slot;
 };
 
-static struct lookup look_up(struct kl_vm *vm, kl_gfn_t gfn)
+static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 {
 	int token = kl_srcu_read_lock(&vm->srcu);
-	struct lookup l = {.generation = kl_generation(vm, 0), .slot = NO_SLOT};
-	const struct kl_memslot *slot = kl_memslot_find(kl_memslots(vm, 0), gfn);
+	struct lookup l = {.generation = kl_generation(vm, as), .slot = NO_SLOT};
+	const struct kl_memslot *slot = kl_memslot_find(kl_memslots(vm, as), gfn);
 
 	racepoint("fault-lookup");
 	if (slot) {
@@ -66,20 +66,21 @@ static struct lookup look_up(struct kl_vm *vm, kl_gfn_t gfn)
 }
 
 /* Context: mmu lock for reading. */
-static bool must_retry(struct kl_vm *vm, kl_gfn_t gfn, uint64_t seq, uint64_t generation)
+static bool must_retry(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t seq,
+		       uint64_t generation)
 {
 	kl_assert_held(&vm->mmu->lock);
 	if (vm->mmu_invalidate_in_progress && gfn >= vm->mmu_invalidate_start &&
 	    gfn < vm->mmu_invalidate_end)
 		return true;
 	return atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_relaxed) != seq ||
-	       (generation & 1) || kl_generation(vm, 0) != generation;
+	       (generation & 1) || kl_generation(vm, as) != generation;
 }
 
 /* Put @new where nothing, a stale MMIO entry, or a weaker leaf is. 0 or -ENOMEM. */
-static int install(struct kl_vm *vm, kl_gfn_t gfn, uint64_t new)
+static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t new)
 {
-	kl_spte_t *p = kl_stage2_make(vm->mmu, 0, gfn);
+	kl_spte_t *p = kl_stage2_make(vm->mmu, as, gfn);
 	uint64_t old;
 
 	if (!p)
@@ -98,14 +99,14 @@ static int install(struct kl_vm *vm, kl_gfn_t gfn, uint64_t new)
  * The MMIO entry only caches "no slot": if it cannot be made now (an update is under way, no
  * memory) the access is MMIO all the same, because the lookup said so.
  */
-static void install_mmio(struct kl_vm *vm, kl_gfn_t gfn, uint64_t generation)
+static void install_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t generation)
 {
 	if (generation & 1)
 		return;
 	racepoint("fault-mmio-tag");
 	kl_read_lock(&vm->mmu->lock);
-	if (kl_generation(vm, 0) == generation)
-		(void)install(vm, gfn, kl_spte_mmio(generation));
+	if (kl_generation(vm, as) == generation)
+		(void)install(vm, as, gfn, kl_spte_mmio(generation));
 	kl_read_unlock(&vm->mmu->lock);
 }
 
@@ -113,6 +114,7 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 {
 	struct kl_vm *vm = c->vm;
 	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
+	unsigned as = c->as_id;
 	bool write = access & KL_ACC_WRITE;
 	bool writable = false;
 	struct lookup l;
@@ -124,10 +126,10 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 	if (gfn > KL_MAX_GFN)
 		return KL_FAULT_MMIO;
 	seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
-	l = look_up(vm, gfn);
+	l = look_up(vm, as, gfn);
 	switch (l.slot) {
 	case NO_SLOT:
-		install_mmio(vm, gfn, l.generation);
+		install_mmio(vm, as, gfn, l.generation);
 		return KL_FAULT_MMIO;
 	case INVALID:
 		sched_yield(); /* the update that marked it will be over soon */
@@ -147,12 +149,12 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 	racepoint("fault-populated");
 
 	kl_read_lock(&vm->mmu->lock);
-	if (must_retry(vm, gfn, seq, l.generation)) {
+	if (must_retry(vm, as, gfn, seq, l.generation)) {
 		kl_read_unlock(&vm->mmu->lock);
 		sched_yield();
 		return KL_FAULT_MAPPED; /* the caller looks again and finds nothing */
 	}
-	r = install(vm, gfn,
+	r = install(vm, as, gfn,
 		    l.hva.addr | KL_SPTE_PRESENT |
 			    (writable && l.slot == WRITABLE ? KL_SPTE_WRITABLE : 0));
 	kl_read_unlock(&vm->mmu->lock);

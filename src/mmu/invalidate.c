@@ -21,6 +21,7 @@
 #include "base/pool.h"
 #include "base/racepoint.h"
 #include "host/thread.h"
+#include "mem/notifier.h"
 #include "mem/subscribers.h"
 #include "mmu/stage2.h"
 
@@ -66,28 +67,6 @@ void kl_mmu_destroy(struct kl_vm *vm)
 	vm->mmu = NULL;
 }
 
-/* The gfns [first, last) of @vm behind host memory [start, end), slot by slot. */
-#define for_each_overlap(vm, as, start, end, first, last)                                   \
-	for (unsigned as = 0; as < KL_NR_AS; as++)                                          \
-		for (struct overlap_walk w_ = {kl_memslots(vm, as), kl_memslots(vm, as)->n, \
-					       false};                                      \
-		     overlap_next(&w_, start, end, &(first), &(last));)
-
-struct overlap_walk {
-	const struct kl_memslots *set;
-	unsigned cursor;
-	bool done;
-};
-
-static bool overlap_next(struct overlap_walk *w, uint64_t start, uint64_t end, kl_gfn_t *first,
-			 kl_gfn_t *last)
-{
-	if (w->done || !kl_memslots_next_overlap(w->set, start, end, &w->cursor, first, last))
-		return false;
-	w->done = w->cursor == 0;
-	return true;
-}
-
 /* Overlapping events share one range: the smallest that holds all of them. */
 static void raise_in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 {
@@ -113,38 +92,39 @@ static int flush_after_zap(struct kl_vm *vm, bool needed, bool may_wait)
 	return r;
 }
 
-int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool may_block)
+int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *range)
 {
-	kl_gfn_t first, last, lowest = UINT64_MAX, highest = 0;
+	kl_gfn_t lowest = UINT64_MAX, highest = 0;
 	struct kl_pt_garbage garbage = {0};
 	struct kl_mmu *mmu = vm->mmu;
+	struct kl_overlap o;
 	bool flush = false;
 	int r = 0;
 
-	if (may_block)
+	if (range->may_block)
 		kl_write_lock(&mmu->lock);
 	else if (!kl_write_trylock(&mmu->lock))
 		return -EAGAIN;
-	for_each_overlap(vm, as, start, end, first, last)
-	{
-		lowest = kl_min(lowest, first);
-		highest = kl_max(highest, last);
-		flush |= !may_block && kl_stage2_zap(vm, as, first, last, KL_ZAP_NOTHING, NULL);
-	}
+	for (unsigned as = 0; as < KL_NR_AS; as++)
+		kl_for_each_overlap (&o, kl_memslots(vm, as), range->start, range->end) {
+			lowest = kl_min(lowest, o.first);
+			highest = kl_max(highest, o.last);
+			flush |= !range->may_block &&
+				 kl_stage2_zap(vm, as, o.first, o.last, KL_ZAP_NOTHING, NULL);
+		}
 	/* Would it have to wait? Then nothing has changed yet (N5). */
-	if (!may_block && (flush || mmu->flush_owed) && kl_vcpus_in_guest(vm)) {
+	if (!range->may_block && (flush || mmu->flush_owed) && kl_vcpus_in_guest(vm)) {
 		kl_write_unlock(&mmu->lock);
 		return -EAGAIN;
 	}
 	raise_in_progress(vm, lowest, highest);
-	for_each_overlap(vm, as, start, end, first, last)
-	{
-		/* A table can be freed only by who may wait for the vCPUs that walk it. */
-		flush |= kl_stage2_zap(vm, as, first, last, KL_ZAP_LEAVES,
-				       may_block ? &garbage : NULL);
-	}
+	/* A table can be freed only by who may wait for the vCPUs that walk it. */
+	for (unsigned as = 0; as < KL_NR_AS; as++)
+		kl_for_each_overlap (&o, kl_memslots(vm, as), range->start, range->end)
+			flush |= kl_stage2_zap(vm, as, o.first, o.last, KL_ZAP_LEAVES,
+					       range->may_block ? &garbage : NULL);
 	racepoint("mmu-zapped");
-	r = flush_after_zap(vm, flush || garbage.head, may_block);
+	r = flush_after_zap(vm, flush || garbage.head, range->may_block);
 	if (r)
 		vm->mmu_invalidate_in_progress--; /* what was zapped will be faulted in again */
 	kl_write_unlock(&mmu->lock);
@@ -152,7 +132,7 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, uint64_t start, uint64_t end, bool
 	return r;
 }
 
-void kl_mmu_invalidate_end(struct kl_vm *vm, uint64_t start, uint64_t end)
+void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *range)
 {
 	struct kl_mmu *mmu = vm->mmu;
 

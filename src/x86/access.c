@@ -651,15 +651,11 @@ int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison)
 
 	idx = kl_srcu_read_lock(&vm->srcu);
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		const struct kl_memslots *s = kl_memslots(vm, as);
+		struct kl_overlap o;
 
-		unsigned cursor = s->n;
-		kl_gfn_t first, last;
-
-		while (n < KL_ARRAY_SIZE(gpas) &&
-		       kl_memslots_next_overlap(s, page, page + KL_PAGE_SIZE, &cursor, &first,
-						&last))
-			gpas[n++] = first << KL_PAGE_SHIFT;
+		kl_for_each_overlap (&o, kl_memslots(vm, as), page, page + KL_PAGE_SIZE)
+			if (n < KL_ARRAY_SIZE(gpas))
+				gpas[n++] = o.first << KL_PAGE_SHIFT;
 	}
 	kl_srcu_read_unlock(&vm->srcu, idx);
 	/* No slot any more: it was deleted, and the access that was under way goes through

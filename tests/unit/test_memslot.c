@@ -55,7 +55,7 @@ static void refusals(void **state)
 	assert_int_equal(set(vm, 2, 0, -PG, 2 * PG, HVA), -EINVAL);
 	assert_int_equal(set(vm, 2, 0, 0x20000, 1ull << 43, 0), -EINVAL);
 	assert_int_equal(set(vm, KL_USER_MEM_SLOTS, 0, 0x20000, PG, HVA), -EINVAL);
-	assert_int_equal(set(vm, 1 << 16, 0, 0x20000, PG, HVA), -EINVAL);
+	assert_int_equal(set(vm, KL_NR_AS << 16, 0, 0x20000, PG, HVA), -EINVAL);
 	assert_int_equal(set(vm, 2, 1u << 31, 0x20000, PG, HVA), -EINVAL);
 	assert_int_equal(set(vm, 2, 0, 0, 0, 0), -EINVAL); /* delete nothing */
 	assert_int_equal(set(vm, 2, 0, 1ull << 52, PG, HVA), -EINVAL);
@@ -122,8 +122,8 @@ static void random_against_model(void **state)
 		unsigned id = (unsigned)rand() % MODEL_SLOTS;
 		const struct kl_memslots *s;
 		uint64_t from, to;
-		unsigned cursor, found = 0, expected = 0;
-		kl_gfn_t first, last;
+		unsigned found = 0, expected = 0;
+		struct kl_overlap o;
 		int r;
 
 		if (m[id].used && rand() % 2) {
@@ -162,12 +162,9 @@ static void random_against_model(void **state)
 		for (int i = 0; i < MODEL_SLOTS; i++)
 			expected +=
 				m[i].used && m[i].hva < to && m[i].hva + m[i].npages * PG > from;
-		cursor = s->n;
-		while (kl_memslots_next_overlap(s, from, to, &cursor, &first, &last)) {
+		kl_for_each_overlap (&o, s, from, to) {
 			found++;
-			assert_true(first < last);
-			if (!cursor)
-				break;
+			assert_true(o.first < o.last);
 		}
 		assert_int_equal(found, expected);
 	}

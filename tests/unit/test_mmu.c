@@ -185,7 +185,7 @@ static void mmio_generation_wrap(void **state)
 	}
 	assert_true(wrapped);
 	/* Set the counter to where the entry was made: it must be gone, not just stale. */
-	atomic_store(&f->vm.generation[0], KL_FIRST_GENERATION + 2);
+	atomic_store(&f->vm.generation[0], KL_FIRST_GENERATION(0) + 2);
 	assert_false(mmio_cached(f, gpa));
 }
 
