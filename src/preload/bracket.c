@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "host/maps.h"
 #include "preload/preload.h"
 
 void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev)
@@ -38,78 +39,6 @@ void kl_bracket_close(struct kl_bracket *b)
 	errno = saved;
 }
 
-/* ---- /proc/self/maps ------------------------------------------------------------------- */
-
-struct maps {
-	int fd;
-	unsigned pos, len;
-	char buf[2048];
-};
-
-static int next_char(struct maps *m)
-{
-	if (m->pos == m->len) {
-		long n = kl_sys(SYS_read, m->fd, m->buf, sizeof(m->buf));
-
-		if (n <= 0)
-			return -1;
-		m->len = (unsigned)n;
-		m->pos = 0;
-	}
-	return m->buf[m->pos++];
-}
-
-/* Reads digits; returns the character after them, or -1. */
-static int number(struct maps *m, unsigned base, uint64_t *v)
-{
-	int c;
-
-	*v = 0;
-	while ((c = next_char(m)) >= 0) {
-		unsigned d = c >= '0' && c <= '9'                 ? (unsigned)(c - '0')
-			     : base == 16 && c >= 'a' && c <= 'f' ? (unsigned)(c - 'a' + 10)
-								  : 99;
-		if (d >= base)
-			return c;
-		*v = *v * base + d;
-	}
-	return -1;
-}
-
-static int skip_word(struct maps *m)
-{
-	int c;
-
-	do
-		c = next_char(m);
-	while (c >= 0 && c != ' ');
-	return c;
-}
-
-struct mapping {
-	uint64_t start, end, off, ino;
-};
-
-static bool maps_open(struct maps *m)
-{
-	m->pos = m->len = 0;
-	m->fd = (int)kl_sys(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
-	return m->fd >= 0;
-}
-
-static bool maps_next(struct maps *m, struct mapping *v)
-{
-	int c;
-
-	if (number(m, 16, &v->start) != '-' || number(m, 16, &v->end) != ' ' || skip_word(m) < 0 ||
-	    number(m, 16, &v->off) != ' ' || skip_word(m) < 0)
-		return false;
-	c = number(m, 10, &v->ino);
-	while (c >= 0 && c != '\n')
-		c = next_char(m);
-	return c >= 0;
-}
-
 /*
  * Files are compared by inode number alone: the device that maps shows is not always the one
  * that fstat shows (btrfs, overlayfs). A range too many costs a few faults.
@@ -117,13 +46,13 @@ static bool maps_next(struct maps *m, struct mapping *v)
 bool kl_maps_of_file(int fd, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
 {
 	uint64_t lim = len && off + len > off ? off + len : UINT64_MAX;
-	struct mapping v;
+	struct kl_maps_entry v;
 	struct stat st;
-	struct maps m;
+	struct kl_maps m;
 
 	if (kl_sys(SYS_fstat, fd, &st))
 		return false;
-	if (!maps_open(&m)) {
+	if (!kl_maps_open(&m)) {
 		/* Nobody can say where the file is mapped: everywhere. */
 		*start = 0;
 		*end = 1ull << 47;
@@ -131,7 +60,7 @@ bool kl_maps_of_file(int fd, uint64_t off, uint64_t len, uint64_t *start, uint64
 	}
 	*start = UINT64_MAX;
 	*end = 0;
-	while (maps_next(&m, &v)) {
+	while (kl_maps_next(&m, &v)) {
 		uint64_t size = v.end - v.start;
 
 		if (v.ino != st.st_ino || v.off >= lim || v.off + size <= off)
@@ -139,24 +68,24 @@ bool kl_maps_of_file(int fd, uint64_t off, uint64_t len, uint64_t *start, uint64
 		*start = kl_min(*start, off > v.off ? v.start + (off - v.off) : v.start);
 		*end = kl_max(*end, lim - v.off < size ? v.start + (lim - v.off) : v.end);
 	}
-	kl_sys(SYS_close, m.fd);
+	kl_maps_close(&m);
 	return *start < *end;
 }
 
 uint64_t kl_maps_segment(uint64_t addr)
 {
 	uint64_t ino = 0, end = addr;
-	struct mapping v;
-	struct maps m;
+	struct kl_maps_entry v;
+	struct kl_maps m;
 
-	if (!maps_open(&m))
+	if (!kl_maps_open(&m))
 		return (1ull << 47) - addr;
-	while (maps_next(&m, &v)) {
+	while (kl_maps_next(&m, &v)) {
 		if (v.start < addr || v.start - addr != v.off || !v.ino || (ino && v.ino != ino))
 			continue;
 		ino = v.ino;
 		end = v.end;
 	}
-	kl_sys(SYS_close, m.fd);
+	kl_maps_close(&m);
 	return end - addr;
 }
