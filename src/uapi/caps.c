@@ -9,11 +9,13 @@
 #include <unistd.h>
 
 #include "uapi/object.h"
+#include "x86/hypercall.h"
 
 /* Quirks that the engine has, and lets be disabled. */
-#define QUIRKS                                                       \
-	(KVM_X86_QUIRK_SLOT_ZAP_ALL | KVM_X86_QUIRK_OUT_7E_INC_RIP | \
-	 KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
+#define QUIRKS                                                                   \
+	(KVM_X86_QUIRK_SLOT_ZAP_ALL | KVM_X86_QUIRK_OUT_7E_INC_RIP |             \
+	 KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN | \
+	 KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
 
 #define SYNC_FIELDS (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)
 
@@ -34,6 +36,8 @@ static const int caps[] = {
 	[KVM_CAP_NR_MEMSLOTS] = KL_USER_MEM_SLOTS,
 	[KVM_CAP_READONLY_MEM] = 1,
 	[KVM_CAP_SYNC_MMU] = 1,
+	[KVM_CAP_MULTI_ADDRESS_SPACE] = KL_NR_AS,
+	[KVM_CAP_PRE_FAULT_MEMORY] = 1,
 	[KVM_CAP_MMU_SHADOW_CACHE_CONTROL] = 1,
 	[KVM_CAP_SET_TSS_ADDR] = 1,
 	[KVM_CAP_SET_IDENTITY_MAP_ADDR] = 1,
@@ -49,6 +53,7 @@ static const int caps[] = {
 	[KVM_CAP_INTERNAL_ERROR_DATA] = 1,
 	[KVM_CAP_LAST_CPU] = 1,
 	[KVM_CAP_EXIT_ON_EMULATION_FAILURE] = 1,
+	[KVM_CAP_EXIT_HYPERCALL] = KL_HYPERCALL_EXITS_MASK,
 
 	/* vCPUs. */
 	[KVM_CAP_MAX_VCPUS] = KL_MAX_VCPUS,
@@ -152,6 +157,11 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return 0;
 	case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
 		kvm->triple_fault_event = arg;
+		return 0;
+	case KVM_CAP_EXIT_HYPERCALL:
+		if (arg & ~(uint64_t)KL_HYPERCALL_EXITS_MASK)
+			return -EINVAL;
+		kvm->hypercall_exit_enabled = (uint32_t)arg;
 		return 0;
 	case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
 		if (arg > 1)

@@ -177,7 +177,7 @@ static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 		break;
 	case KVM_EXIT_HYPERCALL:
 		run->hypercall.nr = e->hypercall.nr;
-		memcpy(run->hypercall.args, e->hypercall.args, sizeof(run->hypercall.args));
+		memcpy(run->hypercall.args, e->hypercall.args, 3 * sizeof(run->hypercall.args[0]));
 		run->hypercall.ret = 0;
 		run->hypercall.longmode = e->hypercall.longmode;
 		run->hypercall.pad = 0;
@@ -238,6 +238,12 @@ static void trace_exit(const struct kl_uvcpu *vc, int r)
 	case KVM_EXIT_X86_WRMSR:
 		kl_trace_write("exit vm%lu vcpu%u %s index=0x%x why=0x%x", vm, vc->id,
 			       kl_exit_name(e->reason), e->msr.index, e->msr.why);
+		break;
+	case KVM_EXIT_HYPERCALL:
+		kl_trace_write(
+			"exit vm%lu vcpu%u HYPERCALL nr=%lu args=0x%lx,0x%lx,0x%lx", vm, vc->id,
+			(unsigned long)e->hypercall.nr, (unsigned long)e->hypercall.args[0],
+			(unsigned long)e->hypercall.args[1], (unsigned long)e->hypercall.args[2]);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm, vc->id,

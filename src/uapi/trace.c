@@ -101,6 +101,7 @@ static const struct {
 	NAME(GET_DEVICE_ATTR),
 	NAME(SET_DEVICE_ATTR),
 	NAME(HAS_DEVICE_ATTR),
+	NAME(PRE_FAULT_MEMORY),
 #undef NAME
 };
 

@@ -249,6 +249,28 @@ static long set_tsc_khz(struct kl_uvcpu *vc, uint32_t khz)
 	return 0;
 }
 
+/* As KVM: the padding is not looked at, and one page is success. */
+static long pre_fault_memory(struct kl_uvcpu *vc, unsigned long arg)
+{
+	struct kvm_pre_fault_memory r;
+	uint64_t gpa, size;
+	int ret;
+
+	if (kl_copy_from_user(&r, (void *)arg, sizeof(r)))
+		return -EFAULT;
+	gpa = r.gpa;
+	size = r.size;
+	if (r.flags || ((gpa | size) & ~KL_PAGE_MASK) || gpa + size <= gpa)
+		ret = -EINVAL;
+	else
+		ret = LOCKED(vc, kl_x86_pre_fault(vc->v, &gpa, &size));
+	if (size != r.size)
+		ret = 0;
+	r.gpa = gpa;
+	r.size = size;
+	return kl_copy_to_user((void *)arg, &r, sizeof(r)) ? -EFAULT : ret;
+}
+
 long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct kl_object **new_obj)
 {
 	struct kl_vcpu *v = vc->v;
@@ -305,6 +327,8 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return kl_cpuid_set(vc, arg, false);
 	case KVM_TRANSLATE:
 		return translate(vc, arg);
+	case KVM_PRE_FAULT_MEMORY:
+		return pre_fault_memory(vc, arg);
 	case KVM_INTERRUPT:
 		return SET(struct kvm_interrupt, kl_x86_interrupt(v, x.irq));
 	case KVM_NMI:

@@ -588,6 +588,55 @@ int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len)
 	return 0;
 }
 
+/* One page. What a vCPU finds mapped needs no fault. */
+static int pre_fault_page(struct kl_vcpu *v, uint64_t gpa)
+{
+	for (;;) {
+		bool writable, mmio;
+		const uint8_t *page;
+		int r;
+
+		if (kl_self.sig_pending)
+			return -EINTR;
+		if (kl_vcpu_requests(&v->core) & KL_REQ_VM_DEAD)
+			return -EIO;
+		kl_vcpu_enter_guest(&v->core);
+		if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
+			kl_serve_flush(v);
+		page = kl_mmu_lookup(&v->core, gpa, KL_ACC_READ, &writable, &mmio);
+		kl_vcpu_leave_guest(&v->core);
+		if (page)
+			return 0;
+		r = kl_mmu_fault(&v->core, gpa, KL_ACC_READ);
+		if (r == KL_FAULT_MMIO)
+			return -ENOENT;
+		if (r < 0)
+			return r;
+	}
+}
+
+int kl_x86_pre_fault(struct kl_vcpu *v, uint64_t *gpa, uint64_t *size)
+{
+	int r = 0;
+
+	/* As in KVM_RUN: from here on a signal ends a populate that waits. */
+	kl_vcpu_take_requests(&v->core, KL_REQ_SIGNAL);
+	atomic_store_explicit(&v->core.tid, kl_gettid(), memory_order_release);
+	kl_self.running = &v->core;
+	atomic_signal_fence(memory_order_seq_cst);
+	while (*size && !r) {
+		r = pre_fault_page(v, *gpa);
+		if (!r) {
+			*gpa += KL_PAGE_SIZE;
+			*size -= KL_PAGE_SIZE;
+		}
+	}
+	atomic_signal_fence(memory_order_seq_cst);
+	kl_self.running = NULL;
+	atomic_store_explicit(&v->core.tid, 0, memory_order_release);
+	return r;
+}
+
 int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writable, bool *usermode)
 {
 	jmp_buf *outer = kl_self.guard;

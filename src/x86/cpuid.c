@@ -80,9 +80,14 @@ static struct regs host(uint32_t fn, uint32_t index)
 
 bool kl_host_is_intel(void)
 {
-	struct regs x = host(0, 0);
+	static _Atomic int cached; /* CPUID is slow in a virtual machine */
+	int intel = atomic_load_explicit(&cached, memory_order_relaxed);
 
-	return x.r[EBX] == 0x756e6547; /* "Genu" */
+	if (!intel) {
+		intel = host(0, 0).r[EBX] == 0x756e6547 ? 1 : -1; /* "Genu" */
+		atomic_store_explicit(&cached, intel, memory_order_relaxed);
+	}
+	return intel > 0;
 }
 
 /* ---- KVM_GET_SUPPORTED_CPUID ---- */

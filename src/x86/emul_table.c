@@ -103,8 +103,8 @@ static bool two_byte_form(const ZydisDecodedInstruction *in)
 	switch (in->opcode) {
 	case 0x00: /* SLDT STR LLDT LTR */
 		return reg < 4;
-	case 0x01: /* SGDT SIDT LGDT LIDT SMSW LMSW INVLPG */
-		return mem && reg != 5;
+	case 0x01: /* SGDT SIDT LGDT LIDT SMSW LMSW INVLPG; VMCALL and VMMCALL */
+		return mem ? reg != 5 : in->raw.modrm.rm == 1 && (reg == 0 || reg == 3);
 	case 0x10:
 	case 0x11:
 	case 0x28:

@@ -16,6 +16,7 @@
 #include "host/sys.h"
 #include "x86/access.h"
 #include "x86/fpu.h"
+#include "x86/hypercall.h"
 #include "x86/insn.h"
 #include "x86/msr.h"
 #include "x86/segment.h"
@@ -460,6 +461,10 @@ static int complete(struct kl_vcpu *v)
 	case KL_PENDING_MSR:
 		if (kl_msr_complete(v))
 			skip(v);
+		return STEP_ON;
+	case KL_PENDING_HYPERCALL:
+		kl_hypercall_complete(v);
+		skip(v);
 		return STEP_ON;
 	default:
 		return STEP_ON;

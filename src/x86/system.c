@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * System instructions that belong to no other file: descriptor-table registers, TLB, HLT,
- * time, FS/GS bases, hypercalls.
+ * time, FS/GS bases.
  */
 #include <string.h>
 
@@ -267,38 +267,6 @@ enum kl_next kl_op_wrfsbase(struct kl_vcpu *v, const struct kl_op *op)
 enum kl_next kl_op_wrgsbase(struct kl_vcpu *v, const struct kl_op *op)
 {
 	return write_base(v, op, KL_GS);
-}
-
-/* ---- hypercalls ---- */
-
-#define HC_VAPIC_POLL_IRQ 1
-#define HC_EPERM          1
-#define HC_ENOSYS         1000
-
-static enum kl_next hypercall(struct kl_vcpu *v)
-{
-	uint64_t nr = v->gpr[KL_RAX];
-	int64_t ret = -HC_ENOSYS;
-
-	kl_stat_own_add(&v->core.stats.hypercalls, 1);
-	if (v->code_mode != KL_CODE64)
-		nr = (uint32_t)nr;
-	if (v->cpl)
-		ret = -HC_EPERM;
-	else if (nr == HC_VAPIC_POLL_IRQ)
-		ret = 0;
-	v->gpr[KL_RAX] = v->code_mode == KL_CODE64 ? (uint64_t)ret : (uint32_t)ret;
-	return KL_NEXT;
-}
-
-enum kl_next kl_op_vmcall(struct kl_vcpu *v, const struct kl_op *op)
-{
-	return hypercall(v);
-}
-
-enum kl_next kl_op_vmmcall(struct kl_vcpu *v, const struct kl_op *op)
-{
-	return hypercall(v);
 }
 
 /* There is no SMM, so RSM is never executed in it. */

@@ -349,6 +349,7 @@ struct kl_vcpu {
 /* Bits of kl_x86_vm.disabled_quirks (KVM_X86_QUIRK_*; Debian 12's header has not all). */
 #define KL_QUIRK_OUT_7E_INC_RIP       (1u << 3)
 #define KL_QUIRK_MISC_ENABLE_NO_MWAIT (1u << 4)
+#define KL_QUIRK_FIX_HYPERCALL_INSN   (1u << 5)
 #define KL_QUIRK_MWAIT_NEVER_UD       (1u << 6)
 
 /* x86 state of a VM. uapi embeds it. */
@@ -359,12 +360,13 @@ struct kl_x86_vm {
 	bool pit;
 	uint64_t tss_addr, identity_map_addr;
 	uint32_t boot_cpu_id, max_vcpu_ids;
-	uint64_t disabled_quirks;
-	uint32_t user_space_msr_mask; /* KVM_CAP_X86_USER_SPACE_MSR */
-	bool exception_payload;       /* KVM_CAP_EXCEPTION_PAYLOAD */
-	bool triple_fault_event;      /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
-	bool exit_on_emulation_error; /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
-	uint64_t disabled_exits;      /* KVM_CAP_X86_DISABLE_EXITS */
+	_Atomic uint64_t disabled_quirks;
+	_Atomic uint32_t hypercall_exit_enabled; /* KVM_CAP_EXIT_HYPERCALL: bit per hypercall */
+	uint32_t user_space_msr_mask;            /* KVM_CAP_X86_USER_SPACE_MSR */
+	bool exception_payload;                  /* KVM_CAP_EXCEPTION_PAYLOAD */
+	bool triple_fault_event;                 /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
+	bool exit_on_emulation_error;            /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
+	uint64_t disabled_exits;                 /* KVM_CAP_X86_DISABLE_EXITS */
 	uint32_t tsc_khz;
 	struct kl_mutex tsc_lock;               /* rank LEAF; the rest of the block */
 	uint64_t tsc_offset;                    /* of the vCPUs that are in sync */
@@ -508,6 +510,14 @@ KL_INLINE uint64_t kl_linear_add(struct kl_vcpu *v, uint64_t lin, unsigned n)
 
 /* Guest-physical access outside an instruction (ioctls, walks). Not IN_GUEST. 0 or -errno. */
 int kl_x86_read_phys(struct kl_vcpu *v, uint64_t gpa, void *buf, unsigned len) KL_MUST_CHECK;
+
+/*
+ * KVM_PRE_FAULT_MEMORY (M8): map what a read fault at each page of [*@gpa, *@gpa + *@size)
+ * would map; both move along with what is done.
+ * Context: not IN_GUEST; may sleep. Returns: 0; -EINTR, a signal; -ENOENT, no slot; -EFAULT;
+ * -EHWPOISON; -ENOMEM; -EIO.
+ */
+int kl_x86_pre_fault(struct kl_vcpu *v, uint64_t *gpa, uint64_t *size) KL_MUST_CHECK;
 
 /* KVM_TRANSLATE: gva -> gpa for a supervisor read. 0, or -EFAULT if it would fault. */
 int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writable,

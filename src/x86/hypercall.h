@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Hypercalls: what KVM_CAP_EXIT_HYPERCALL may ask for, and their completion.
+ */
+#pragma once
+
+#include "x86/vcpu.h"
+
+#define KL_HC_MAP_GPA_RANGE     12
+#define KL_HYPERCALL_EXITS_MASK (1u << KL_HC_MAP_GPA_RANGE)
+
+/* The program has answered: v->exit.hypercall.ret goes to the guest. */
+void kl_hypercall_complete(struct kl_vcpu *v);
