@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/pool.h"
 #include "base/syscall.h"
@@ -46,6 +47,8 @@ void *kl_page_alloc(void)
 {
 	struct free_page *p = NULL;
 
+	if (kl_failpoint("page-alloc"))
+		return NULL;
 	pthread_mutex_lock(&lock);
 	if (free_list || grow()) {
 		p = free_list;

@@ -1,52 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A small table of armed racepoints under one mutex. An unarmed racepoint costs a relaxed
- * load; nothing at all where racepoints are compiled out.
+ * All state is under one mutex. An unarmed racepoint costs a relaxed load; nothing at all where
+ * racepoints are compiled out.
  */
 #include <pthread.h>
-#include <string.h>
 #include <time.h>
 
 #include "base/racepoint.h"
 
-#define MAX_POINTS 32
-
-struct point {
-	const char *name;
-	int to_park; /* arrivals still to be stopped */
-	int parked;
-	unsigned epoch; /* raised by release */
-};
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
-static struct point points[MAX_POINTS];
-static _Atomic int nr_armed;
-
-static struct point *find(const char *name, bool create)
-{
-	for (int i = 0; i < MAX_POINTS; i++) {
-		if (points[i].name && !strcmp(points[i].name, name))
-			return &points[i];
-		if (!points[i].name) {
-			if (create)
-				points[i].name = name;
-			return create ? &points[i] : NULL;
-		}
-	}
-	return NULL;
-}
 
 #ifdef KL_RACEPOINTS
-void kl_racepoint_hit(const char *name)
-{
-	struct point *p;
+_Atomic int kl_racepoints_on;
 
-	if (!atomic_load_explicit(&nr_armed, memory_order_relaxed))
-		return;
+void kl_racepoint_hit(const struct kl_testpoint *point)
+{
+	struct kl_testpoint *p;
+
 	pthread_mutex_lock(&lock);
-	p = find(name, false);
-	if (p && p->to_park > 0) {
+	p = kl_testpoint_find(KL_RACEPOINT, point->name);
+	if (p->to_park > 0) {
 		unsigned epoch = p->epoch;
 
 		p->to_park--;
@@ -58,25 +32,36 @@ void kl_racepoint_hit(const char *name)
 	}
 	pthread_mutex_unlock(&lock);
 }
+#else
+static _Atomic int kl_racepoints_on;
 #endif
+
+/* NULL only where there are no racepoints. */
+static struct kl_testpoint *find(const char *name)
+{
+	struct kl_testpoint *p = kl_testpoint_find(KL_RACEPOINT, name);
+
+	if (!p)
+		kl_testpoint_unknown(KL_RACEPOINT, name);
+	return p;
+}
 
 void kl_racepoint_arm(const char *name, int count)
 {
-	struct point *p;
+	struct kl_testpoint *p = find(name);
 
 	pthread_mutex_lock(&lock);
-	p = find(name, true);
 	if (p) {
 		p->to_park = count;
-		atomic_fetch_add(&nr_armed, 1);
+		atomic_fetch_add(&kl_racepoints_on, 1);
 	}
 	pthread_mutex_unlock(&lock);
 }
 
-bool kl_racepoint_wait(const char *name, int timeout_ms)
+bool kl_racepoint_wait_for(const char *name, int count, int timeout_ms)
 {
+	struct kl_testpoint *p = find(name);
 	struct timespec until;
-	struct point *p;
 	bool there;
 	int r = 0;
 
@@ -88,24 +73,27 @@ bool kl_racepoint_wait(const char *name, int timeout_ms)
 		until.tv_nsec -= 1000000000;
 	}
 	pthread_mutex_lock(&lock);
-	p = find(name, true);
-	while (p && !p->parked && !r)
+	while (p && p->parked < count && !r)
 		r = pthread_cond_timedwait(&cond, &lock, &until);
-	there = p && p->parked;
+	there = p && p->parked >= count;
 	pthread_mutex_unlock(&lock);
 	return there;
 }
 
+bool kl_racepoint_wait(const char *name, int timeout_ms)
+{
+	return kl_racepoint_wait_for(name, 1, timeout_ms);
+}
+
 void kl_racepoint_release(const char *name)
 {
-	struct point *p;
+	struct kl_testpoint *p = find(name);
 
 	pthread_mutex_lock(&lock);
-	p = find(name, false);
 	if (p) {
 		p->epoch++;
 		p->to_park = 0;
-		atomic_fetch_sub(&nr_armed, 1);
+		atomic_fetch_sub(&kl_racepoints_on, 1);
 		pthread_cond_broadcast(&cond);
 	}
 	pthread_mutex_unlock(&lock);

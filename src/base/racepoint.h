@@ -6,17 +6,23 @@
  *
  * Test side:
  *     kl_racepoint_arm("fault-populate", 1);     next thread to arrive stops there
- *     kl_racepoint_wait("fault-populate");       until it has
+ *     kl_racepoint_wait("fault-populate", ms);   until it has
  *     ...
  *     kl_racepoint_release("fault-populate");
  */
 #pragma once
 
-#include "base/compiler.h"
+#include "base/testpoint.h"
 
 #ifdef KL_RACEPOINTS
-void kl_racepoint_hit(const char *name);
-#define racepoint(name) kl_racepoint_hit(name)
+/* Something is armed: else a passage costs this one load. */
+extern _Atomic int kl_racepoints_on;
+void kl_racepoint_hit(const struct kl_testpoint *p);
+#define racepoint(name)                                                                         \
+	do {                                                                                    \
+		if (KL_UNLIKELY(atomic_load_explicit(&kl_racepoints_on, memory_order_relaxed))) \
+			kl_racepoint_hit(KL_TESTPOINT(KL_RACEPOINT, name));                     \
+	} while (0)
 #else
 #define racepoint(name) \
 	do {            \
@@ -27,6 +33,8 @@ void kl_racepoint_hit(const char *name);
 void kl_racepoint_arm(const char *name, int count);
 /* Wait until a thread is parked at @name; false after @timeout_ms. */
 bool kl_racepoint_wait(const char *name, int timeout_ms);
+/* The same for @count threads. */
+bool kl_racepoint_wait_for(const char *name, int count, int timeout_ms);
 /* Let all threads parked at @name go on, and disarm it. */
 void kl_racepoint_release(const char *name);
 /* True where racepoints are compiled in. */

@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 
+#include "base/failpoint.h"
 #include "host/guard.h"
 #include "host/populate.h"
 
@@ -37,6 +38,10 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	volatile enum kl_guard_reason why;
 	jmp_buf here;
 
+	if (kl_failpoint("populate"))
+		return -EFAULT;
+	if (kl_failpoint("populate-hwpoison"))
+		return -EHWPOISON;
 	/*
 	 * Between the caller's last look for signals and the touch, a signal may be deferred; it
 	 * leaves all others blocked, and the touch could then sleep for ever. So: from

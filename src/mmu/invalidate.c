@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/pool.h"
 #include "base/racepoint.h"
@@ -27,7 +28,7 @@
 
 int kl_mmu_create(struct kl_vm *vm)
 {
-	struct kl_mmu *mmu = calloc(1, sizeof(*mmu));
+	struct kl_mmu *mmu = kl_failpoint("mmu-create") ? NULL : calloc(1, sizeof(*mmu));
 
 	if (!mmu)
 		return -ENOMEM;
