@@ -38,6 +38,11 @@ struct kl_srcu {
 	struct kl_srcu_shard shard[KL_SRCU_SHARDS];
 };
 
+#define KL_SRCU_INITIALIZER                            \
+	{                                              \
+		.sync_lock = PTHREAD_MUTEX_INITIALIZER \
+	}
+
 void kl_srcu_init(struct kl_srcu *s);
 void kl_srcu_destroy(struct kl_srcu *s);
 

@@ -3,18 +3,18 @@
  * Sets of memslots, and how one follows another (S1-S5).
  *
  * A VM has two sets for each address space, of which one is published. Memory is constant:
- * arrays for the largest number of slots, of which the kernel only provides what is touched.
+ * trees for the largest number of slots, of which the kernel only provides what is touched.
  *
  * Invariant: outside an update both sets hold the same slots. An update makes its edit in the
  * hidden set, publishes that, waits for the readers of the other, and repeats the edit there.
- * So nothing can fail once the new slot object exists, and a change costs the moved tail of
- * an array, not a copy of the whole.
+ * So nothing can fail once the new slot object exists, and a change costs O(log n).
  *
  *   CREATE, FLAGS_ONLY   publish(final)
  *   DELETE, MOVE         publish(old slot marked invalid); zap and flush; publish(final)
  *
- *   publish(edit): edit the hidden set ; gate (no bracket in flight, S7) { generation odd ;
- *                  swap } ; wait for readers ; generation even ; edit the other set
+ *   publish(edit): edit the hidden set ; gate (no bracket over the slot in flight, S7)
+ *                  { generation odd ; swap } ; wait for readers ; generation even ; edit the other
+ * set
  *
  * Slots themselves are immutable: a change of flags, or "invalid", is another slot object.
  */
@@ -42,128 +42,53 @@ uint64_t kl_generation(struct kl_vm *vm, unsigned as_id)
 	return atomic_load_explicit(&vm->generation[as_id], memory_order_acquire);
 }
 
-/* Index of the first slot with base_gfn > @gfn. */
-static unsigned upper_gfn(const struct kl_memslots *s, kl_gfn_t gfn)
-{
-	unsigned lo = 0, hi = s->n;
-
-	while (lo < hi) {
-		unsigned mid = lo + (hi - lo) / 2;
-
-		if (s->by_gfn[mid]->base_gfn > gfn)
-			hi = mid;
-		else
-			lo = mid + 1;
-	}
-	return lo;
-}
-
-const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, kl_gfn_t gfn)
-{
-	unsigned i = upper_gfn(s, gfn);
-	const struct kl_memslot *slot;
-
-	if (!i)
-		return NULL;
-	slot = s->by_gfn[i - 1];
-	return gfn - slot->base_gfn < slot->npages ? slot : NULL;
-}
-
 static uint64_t hva_end(const struct kl_memslot *slot)
 {
 	return slot->hva + (slot->npages << KL_PAGE_SHIFT);
 }
 
-/* Index of the first slot with hva >= @hva. */
-static unsigned lower_hva(const struct kl_memslots *s, uint64_t hva)
+/* Slots may share host memory: the id makes keys unique. */
+static uint64_t hva_key(uint64_t hva, unsigned id)
 {
-	unsigned lo = 0, hi = s->n;
-
-	while (lo < hi) {
-		unsigned mid = lo + (hi - lo) / 2;
-
-		if (s->by_hva[mid]->hva >= hva)
-			hi = mid;
-		else
-			lo = mid + 1;
-	}
-	return lo;
+	return (hva >> KL_PAGE_SHIFT) << 16 | id;
 }
 
-/* From the last slot that begins before the end, backwards until none can reach the start. */
 void kl_overlap_next(struct kl_overlap *o)
 {
-	const struct kl_memslots *s = o->set;
-	unsigned i = o->cursor;
+	const struct kl_memslot *slot;
+	uint64_t key;
 
-	o->slot = NULL;
-	while (i > 0 && s->max_end[i - 1] > o->start) {
-		const struct kl_memslot *slot = s->by_hva[--i];
-
-		if (hva_end(slot) <= o->start)
-			continue;
-		o->slot = slot;
-		o->first = slot->base_gfn +
-			   ((kl_max(o->start, slot->hva) - slot->hva) >> KL_PAGE_SHIFT);
-		o->last = slot->base_gfn +
-			  ((kl_min(o->end, hva_end(slot)) - slot->hva) >> KL_PAGE_SHIFT);
-		break;
-	}
-	o->cursor = i;
+	slot = kl_btree_overlap(&o->set->by_hva, o->cursor, hva_key(o->end + ~KL_PAGE_MASK, 0),
+				o->start, &key);
+	o->slot = slot;
+	if (!slot)
+		return;
+	o->cursor = key + 1;
+	o->first = slot->base_gfn + ((kl_max(o->start, slot->hva) - slot->hva) >> KL_PAGE_SHIFT);
+	o->last = slot->base_gfn +
+		  ((kl_min(o->end, hva_end(slot)) - slot->hva + ~KL_PAGE_MASK) >> KL_PAGE_SHIFT);
 }
 
 void kl_overlap_first(struct kl_overlap *o, const struct kl_memslots *s, uint64_t start,
 		      uint64_t end)
 {
-	*o = (struct kl_overlap){.set = s, .start = start, .end = end, .cursor = lower_hva(s, end)};
+	*o = (struct kl_overlap){.set = s, .start = start, .end = kl_min(end, USER_ADDRESS_END)};
 	kl_overlap_next(o);
-}
-
-/* ---- editing a hidden set ---------------------------------------------------------- */
-
-static unsigned index_by_hva(const struct kl_memslots *s, const struct kl_memslot *slot)
-{
-	unsigned i = lower_hva(s, slot->hva);
-
-	while (s->by_hva[i] != slot)
-		i++;
-	return i;
-}
-
-static void array_remove(const struct kl_memslot **a, unsigned n, unsigned i)
-{
-	memmove(a + i, a + i + 1, (n - i - 1) * sizeof(*a));
-}
-
-static void array_insert(const struct kl_memslot **a, unsigned n, unsigned i,
-			 const struct kl_memslot *slot)
-{
-	memmove(a + i + 1, a + i, (n - i) * sizeof(*a));
-	a[i] = slot;
 }
 
 /* Take @del out and put @add in; either may be NULL. Context: nobody reads @s. */
 static void set_edit(struct kl_memslots *s, const struct kl_memslot *del,
 		     const struct kl_memslot *add)
 {
-	unsigned dirty = s->n, i;
-
 	if (del) {
-		array_remove(s->by_gfn, s->n, upper_gfn(s, del->base_gfn) - 1);
-		dirty = index_by_hva(s, del);
-		array_remove(s->by_hva, s->n, dirty);
-		s->n--;
+		kl_btree_remove(&s->by_gfn, del->base_gfn);
+		kl_btree_remove(&s->by_hva, hva_key(del->hva, del->id));
 	}
 	if (add) {
-		array_insert(s->by_gfn, s->n, upper_gfn(s, add->base_gfn), add);
-		i = lower_hva(s, add->hva);
-		array_insert(s->by_hva, s->n, i, add);
-		dirty = kl_min(dirty, i);
-		s->n++;
+		kl_btree_insert(&s->by_gfn, add->base_gfn, add->base_gfn + add->npages,
+				(void *)add);
+		kl_btree_insert(&s->by_hva, hva_key(add->hva, add->id), hva_end(add), (void *)add);
 	}
-	/* Largest ends change from the first edit on. */
-	for (i = dirty; i < s->n; i++)
-		s->max_end[i] = kl_max(i ? s->max_end[i - 1] : 0, hva_end(s->by_hva[i]));
 }
 
 /* ---- installing ------------------------------------------------------------------ */
@@ -175,24 +100,24 @@ static struct kl_memslots *hidden_set(struct kl_vm *vm, unsigned as)
 }
 
 /*
- * Context: slots_lock, no bracket of this thread (checked at the start of the update, so this
- * cannot fail).
+ * A slot keeps its host memory for life, so @del and @add cover the same.
+ * Context: slots_lock, no bracket of this thread.
  */
 static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 		    const struct kl_memslot *add)
 {
 	uint64_t gen = atomic_load_explicit(&vm->generation[as], memory_order_relaxed);
+	const struct kl_memslot *either = del ? del : add;
 	struct kl_memslots *set = hidden_set(vm, as);
-	int r;
+	struct kl_notifier_update u = {.start = either->hva, .end = hva_end(either)};
 
 	kl_assert_held(&vm->slots_lock);
 	set_edit(set, del, add);
 	racepoint("memslots-publish");
-	r = kl_notifier_update_begin();
-	KL_BUG_ON(r, vm);
+	kl_notifier_update_begin(&u);
 	atomic_store(&vm->generation[as], gen + 1);
 	atomic_store(&vm->memslots[as], set);
-	kl_notifier_update_end();
+	kl_notifier_update_end(&u);
 	racepoint("memslots-published");
 	kl_srcu_synchronize(&vm->srcu);
 	/* At the wrap, while no tag can match: entries of the last cycle would (S6, B17). */
@@ -200,6 +125,31 @@ static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 		kl_mmu_zap_mmio(vm);
 	atomic_store(&vm->generation[as], gen + 2);
 	set_edit(hidden_set(vm, as), del, add);
+}
+
+#define BITMAP_HEAP_MAX 4096 /* bytes; what is larger has a mapping */
+
+static size_t bitmap_size(const struct kl_memslot *slot)
+{
+	return (slot->npages + 63) / 64 * sizeof(uint64_t);
+}
+
+static int alloc_bitmap(struct kl_memslot *slot)
+{
+	size_t size = bitmap_size(slot);
+
+	slot->dirty = size > BITMAP_HEAP_MAX ? kl_sys_map(size) : calloc(1, size);
+	return slot->dirty ? 0 : -ENOMEM;
+}
+
+static void free_bitmap(const struct kl_memslot *slot)
+{
+	size_t size = bitmap_size(slot);
+
+	if (size > BITMAP_HEAP_MAX)
+		kl_sys_unmap((void *)slot->dirty, size);
+	else
+		free((void *)slot->dirty);
 }
 
 enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
@@ -238,6 +188,8 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 		kl_mmu_protect_slot(vm, slot);
 	vm->slot_by_id[as][old ? old->id : slot->id] = slot;
 	free(invalid);
+	if (old && old->dirty && !(slot && slot->dirty))
+		free_bitmap(old);
 	free((void *)old);
 	kl_stat_add(&vm->stats.memslot_changes, 1);
 	return 0;
@@ -247,14 +199,13 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 static bool overlaps(const struct kl_memslots *s, kl_gfn_t base, uint64_t npages,
 		     const struct kl_memslot *self)
 {
-	for (unsigned i = upper_gfn(s, base + npages - 1); i > 0; i--) {
-		const struct kl_memslot *e = s->by_gfn[i - 1];
+	const struct kl_memslot *e;
+	uint64_t key;
 
-		if (e == self)
-			continue;
-		return e->base_gfn + e->npages > base;
-	}
-	return false;
+	e = kl_btree_overlap(&s->by_gfn, 0, base + npages, base, &key);
+	if (e && e == self)
+		e = kl_btree_overlap(&s->by_gfn, key + 1, base + npages, base, &key);
+	return e;
 }
 
 static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
@@ -287,7 +238,7 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		return -EEXIST;
 	if (change != FLAGS_ONLY && base + npages - 1 > KL_MAX_GFN)
 		return -EINVAL;
-	if (change == CREATE && now->n >= KL_USER_MEM_SLOTS)
+	if (change == CREATE && now->by_gfn.n >= KL_USER_MEM_SLOTS)
 		return -EINVAL;
 
 	slot = malloc(sizeof(*slot));
@@ -302,9 +253,20 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		.id = (uint16_t)id,
 		.as_id = (uint8_t)as,
 	};
+	if (r->flags & KVM_MEM_LOG_DIRTY_PAGES) {
+		slot->dirty = old ? old->dirty : NULL;
+		ret = slot->dirty ? 0 : alloc_bitmap(slot);
+		if (ret)
+			goto fail;
+	}
 	ret = install(vm, as, change, old, slot);
 	if (ret)
-		free(slot);
+		goto fail;
+	return 0;
+fail:
+	if (slot->dirty && !(old && old->dirty))
+		free_bitmap(slot);
+	free(slot);
 	return ret;
 }
 
@@ -316,7 +278,7 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	/* The order of checks decides which errno a program sees that is wrong twice. */
 	if (id >= KL_USER_MEM_SLOTS)
 		return -EINVAL;
-	if (r->flags & ~(uint32_t)KVM_MEM_READONLY)
+	if (r->flags & ~(uint32_t)(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES))
 		return -EINVAL;
 	if ((r->memory_size | r->guest_phys_addr | r->userspace_addr) & ~KL_PAGE_MASK)
 		return -EINVAL;
@@ -343,24 +305,30 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	return ret;
 }
 
-/* by_gfn, by_hva and max_end of two sets, and the index by id, in one mapping. */
-#define ARRAY_BYTES (KL_USER_MEM_SLOTS * sizeof(uint64_t))
-#define STORE_BYTES (7 * ARRAY_BYTES)
+/* The index by id and two sets of two trees, in one mapping. */
+#define BY_ID_BYTES (KL_USER_MEM_SLOTS * sizeof(void *))
+
+static size_t store_size(void)
+{
+	return BY_ID_BYTES + 4 * kl_btree_arena_size();
+}
+
+_Static_assert(KL_USER_MEM_SLOTS <= KL_BTREE_MAX, "a set of slots fits into a tree");
 
 int kl_memslots_init(struct kl_vm *vm)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		char *p = kl_sys_map(STORE_BYTES);
+		char *p = kl_sys_map(store_size());
 
 		if (!p)
 			return -ENOMEM;
 		vm->slot_by_id[as] = (void *)p;
+		p += BY_ID_BYTES;
 		for (unsigned i = 0; i < 2; i++) {
 			struct kl_memslots *s = &vm->memslot_sets[as][i];
 
-			s->by_gfn = (void *)(p + (3 * i + 1) * ARRAY_BYTES);
-			s->by_hva = (void *)(p + (3 * i + 2) * ARRAY_BYTES);
-			s->max_end = (void *)(p + (3 * i + 3) * ARRAY_BYTES);
+			kl_btree_init(&s->by_gfn, p + 2 * i * kl_btree_arena_size());
+			kl_btree_init(&s->by_hva, p + (2 * i + 1) * kl_btree_arena_size());
 		}
 		atomic_init(&vm->memslots[as], &vm->memslot_sets[as][0]);
 		atomic_init(&vm->generation[as], KL_FIRST_GENERATION(as));
@@ -368,13 +336,21 @@ int kl_memslots_init(struct kl_vm *vm)
 	return 0;
 }
 
+static void free_slot(const struct kl_memslot *slot)
+{
+	if (slot->dirty)
+		free_bitmap(slot);
+	free((void *)slot);
+}
+
 void kl_memslots_destroy(struct kl_vm *vm)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
 		if (!vm->slot_by_id[as])
 			continue;
-		for (unsigned i = 0; i < vm->memslot_sets[as][0].n; i++)
-			free((void *)vm->memslot_sets[as][0].by_gfn[i]);
-		kl_sys_unmap(vm->slot_by_id[as], STORE_BYTES);
+		while (vm->memslot_sets[as][0].by_gfn.n)
+			free_slot(kl_btree_remove(&vm->memslot_sets[as][0].by_gfn,
+						  vm->memslot_sets[as][0].by_gfn.root->key[0]));
+		kl_sys_unmap(vm->slot_by_id[as], store_size());
 	}
 }

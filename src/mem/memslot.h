@@ -11,6 +11,7 @@
 #include <linux/kvm.h>
 #include <kvmlet/types.h>
 
+#include "base/btree.h"
 #include "base/compiler.h"
 
 struct kl_vm;
@@ -40,6 +41,8 @@ struct kl_memslot {
 	uint16_t id;
 	uint8_t as_id;
 	bool invalid; /* being deleted or moved (S4): faults retry */
+	/* A bit for each page, while KVM_MEM_LOG_DIRTY_PAGES is set; else NULL. See mmu/dirty.h. */
+	_Atomic uint64_t *dirty;
 };
 
 /*
@@ -52,18 +55,20 @@ struct kl_memslot {
  */
 uint64_t kl_generation(struct kl_vm *vm, unsigned as_id);
 
-/* One set. Arrays are sorted: by_gfn by base_gfn; by_hva by hva. */
+/* One set: the same slots in the order of their gfns and of their host addresses. */
 struct kl_memslots {
-	unsigned n;
-	const struct kl_memslot **by_gfn;
-	const struct kl_memslot **by_hva;
-	uint64_t *max_end; /* max_end[i]: largest hva end among by_hva[0..i] */
+	struct kl_btree by_gfn, by_hva;
 };
 
 /* Context: reader section of vm->srcu, or vm->slots_lock. */
 const struct kl_memslots *kl_memslots(struct kl_vm *vm, unsigned as_id);
 /* The slot that holds @gfn, or NULL. Same context; the result lives as long as it. */
-const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, kl_gfn_t gfn);
+KL_INLINE const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, kl_gfn_t gfn)
+{
+	const struct kl_memslot *slot = kl_btree_floor(&s->by_gfn, gfn);
+
+	return slot && gfn - slot->base_gfn < slot->npages ? slot : NULL;
+}
 
 /*
  * Walk the slots of @s that overlap host memory [@start, @end), invalid ones included:
@@ -77,8 +82,7 @@ struct kl_overlap {
 	kl_gfn_t first, last;
 	/* private */
 	const struct kl_memslots *set;
-	uint64_t start, end;
-	unsigned cursor;
+	uint64_t start, end, cursor;
 };
 void kl_overlap_first(struct kl_overlap *o, const struct kl_memslots *s, uint64_t start,
 		      uint64_t end);

@@ -1,41 +1,147 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The process-wide gate of MMU-notifier brackets.
+ * MMU-notifier brackets, and the gate between them and changes of memslots.
  *
- * Invariant: while a bracket is in flight, the list of VMs and the slots of each VM are those
- * that its begin() saw. So end() finds the same VMs by looking again, nothing needs to be
- * remembered or allocated, and begin/end are balanced whatever the program does in between
- * (N3, S7).
+ * Invariant: while a bracket is in flight, the set of slots that overlap its range does not
+ * change, in any VM. So end() finds the same VMs by looking again, nothing is allocated, and
+ * begin/end are balanced whatever the program does in between (N3, S7). A slot elsewhere may
+ * come and go: a bracket delays nobody who does not care for its range.
  *
- * It is kept by counting: a bracket is counted in from before begin() looks at anything until
- * end() is done with everything; an update runs only at count 0 (its own thread's brackets
- * excepted when a VM is destroyed inside one), and brackets that begin while an update waits
- * queue behind it, unless their thread holds a bracket already.
+ * Kept by a handshake (N4) of brackets, which publish their range in a cell, and updates, which
+ * announce theirs in a list:                                             PAIR(notifier-cells)
  *
- * What this gives for B32: a bracket whose range touches nothing still holds off the
- * publication of a slot until the host call is over.
+ *     bracket: cell = range; any update announced?    update: announce; any cell overlaps?
  *
- * No lock here is ever taken by a vCPU; an event that touches no slot costs two short
- * critical sections and a binary search for each VM.
+ * Both are sequentially consistent, so at least one sees the other.
+ *   - An update that sees a bracket waits for it, and looks again under the gate, where it also
+ *     makes its change: whoever publishes a cell later finds the change made, or the
+ *     announcement.
+ *   - A bracket that sees an overlapping update takes its range back and queues behind it. If
+ *     its thread holds a bracket already it must not wait (the update may be waiting for that
+ *     one): its cell stays, and the update waits for it, too, since it looks again.
+ * For B32 this means: a bracket that looked before a slot was published, and found nothing,
+ * holds off the publication until its host call is over.
+ *
+ * Locks: the gate (rank NOTIFIER) for the list of updates, the list of VMs, and all waiting.
+ * Brackets take it only where an update is under way. vms_srcu protects walks of the list of
+ * VMs, vm->srcu the sets. No lock here is ever taken by a vCPU.
  */
 #include <errno.h>
 #include <pthread.h>
 
 #include "base/log.h"
 #include "base/racepoint.h"
+#include "base/srcu.h"
 #include "host/thread.h"
 #include "mem/notifier.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
 #include "mem/vm.h"
 
+/* ---- cells ------------------------------------------------------------------------------ */
+
+/*
+ * A range in one word, so that one compare-and-swap publishes it: page number and length in
+ * pages, LEN_ALL standing for "to the end". 0 is a free cell.
+ */
+#define NR_CELLS 64
+#define LEN_BITS 28
+#define LEN_ALL  ((1ull << LEN_BITS) - 1)
+
+struct cell {
+	_Atomic uint64_t range;
+	bool parked; /* gate: its thread waits in kl_notifier_remove_vm() */
+} KL_CACHELINE;
+
+static struct cell cells[NR_CELLS];
+static _Atomic unsigned cells_used; /* those from here on were never published */
+/* Brackets that found no cell: each counts as one over all memory. */
+static _Atomic unsigned wild;
+static unsigned wild_parked; /* gate */
+
+/* The brackets of this thread, innermost last; deeper ones are wild, and only counted. */
+#define MAX_DEPTH 8
+struct open_bracket {
+	uint64_t start, end;
+	int cell;     /* or WILD */
+	bool touched; /* some VM's begin() was called */
+};
+enum { WILD = -1 };
+static KL_TLS struct open_bracket open_brackets[MAX_DEPTH];
+static KL_TLS int nr_open;
+static KL_TLS unsigned my_cell; /* 1 + where to look first */
+
+static uint64_t encode(uint64_t start, uint64_t end)
+{
+	uint64_t first = start >> KL_PAGE_SHIFT, n = (end - start) >> KL_PAGE_SHIFT;
+
+	/* Beyond what a program can own: over everything, for simplicity. */
+	if (first >> (64 - LEN_BITS))
+		return LEN_ALL;
+	return first << LEN_BITS | kl_min(n, LEN_ALL);
+}
+
+static bool range_overlaps(uint64_t range, uint64_t start, uint64_t end)
+{
+	uint64_t first = range >> LEN_BITS << KL_PAGE_SHIFT, n = range & LEN_ALL;
+
+	return range && first < end && (n == LEN_ALL || first + (n << KL_PAGE_SHIFT) > start);
+}
+
+static bool claim(unsigned i, uint64_t range)
+{
+	uint64_t none = 0;
+
+	return atomic_load_explicit(&cells[i].range, memory_order_relaxed) == 0 &&
+	       atomic_compare_exchange_strong(&cells[i].range, &none,
+					      range); /* PAIR(notifier-cells) */
+}
+
+/* @range 0: over everything. */
+static int publish(uint64_t range)
+{
+	unsigned used = atomic_load_explicit(&cells_used, memory_order_relaxed);
+
+	if (KL_UNLIKELY(!range)) {
+		atomic_fetch_add(&wild, 1);
+		return WILD;
+	}
+	if (my_cell && claim(my_cell - 1, range))
+		return (int)my_cell - 1;
+	for (unsigned i = 0; i < used; i++)
+		if (claim(i, range)) {
+			my_cell = i + 1;
+			return (int)i;
+		}
+	/* A new one: an update looks as far as cells_used, so it is raised first. */
+	for (unsigned i = used; i < NR_CELLS; i++) {
+		while (used <= i && !atomic_compare_exchange_weak(&cells_used, &used, i + 1))
+			;
+		if (claim(i, range)) {
+			my_cell = i + 1;
+			return (int)i;
+		}
+	}
+	atomic_fetch_add(&wild, 1);
+	return WILD;
+}
+
+static void retract(int cell)
+{
+	if (cell == WILD)
+		atomic_fetch_sub(&wild, 1);
+	else
+		atomic_exchange(&cells[cell].range, 0); /* PAIR(notifier-cells) */
+}
+
+/* ---- the gate ----------------------------------------------------------------------------- */
+
 static struct kl_mutex gate = KL_MUTEX_INITIALIZER(NOTIFIER);
 static pthread_cond_t gate_cond = PTHREAD_COND_INITIALIZER;
-static int active;  /* brackets in flight */
-static int waiting; /* updates that wait for active == 0 or run */
-static bool updating;
-static int parked; /* brackets of threads that wait in kl_notifier_remove_vm() */
-static _Atomic(struct kl_vm *) vms;
+static struct kl_notifier_update *updates; /* gate */
+static _Atomic unsigned nr_updates;        /* changed under the gate */
+static _Atomic(struct kl_vm *) vms;        /* changed under the gate */
+static struct kl_srcu vms_srcu = KL_SRCU_INITIALIZER;
 
 bool kl_notifier_active(void)
 {
@@ -47,11 +153,17 @@ static struct kl_vm *first_vm(void)
 	return atomic_load_explicit(&vms, memory_order_acquire);
 }
 
+static struct kl_vm *next_vm(struct kl_vm *vm)
+{
+	return atomic_load_explicit(&vm->next, memory_order_acquire);
+}
+
 static void gate_wait(void)
 {
 	pthread_cond_wait(&gate_cond, &gate.m);
 }
 
+/* Context: reader section of vm->srcu, or the set cannot change. */
 static bool vm_overlaps(struct kl_vm *vm, uint64_t start, uint64_t end)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
@@ -64,21 +176,153 @@ static bool vm_overlaps(struct kl_vm *vm, uint64_t start, uint64_t end)
 	return false;
 }
 
-static void leave_gate(void)
+/* A slot's update cares for the slot's memory, a VM's death for that of all its slots. */
+static bool update_overlaps(const struct kl_notifier_update *u, uint64_t range)
 {
+	uint64_t first = range >> LEN_BITS << KL_PAGE_SHIFT, n = range & LEN_ALL;
+
+	if (!u->vm)
+		return range_overlaps(range, u->start, u->end);
+	return range &&
+	       vm_overlaps(u->vm, first, n == LEN_ALL ? UINT64_MAX : first + (n << KL_PAGE_SHIFT));
+}
+
+static bool bracket_in_flight(const struct kl_notifier_update *u)
+{
+	unsigned n = atomic_load(&cells_used);
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t range = atomic_load(&cells[i].range); /* PAIR(notifier-cells) */
+
+		if (!(u->vm && cells[i].parked) && update_overlaps(u, range))
+			return true;
+	}
+	return atomic_load(&wild) > (u->vm ? wild_parked : 0);
+}
+
+static void announce(struct kl_notifier_update *u)
+{
+	kl_assert_held(&gate);
+	u->next = updates;
+	updates = u;
+	atomic_fetch_add(&nr_updates, 1); /* PAIR(notifier-cells) */
+	while (bracket_in_flight(u))
+		gate_wait();
+}
+
+static void withdraw(struct kl_notifier_update *u)
+{
+	struct kl_notifier_update **p = &updates;
+
+	kl_assert_held(&gate);
+	while (*p != u)
+		p = &(*p)->next;
+	*p = u->next;
+	atomic_fetch_sub(&nr_updates, 1);
+	pthread_cond_broadcast(&gate_cond);
+}
+
+void kl_notifier_update_begin(struct kl_notifier_update *u)
+{
+	KL_ASSERT(!kl_self.brackets);
+	u->vm = NULL;
+	kl_rank_wait(KL_RANK_NOTIFIER_WAIT);
 	kl_mutex_lock(&gate);
-	active--;
-	kl_self.brackets--;
-	if (waiting)
-		pthread_cond_broadcast(&gate_cond);
+	announce(u);
+}
+
+void kl_notifier_update_end(struct kl_notifier_update *u)
+{
+	withdraw(u);
 	kl_mutex_unlock(&gate);
 }
 
+/* ---- brackets ------------------------------------------------------------------------------ */
+
+static bool queued_behind_update(uint64_t range)
+{
+	for (struct kl_notifier_update *u = updates; u; u = u->next)
+		if (update_overlaps(u, range))
+			return true;
+	return false;
+}
+
+/*
+ * An update was announced when *cell had been published: wait for it if it is over the same
+ * memory. 0, or -EAGAIN with the cell given back.
+ *
+ * Who must not wait takes the gate all the same: between an update's last look and its change
+ * nobody else gets it, so what the caller reads next is after the change, or the update is
+ * going to see the cell.
+ */
+static int wait_for_updates(const struct kl_notifier_range *r, uint64_t range, int *cell)
+{
+	bool queue = !kl_self.brackets && !r->no_queue;
+	int ret = 0;
+
+	kl_mutex_lock(&gate);
+	while (queue && queued_behind_update(range)) {
+		retract(*cell);
+		pthread_cond_broadcast(&gate_cond);
+		*cell = WILD;
+		ret = -EAGAIN;
+		if (!r->may_block)
+			break;
+		do
+			gate_wait();
+		while (queued_behind_update(range));
+		/* Under the gate: an update that comes next sees it. */
+		*cell = publish(range);
+		ret = 0;
+	}
+	kl_mutex_unlock(&gate);
+	return ret;
+}
+
+static void leave(int cell)
+{
+	retract(cell);
+	kl_self.brackets--;
+	if (KL_UNLIKELY(atomic_load(&nr_updates))) { /* PAIR(notifier-cells) */
+		kl_mutex_lock(&gate);
+		pthread_cond_broadcast(&gate_cond);
+		kl_mutex_unlock(&gate);
+	}
+}
+
+/* Context: reader section of vms_srcu. */
 static void end_until(const struct kl_notifier_range *r, const struct kl_vm *stop)
 {
-	for (struct kl_vm *vm = first_vm(); vm != stop; vm = vm->next)
+	for (struct kl_vm *vm = first_vm(); vm != stop; vm = next_vm(vm)) {
+		int token = kl_srcu_read_lock(&vm->srcu);
+
 		if (vm_overlaps(vm, r->start, r->end))
 			kl_mmu_invalidate_end(vm, r);
+		kl_srcu_read_unlock(&vm->srcu, token);
+	}
+}
+
+/* Returns how many VMs were touched, or -EAGAIN with all of them as before. */
+static int begin_all(const struct kl_notifier_range *r)
+{
+	int list = kl_srcu_read_lock(&vms_srcu), n = 0;
+
+	for (struct kl_vm *vm = first_vm(); vm; vm = next_vm(vm)) {
+		int token = kl_srcu_read_lock(&vm->srcu), ret = 0;
+
+		if (vm_overlaps(vm, r->start, r->end)) {
+			ret = kl_mmu_invalidate_begin(vm, r);
+			n++;
+		}
+		kl_srcu_read_unlock(&vm->srcu, token);
+		if (ret) {
+			end_until(r, vm);
+			n = ret;
+			break;
+		}
+	}
+	kl_srcu_read_unlock(&vms_srcu, list);
+	return n;
 }
 
 static void round_to_pages(struct kl_notifier_range *r)
@@ -91,123 +335,126 @@ static void round_to_pages(struct kl_notifier_range *r)
 
 int kl_notifier_begin(struct kl_notifier_range *r)
 {
+	uint64_t range;
+	int cell, n;
+
 	round_to_pages(r);
-	kl_mutex_lock(&gate);
-	while (waiting && !kl_self.brackets) {
-		if (!r->may_block) {
-			kl_mutex_unlock(&gate);
-			return -EAGAIN;
-		}
-		gate_wait();
-	}
-	active++;
-	kl_self.brackets++;
-	kl_mutex_unlock(&gate);
+	range = encode(r->start, r->end);
+	cell = publish(nr_open < MAX_DEPTH ? range : 0);
+	if (KL_UNLIKELY(atomic_load(&nr_updates))) { /* PAIR(notifier-cells) */
+		int ret = wait_for_updates(r, range, &cell);
 
-	racepoint("notifier-begin-counted");
-	/* The list and the slots are stable from here to the end of the bracket. */
-	for (struct kl_vm *vm = first_vm(); vm; vm = vm->next) {
-		int ret;
-
-		if (!vm_overlaps(vm, r->start, r->end))
-			continue;
-		ret = kl_mmu_invalidate_begin(vm, r);
-		if (ret) {
-			end_until(r, vm);
-			leave_gate();
+		if (ret)
 			return ret;
-		}
-		kl_stat_add(&vm->stats.mmu_invalidations, 1);
-		KL_TRACE("vm%llu invalidate event=%d hva=%#llx-%#llx",
-			 (unsigned long long)vm->serial, r->event, (unsigned long long)r->start,
-			 (unsigned long long)r->end);
 	}
+	kl_self.brackets++;
+	racepoint("notifier-begin-counted");
+	/* Which slots overlap is settled from here to the end of the bracket. */
+	n = begin_all(r);
+	if (n < 0) {
+		leave(cell);
+		return n;
+	}
+	if (nr_open < MAX_DEPTH)
+		open_brackets[nr_open++] = (struct open_bracket){
+			.start = r->start, .end = r->end, .cell = cell, .touched = n > 0};
 	return 0;
+}
+
+/* The innermost bracket over the same range, taken out of the list. */
+static bool take_bracket(const struct kl_notifier_range *r, struct open_bracket *b)
+{
+	for (int i = nr_open - 1; i >= 0; i--) {
+		if (open_brackets[i].start != r->start || open_brackets[i].end != r->end)
+			continue;
+		*b = open_brackets[i];
+		for (nr_open--; i < nr_open; i++)
+			open_brackets[i] = open_brackets[i + 1];
+		return true;
+	}
+	*b = (struct open_bracket){.cell = WILD, .touched = true};
+	return kl_self.brackets > nr_open;
 }
 
 void kl_notifier_end(struct kl_notifier_range *r)
 {
-	if (KL_WARN_ONCE(kl_self.brackets <= 0, "end of a notifier bracket that was not begun on "
-						"this thread; ignored"))
-		return;
+	struct open_bracket b;
+
 	round_to_pages(r);
-	end_until(r, NULL);
-	leave_gate();
+	if (KL_WARN_ONCE(!take_bracket(r, &b), "end of a notifier bracket that was not begun on "
+					       "this thread; ignored"))
+		return;
+	if (b.touched) {
+		int list = kl_srcu_read_lock(&vms_srcu);
+
+		end_until(r, NULL);
+		kl_srcu_read_unlock(&vms_srcu, list);
+	}
+	leave(b.cell);
 }
 
-int kl_notifier_update_begin(void)
-{
-	if (kl_self.brackets)
-		return -EDEADLK;
-	kl_rank_wait(KL_RANK_NOTIFIER_WAIT);
-	kl_mutex_lock(&gate);
-	waiting++;
-	while (active || updating)
-		gate_wait();
-	updating = true;
-	kl_mutex_unlock(&gate);
-	return 0;
-}
+/* ---- VMs ------------------------------------------------------------------------------------ */
 
-void kl_notifier_update_end(void)
-{
-	kl_mutex_lock(&gate);
-	updating = false;
-	waiting--;
-	pthread_cond_broadcast(&gate_cond);
-	kl_mutex_unlock(&gate);
-}
-
+/* A VM without slots overlaps nothing, so a bracket in flight may or may not see it. */
 void kl_notifier_add_vm(struct kl_vm *vm)
 {
 	kl_mutex_lock(&gate);
-	/*
-	 * A VM without slots overlaps nothing, so a bracket in flight may or may not see it:
-	 * pushing at the head does not disturb a walk. It gets slots only through an update.
-	 */
-	vm->next = first_vm();
+	atomic_store_explicit(&vm->next, first_vm(), memory_order_relaxed);
 	atomic_store_explicit(&vms, vm, memory_order_release);
 	kl_mutex_unlock(&gate);
 }
 
+static void park_own(bool parked)
+{
+	int uncounted = kl_self.brackets - nr_open;
+
+	for (int i = 0; i < nr_open; i++)
+		if (open_brackets[i].cell == WILD)
+			uncounted++;
+		else
+			cells[open_brackets[i].cell].parked = parked;
+	wild_parked += (unsigned)(parked ? uncounted : -uncounted);
+}
+
 /*
- * Destruction inside a bracket of the same thread (B19): nobody else's bracket may be in
- * flight, except of threads that wait here too; our own will not find the VM when it ends, and
- * what it raised dies with the VM.
+ * Destruction inside a bracket of the same thread (B19): nobody else's bracket over the VM's
+ * memory may be in flight, except of threads that wait here too; our own will not find the VM
+ * when it ends, and what it raised dies with the VM.
  */
 void kl_notifier_remove_vm(struct kl_vm *vm)
 {
-	int own = kl_self.brackets;
+	struct kl_notifier_update u = {.vm = vm};
+	_Atomic(struct kl_vm *) *p = &vms;
 
 	kl_rank_wait(KL_RANK_NOTIFIER_WAIT);
 	kl_mutex_lock(&gate);
-	waiting++;
-	parked += own;
+	park_own(true);
 	pthread_cond_broadcast(&gate_cond);
-	while (active > parked || updating)
-		gate_wait();
-	parked -= own;
-	if (first_vm() == vm) {
-		atomic_store(&vms, vm->next);
-	} else {
-		for (struct kl_vm *p = first_vm(); p; p = p->next)
-			if (p->next == vm) {
-				p->next = vm->next;
-				break;
-			}
-	}
-	waiting--;
-	pthread_cond_broadcast(&gate_cond);
+	announce(&u);
+	park_own(false);
+	while (atomic_load_explicit(p, memory_order_relaxed) != vm)
+		p = &atomic_load_explicit(p, memory_order_relaxed)->next;
+	atomic_store_explicit(p, next_vm(vm), memory_order_release);
+	withdraw(&u);
 	kl_mutex_unlock(&gate);
+	/* Walks that started before, and do not care for this VM, may stand on it. */
+	kl_rank_wait(KL_RANK_SRCU_WAIT);
+	kl_srcu_synchronize(&vms_srcu);
 }
 
 void kl_notifier_after_fork(void)
 {
 	pthread_mutex_init(&gate.m, NULL);
 	pthread_cond_init(&gate_cond, NULL);
-	active = kl_self.brackets = 0;
-	waiting = 0;
-	updating = false;
-	parked = 0;
+	for (unsigned i = 0; i < NR_CELLS; i++)
+		cells[i] = (struct cell){0};
+	atomic_store(&cells_used, 0);
+	atomic_store(&wild, 0);
+	wild_parked = 0;
+	kl_self.brackets = nr_open = 0;
+	my_cell = 0;
+	updates = NULL;
+	atomic_store(&nr_updates, 0);
 	atomic_store(&vms, NULL);
+	kl_srcu_init(&vms_srcu);
 }

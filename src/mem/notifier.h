@@ -31,6 +31,7 @@ struct kl_notifier_range {
 	uint64_t start, end; /* hva, bytes; rounded outwards to pages by begin() */
 	enum kl_notifier_event event;
 	bool may_block;
+	bool no_queue;     /* never wait for an update: it may be waiting for whom we serve */
 	const char *cause; /* the host call, for --trace; may be NULL */
 };
 
@@ -40,13 +41,19 @@ int kl_notifier_begin(struct kl_notifier_range *r) KL_MUST_CHECK;
 void kl_notifier_end(struct kl_notifier_range *r);
 
 /*
- * A change of what brackets look at (a set of slots, the list of VMs) waits until no bracket
- * of another thread is in flight, and holds new ones off (S7). Between the two calls: no
- * sleep, no lock but leaves.
- * Returns 0, or -EDEADLK if the calling thread has a bracket open itself.
+ * A change of which slots lie over host memory [start, end) waits until no bracket over that
+ * memory is in flight, and holds new ones off (S7). Between the two calls: no sleep, no lock
+ * but leaves.
+ * Context: no bracket of this thread is open.
  */
-int kl_notifier_update_begin(void) KL_MUST_CHECK;
-void kl_notifier_update_end(void);
+struct kl_notifier_update {
+	uint64_t start, end;
+	/* private */
+	struct kl_vm *vm;
+	struct kl_notifier_update *next;
+};
+void kl_notifier_update_begin(struct kl_notifier_update *u);
+void kl_notifier_update_end(struct kl_notifier_update *u);
 
 /*
  * False while the process has no VM: a wrapper then has nothing to bracket. (A host call that

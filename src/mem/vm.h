@@ -35,13 +35,17 @@ struct kl_vm {
 	_Atomic(struct kl_vcpu_core *) vcpus[KL_MAX_VCPUS];
 	_Atomic unsigned nr_vcpus;
 
+	/* Accessors (mmu/accessor.c): KL_NR_ACCESSORS of them; NULL and 0 until the first use. */
+	_Atomic(struct kl_accessor *) accessors;
+	_Atomic uint64_t accessors_used; /* bit i: flushes look at accessor i */
+
 	struct kl_mmu *mmu; /* mmu/ */
 
 	_Atomic bool dead; /* internal error: every later call is -EIO */
 	struct kl_vm_stats stats;
 	uint64_t serial; /* for log and trace */
 
-	struct kl_vm *next; /* list of VMs that notifiers walk; VMS lock */
+	_Atomic(struct kl_vm *) next; /* list of VMs that notifiers walk; mem/notifier.c */
 };
 
 /* 0 or -ENOMEM. */

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/racepoint.h"
+#include "host/thread.h"
 #include "mem/notifier.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
@@ -226,11 +227,10 @@ static void reader_keeps_its_set(void **state)
 	assert_null(kl_memslot_find(kl_memslots(vm, 0), 0));
 }
 
-/* S7: an update waits for a bracket in flight, inside one's own it is refused. */
+/* S7: an update waits for a bracket over its slot, inside one's own it is refused. */
 static void update_waits_for_brackets(void **state)
 {
-	struct kl_notifier_range far = {
-		.start = HVA + 64 * PG, .end = HVA + 65 * PG, .may_block = true};
+	struct kl_notifier_range far = {.start = HVA, .end = HVA + 65 * PG, .may_block = true};
 	struct kl_notifier_range nb = far;
 	struct kl_vm *vm = *state;
 	struct change c = {vm, 1};
@@ -259,12 +259,165 @@ static void update_waits_for_brackets(void **state)
 	assert_int_equal(kl_generation(vm, 0), gen + 4);
 }
 
+struct bracket {
+	struct kl_notifier_range r;
+	int begun;
+	_Atomic int step;
+};
+
+static void *open_and_close(void *arg)
+{
+	struct bracket *b = arg;
+
+	b->begun = kl_notifier_begin(&b->r);
+	atomic_store(&b->step, 1);
+	if (!b->begun)
+		kl_notifier_end(&b->r);
+	return NULL;
+}
+
+/*
+ * S7, N4: an update does not wait for a bracket elsewhere; while it waits for one over its slot,
+ * others over that memory queue behind it, or get EAGAIN; those elsewhere do not.
+ */
+static void only_overlapping_ones_wait(void **state)
+{
+	struct kl_notifier_range over = {.start = HVA, .end = HVA + PG, .may_block = true};
+	struct bracket queued = {.r = over}, other = {.r = over}, nonblocking = {.r = over};
+	struct kl_notifier_range elsewhere = {
+		.start = HVA + 8 * PG, .end = HVA + 9 * PG, .may_block = true};
+	struct kl_vm *vm = *state;
+	struct change c = {vm, 1};
+	pthread_t t, q, o;
+
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	assert_int_equal(set(vm, 1, 0, 8 * PG, PG, HVA + 8 * PG), 0);
+	other.r.start += 8 * PG;
+	other.r.end += 8 * PG;
+	nonblocking.r.may_block = false;
+	assert_int_equal(kl_notifier_begin(&elsewhere), 0);
+	pthread_create(&t, NULL, delete_slot_0, &c);
+	pthread_join(t, NULL); /* it did not wait for us */
+	assert_int_equal(c.r, 0);
+	kl_notifier_end(&elsewhere);
+
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	assert_int_equal(kl_notifier_begin(&over), 0);
+	pthread_create(&t, NULL, delete_slot_0, &c);
+	while (nonblocking.begun != -EAGAIN) {
+		pthread_create(&q, NULL, open_and_close, &nonblocking);
+		pthread_join(q, NULL);
+	}
+	pthread_create(&q, NULL, open_and_close, &queued);
+	pthread_create(&o, NULL, open_and_close, &other);
+	pthread_join(o, NULL);
+	assert_int_equal(other.begun, 0);
+	assert_int_equal(atomic_load(&queued.step), 0);
+	kl_notifier_end(&over);
+	pthread_join(t, NULL);
+	pthread_join(q, NULL);
+	assert_int_equal(queued.begun, 0);
+	assert_null(kl_memslot_find(kl_memslots(vm, 0), 0));
+}
+
+/* N3: brackets nest as deep as one likes and end in any order. */
+static void deep_nesting(void **state)
+{
+	struct kl_notifier_range r[40];
+	struct kl_vm *vm = *state;
+
+	assert_int_equal(set(vm, 0, 0, 0, 64 * PG, HVA), 0);
+	for (int round = 0; round < 2; round++) {
+		for (int i = 0; i < 40; i++) {
+			r[i] = (struct kl_notifier_range){.start = HVA + (uint64_t)i * PG,
+							  .end = HVA + (uint64_t)(i + 1) * PG,
+							  .may_block = true};
+			assert_int_equal(kl_notifier_begin(&r[i]), 0);
+		}
+		assert_int_equal(vm->mmu_invalidate_in_progress, 40);
+		for (int i = 0; i < 40; i++)
+			kl_notifier_end(&r[round ? i : 39 - i]);
+		assert_int_equal(vm->mmu_invalidate_in_progress, 0);
+		assert_int_equal(kl_self.brackets, 0);
+	}
+	/* And nothing is left that an update would wait for. */
+	assert_int_equal(set(vm, 0, 0, 0, 0, 0), 0);
+}
+
+#define STORM_THREADS 4
+#define STORM_ROUNDS  3000
+
+static void *storm(void *arg)
+{
+	struct kl_vm *vm = arg;
+	unsigned seed = (unsigned)(uintptr_t)&seed;
+
+	for (int i = 0; i < STORM_ROUNDS; i++) {
+		uint64_t at = HVA + (uint64_t)(rand_r(&seed) % 4) * PG;
+		struct kl_notifier_range a = {.start = at, .end = at + 2 * PG, .may_block = true};
+		struct kl_notifier_range b = {
+			.start = HVA, .end = HVA + PG, .may_block = i % 2 == 0};
+
+		if (i % 4 == 0) {
+			(void)!set(vm, (uint32_t)(rand_r(&seed) % 4), 0, 0, 0, 0);
+			(void)!set(vm, (uint32_t)(rand_r(&seed) % 4), 0,
+				   (uint64_t)(rand_r(&seed) % 8) * PG, PG, at);
+		}
+		if (kl_notifier_begin(&a))
+			abort();
+		if (!kl_notifier_begin(&b))
+			kl_notifier_end(&b);
+		kl_notifier_end(&a);
+	}
+	return NULL;
+}
+
+/* N3, S7: nested brackets of several threads against updates: no deadlock, balanced. */
+static void bracket_storm(void **state)
+{
+	struct kl_vm *vm = *state;
+	pthread_t t[STORM_THREADS];
+
+	for (int i = 0; i < STORM_THREADS; i++)
+		pthread_create(&t[i], NULL, storm, vm);
+	for (int i = 0; i < STORM_THREADS; i++)
+		pthread_join(t[i], NULL);
+	assert_int_equal(vm->mmu_invalidate_in_progress, 0);
+	assert_int_equal(kl_generation(vm, 0) & 1, 0);
+}
+
+/* S1, S5: a second address space has slots and generations of its own. */
+static void address_spaces(void **state)
+{
+	struct kl_vm *vm = *state;
+
+	assert_int_equal(set(vm, 7, 0, 0x10000, PG, HVA), 0);
+	assert_int_equal(set(vm, 1 << 16 | 7, 0, 0x10000, 2 * PG, HVA), 0);
+	assert_int_equal(kl_memslot_find(kl_memslots(vm, 0), 0x10)->npages, 1);
+	assert_int_equal(kl_memslot_find(kl_memslots(vm, 1), 0x10)->npages, 2);
+	for (int i = 0; i < 100; i++) {
+		assert_true(kl_generation(vm, 0) != kl_generation(vm, 1));
+		assert_int_equal(set(vm, 8, 0, 0x20000, i % 2 ? 0 : PG, HVA), 0);
+	}
+	assert_int_equal(set(vm, 7, 0, 0, 0, 0), 0);
+	assert_null(kl_memslot_find(kl_memslots(vm, 0), 0x10));
+	assert_non_null(kl_memslot_find(kl_memslots(vm, 1), 0x10));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(refusals),  T(generations),          T(random_against_model),
-		T(all_slots), T(reader_keeps_its_set), T(update_waits_for_brackets),
+		T(refusals),
+		T(generations),
+		T(random_against_model),
+		T(all_slots),
+		T(reader_keeps_its_set),
+		T(update_waits_for_brackets),
+		T(only_overlapping_ones_wait),
+		T(deep_nesting),
+		T(bracket_storm),
+		T(address_spaces),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
