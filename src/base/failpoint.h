@@ -19,10 +19,11 @@
 
 #include "base/testpoint.h"
 
-#ifdef KL_FAILPOINTS
 /* Counting or armed: else a passage costs this one load. */
 extern _Atomic int kl_failpoints_on;
 bool kl_failpoint_hit(const struct kl_testpoint *p);
+
+#ifdef KL_FAILPOINTS
 #define kl_failpoint(name)                                                             \
 	(KL_UNLIKELY(atomic_load_explicit(&kl_failpoints_on, memory_order_relaxed)) && \
 	 kl_failpoint_hit(KL_TESTPOINT(KL_FAILPOINT, name)))
