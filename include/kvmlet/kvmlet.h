@@ -10,6 +10,7 @@
 #include <kvmlet/memslot.h>
 #include <kvmlet/notifier.h>
 #include <kvmlet/types.h>
+#include <kvmlet/vm.h>
 
 #ifdef __cplusplus
 extern "C" {

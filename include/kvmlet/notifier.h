@@ -11,7 +11,8 @@
  *     kvmlet_notifier_end(&r);
  *
  * When begin has returned, no vCPU and no engine code reaches the range through an old
- * translation until it has faulted again, and no fault succeeds before end. Under
+ * translation until it has faulted again, and no fault succeeds before end. A thread that has
+ * a bracket open does not itself access guest memory through the library (-EDEADLK). Under
  * `kvmlet run` the program's own calls are bracketed for it.
  */
 #ifndef KVMLET_NOTIFIER_H
@@ -23,10 +24,20 @@
 extern "C" {
 #endif
 
+/** What happens to the memory. All take translations away; the log tells them apart. */
+enum kvmlet_notifier_event {
+	KVMLET_EVENT_UNMAP,    /**< munmap */
+	KVMLET_EVENT_REMAP,    /**< mremap */
+	KVMLET_EVENT_PROTECT,  /**< mprotect, userfaultfd write protection */
+	KVMLET_EVENT_DISCARD,  /**< madvise: DONTNEED, FREE, REMOVE ... */
+	KVMLET_EVENT_TRUNCATE, /**< ftruncate or fallocate of a file that is mapped there */
+	KVMLET_EVENT_REPLACE,  /**< another mapping over it */
+};
+
 struct kvmlet_notifier_range {
 	uint64_t start, end; /**< host virtual addresses in bytes; rounded outwards to pages */
 	int may_block;       /**< 0: never sleep, fail with -EAGAIN instead */
-	int reserved;        /**< 0 */
+	unsigned event;      /**< enum kvmlet_notifier_event */
 };
 
 /**
@@ -35,7 +46,8 @@ struct kvmlet_notifier_range {
  * Context: any thread, also from inside a memory allocator: nothing is allocated. Sleeps only
  * if may_block is set. Not from a signal handler.
  * Returns: 0; -EAGAIN may_block is 0 and a vCPU or an update would have to be waited for
- * (no bracket is open then); -EINVAL an empty range or reserved bits set.
+ * (no bracket is open then); -EINVAL an empty range or an unknown event; -EDEADLK the calling
+ * thread holds a window (kvmlet/vm.h).
  */
 int kvmlet_notifier_begin(struct kvmlet_notifier_range *range);
 

@@ -74,9 +74,18 @@ static struct kl_vcpu_core *vcpu_at(struct kl_vm *vm, unsigned i)
 	return atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
 }
 
+/* The accessors that were ever used are the bits of @used. */
+#define for_each_accessor(c, accessors, used)                                       \
+	for (uint64_t left_ = (used);                                               \
+	     left_ ? (c = &(accessors)[__builtin_ctzll(left_)].core, true) : false; \
+	     left_ &= left_ - 1)
+
 bool kl_vcpus_in_guest(struct kl_vm *vm)
 {
+	uint64_t used = atomic_load_explicit(&vm->accessors_used, memory_order_acquire);
+	struct kl_accessor *accessors = atomic_load_explicit(&vm->accessors, memory_order_acquire);
 	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
+	struct kl_vcpu_core *a;
 
 	for (unsigned i = 0; i < n; i++) {
 		struct kl_vcpu_core *c = vcpu_at(vm, i);
@@ -84,12 +93,17 @@ bool kl_vcpus_in_guest(struct kl_vm *vm)
 		if (c && atomic_load(&c->mode) == KL_IN_GUEST)
 			return true;
 	}
+	for_each_accessor(a, accessors, used) if (atomic_load(&a->mode) == KL_IN_GUEST) return true;
 	return false;
 }
 
 int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 {
+	/* One that is not among these had its barrier with our zap: mmu/accessor.c. */
+	uint64_t used = atomic_load_explicit(&vm->accessors_used, memory_order_acquire);
+	struct kl_accessor *accessors = atomic_load_explicit(&vm->accessors, memory_order_acquire);
 	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
+	struct kl_vcpu_core *a;
 	int r = 0;
 
 	kl_stat_add(&vm->stats.remote_tlb_flush_requests, 1);
@@ -99,6 +113,8 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 		if (c)
 			atomic_fetch_or(&c->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
 	}
+	for_each_accessor(a, accessors, used)
+		atomic_fetch_or(&a->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
 	for (unsigned i = 0; i < n && !r; i++) {
 		struct kl_vcpu_core *c = vcpu_at(vm, i);
 
@@ -107,6 +123,13 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 		if (may_wait)
 			wait_for(c);
 		else if (must_wait_for(c))
+			r = -EAGAIN;
+	}
+	for_each_accessor(a, accessors, used)
+	{
+		if (may_wait)
+			wait_for(a);
+		else if (must_wait_for(a))
 			r = -EAGAIN;
 	}
 	if (!r)

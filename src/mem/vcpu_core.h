@@ -12,6 +12,10 @@
  *   - A flusher returns when, for each vCPU, mode left IN_GUEST or KL_REQ_TLB_FLUSH was
  *     consumed. The vCPU consumes it by dropping its whole TLB, at a point where it holds
  *     no pointer.
+ *
+ * Threads of a program that uses the library reach guest memory by the same protocol, through
+ * an accessor (mmu/accessor.h): a core without a TLB that is not in vm->vcpus and belongs to a
+ * thread only while it is IN_GUEST. Flushes treat accessors as vCPUs.
  */
 #pragma once
 
@@ -42,6 +46,14 @@ struct kl_vcpu_core {
 	_Atomic pid_t tid; /* thread inside KVM_RUN, or 0 */
 	struct kl_vcpu_stats stats;
 };
+
+#define KL_NR_ACCESSORS 64 /* bits of kl_vm.accessors_used */
+
+struct kl_accessor {
+	struct kl_vcpu_core
+		core;       /* who moves mode from OUTSIDE to IN_GUEST owns it till it is back */
+	_Atomic bool ready; /* flushes know it; mmu/accessor.c */
+} KL_CACHELINE;
 
 KL_INLINE void kl_vcpu_enter_guest(struct kl_vcpu_core *c)
 {
@@ -75,15 +87,15 @@ void kl_vcpu_sleep(struct kl_vcpu_core *c);
 void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);
 
 /*
- * Every vCPU of @vm drops its TLB before its next guest access; on return none holds a
- * pointer that it obtained before the call.
+ * Every vCPU and accessor of @vm drops its TLB before its next guest access; on return none
+ * holds a pointer that it obtained before the call.
  * Context: may hold mmu_lock; the caller is not in guest mode. @may_wait false: instead of
  * waiting for a vCPU returns -EAGAIN; the requests are set all the same, and a later flush that
  * may wait must be made before anybody relies on it.
  */
 int kl_vcpus_flush(struct kl_vm *vm, bool may_wait);
 
-/* Is some vCPU in guest mode right now? */
+/* Is some vCPU or accessor in guest mode right now? */
 bool kl_vcpus_in_guest(struct kl_vm *vm);
 
 /* Registration in vm->vcpus. 0, -EEXIST (id), -EINVAL (id or count over the limits). */
