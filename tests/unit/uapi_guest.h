@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A real-mode guest of one vCPU: 64 KiB of RAM at 0, code at CODE, DS based at MMIO.
+ * A guest of one vCPU: 64 KiB of RAM at 0, code at CODE. It starts in real mode, with DS based at
+ * MMIO; guest_long_mode() makes it a 64-bit one.
  */
 #pragma once
 
@@ -66,6 +67,47 @@ static inline void guest_free(struct guest *g)
 	dev_close(&g->vm);
 	dev_close(&g->kvm);
 	munmap(g->ram, RAM);
+}
+
+/*
+ * 64-bit code at CODE with privilege @cpl: PD_PAGES large pages of 2 MiB that both privileges may
+ * use, linear = physical. Page tables are at TABLES, three pages.
+ */
+#define TABLES   0x2000
+#define PD       (TABLES + 0x2000)
+#define PD_PAGES 512
+
+static inline uint64_t *guest_table(struct guest *g, unsigned at)
+{
+	return (uint64_t *)(void *)(g->ram + at);
+}
+
+static inline void guest_long_mode(struct guest *g, unsigned cpl)
+{
+	const struct kvm_segment data = {
+		.limit = ~0u, .selector = 0x10, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
+	struct kvm_regs regs = {.rip = CODE, .rsp = STACK, .rflags = 2};
+	struct kvm_sregs s;
+
+	guest_table(g, TABLES)[0] = (TABLES + 0x1000) | 7;
+	guest_table(g, TABLES + 0x1000)[0] = PD | 7;
+	for (uint64_t i = 0; i < PD_PAGES; i++)
+		guest_table(g, PD)[i] = i << 21 | 0x87;
+	assert_int_equal(dev_ioctl_p(&g->vcpu, KVM_GET_SREGS, &s), 0);
+	s.ds = s.es = s.fs = s.gs = s.ss = s.cs = data;
+	s.cs.selector = 8;
+	s.cs.type = 11;
+	s.cs.db = 0;
+	s.cs.l = 1;
+	s.cs.dpl = s.ss.dpl = (uint8_t)cpl;
+	s.cs.selector |= (uint16_t)cpl;
+	s.ss.selector |= (uint16_t)cpl;
+	s.cr3 = TABLES;
+	s.cr4 |= 1 << 5;
+	s.cr0 |= 0x80000001;
+	s.efer |= 0x500;
+	assert_int_equal(dev_ioctl_p(&g->vcpu, KVM_SET_SREGS, &s), 0);
+	assert_int_equal(dev_ioctl_p(&g->vcpu, KVM_SET_REGS, &regs), 0);
 }
 
 #define guest_code(g, ...)                                     \
