@@ -4,7 +4,7 @@
  *   - key[i] of an inner node is the smallest key below ptr[i], end[i] the largest end.
  *   - no node but an empty tree's root is empty.
  *   - two neighbours below one parent have more than MERGE entries together. So there is a leaf
- *     for every ten entries at most, whatever the order of changes, and the arena is large
+ *     for every twelve entries at most, whatever the order of changes, and the arena is large
  *     enough.
  */
 #include <string.h>
@@ -13,9 +13,9 @@
 #include "base/log.h"
 
 #define WIDTH      KL_BTREE_WIDTH
-#define MERGE      23
+#define MERGE      29
 #define MAX_HEIGHT 8
-#define MAX_LEAVES (KL_BTREE_MAX / 10 + 1)
+#define MAX_LEAVES (KL_BTREE_MAX / 12 + 1)
 #define MAX_NODES  (MAX_LEAVES + MAX_LEAVES / 8 + MAX_HEIGHT)
 
 size_t kl_btree_arena_size(void)

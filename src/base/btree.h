@@ -19,8 +19,8 @@
 
 #define KL_BTREE_MAX 32768 /* entries */
 
-/* 31 keys: a search without branches is five steps (rank()). */
-#define KL_BTREE_WIDTH 31
+/* With one that is never used, whole cache lines of keys. */
+#define KL_BTREE_WIDTH 39
 
 struct kl_btree_node {
 	uint64_t
@@ -28,7 +28,7 @@ struct kl_btree_node {
 	void *ptr[KL_BTREE_WIDTH];       /* child, or value */
 	uint64_t end[KL_BTREE_WIDTH];
 	unsigned n;
-};
+} KL_CACHELINE;
 
 struct kl_btree {
 	struct kl_btree_node *root;
@@ -41,7 +41,7 @@ struct kl_btree {
 
 /* Bytes that kl_btree_init() needs. */
 size_t kl_btree_arena_size(void);
-/* @arena: zeroed, outlives the tree. */
+/* @arena: zeroed, aligned to a cache line; outlives the tree. */
 void kl_btree_init(struct kl_btree *t, void *arena);
 
 /* @key: not in the tree, less than UINT64_MAX. @value: not NULL. */
@@ -49,17 +49,29 @@ void kl_btree_insert(struct kl_btree *t, uint64_t key, uint64_t end, void *value
 /* @key is in the tree. Returns its value. */
 void *kl_btree_remove(struct kl_btree *t, uint64_t key);
 
-/* Number of keys <= @k among the first n, all others being UINT64_MAX; @k < UINT64_MAX. */
+/*
+ * Number of keys <= @k, which is less than UINT64_MAX: which of the five cache lines, and how
+ * many in that. No branch to guess, and only the second step waits for the first. Written out,
+ * and counting the larger keys: each is a comparison and a subtraction of its carry.
+ */
 KL_INLINE unsigned kl_btree_rank(const uint64_t *key, uint64_t k)
 {
-	unsigned i = 0;
+	unsigned line = KL_BTREE_WIDTH / 8, n = 8;
 
-	i += (unsigned)(key[15] <= k) << 4;
-	i += (unsigned)(key[i + 7] <= k) << 3;
-	i += (unsigned)(key[i + 3] <= k) << 2;
-	i += (unsigned)(key[i + 1] <= k) << 1;
-	i += (unsigned)(key[i] <= k);
-	return i;
+	line -= k < key[7];
+	line -= k < key[15];
+	line -= k < key[23];
+	line -= k < key[31];
+	key += 8 * line;
+	n -= k < key[0];
+	n -= k < key[1];
+	n -= k < key[2];
+	n -= k < key[3];
+	n -= k < key[4];
+	n -= k < key[5];
+	n -= k < key[6];
+	n -= k < key[7];
+	return 8 * line + n;
 }
 
 /* The value with the largest key <= @k, or NULL. */

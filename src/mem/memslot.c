@@ -127,6 +127,12 @@ static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 	set_edit(hidden_set(vm, as), del, add);
 }
 
+/* One cache line: with many slots a lookup's last miss is on the slot itself. */
+static struct kl_memslot *new_slot(void)
+{
+	return aligned_alloc(_Alignof(struct kl_memslot), sizeof(struct kl_memslot));
+}
+
 #define BITMAP_HEAP_MAX 4096 /* bytes; what is larger has a mapping */
 
 static size_t bitmap_size(const struct kl_memslot *slot)
@@ -165,7 +171,7 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 
 	/* Prepare: what can fail. */
 	if (change == DELETE || change == MOVE) {
-		invalid = malloc(sizeof(*invalid));
+		invalid = new_slot();
 		if (!invalid)
 			return -ENOMEM;
 		*invalid = *old;
@@ -241,7 +247,7 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 	if (change == CREATE && now->by_gfn.n >= KL_USER_MEM_SLOTS)
 		return -EINVAL;
 
-	slot = malloc(sizeof(*slot));
+	slot = new_slot();
 	if (!slot)
 		return -ENOMEM;
 	kl_not_leaked(slot);
@@ -306,7 +312,7 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 }
 
 /* The index by id and two sets of two trees, in one mapping. */
-#define BY_ID_BYTES (KL_USER_MEM_SLOTS * sizeof(void *))
+#define BY_ID_BYTES (KL_BTREE_MAX * sizeof(void *))
 
 static size_t store_size(void)
 {

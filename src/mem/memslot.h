@@ -43,7 +43,7 @@ struct kl_memslot {
 	bool invalid; /* being deleted or moved (S4): faults retry */
 	/* A bit for each page, while KVM_MEM_LOG_DIRTY_PAGES is set; else NULL. See mmu/dirty.h. */
 	_Atomic uint64_t *dirty;
-};
+} KL_CACHELINE;
 
 /*
  * Generations (S5). vm->generation is even while the set is stable and odd while a change is

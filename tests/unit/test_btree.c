@@ -169,7 +169,7 @@ static void hostile_orders(void **state)
 						0, t);
 		n = check_node(t->root, t->height, &leaves);
 		assert_int_equal(n, t->n);
-		assert_true(leaves * 10 <= KL_BTREE_MAX + 10);
+		assert_true(leaves * 12 <= KL_BTREE_MAX + 12);
 		kl_btree_init(t, memset(m->arena, 0, kl_btree_arena_size()));
 	}
 }
