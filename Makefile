@@ -10,8 +10,8 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all conformance bench install uninstall \
-	check-format format tidy check-docs deps clean distclean help
+.PHONY: all build run test test-asan test-tsan test-all mutants models conformance bench install \
+	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
 
@@ -43,6 +43,16 @@ test-asan test-tsan: test-%: build-%/build.ninja
 		$(if $(TESTS),$(TESTS))
 
 test-all: test test-asan test-tsan
+
+# The tests must notice each of these bugs
+mutants:
+	@tools/install-deps build
+	@tests/mutants/run $(MUTANTS)
+
+# SPIN models of the protocols, and of the bugs that they exclude
+models:
+	@tools/install-deps models
+	@tests/models/run $(MODELS)
 
 # TESTS="name ..." selects; REAL=1 runs each on /dev/kvm beside it
 conformance: build
@@ -90,6 +100,8 @@ help:
 	@echo 'make test          all tests (TESTS="name ..." selects)'
 	@echo 'make test-asan     the tests under AddressSanitizer and UBSan, in build-asan/'
 	@echo 'make test-tsan     the tests under ThreadSanitizer, in build-tsan/'
+	@echo 'make mutants       put known bugs in, one by one: the tests must notice (MUTANTS="name ...")'
+	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
 	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
 	@echo 'make bench         measure, side by side with /dev/kvm where there is one'
 	@echo 'make install       PREFIX=$(PREFIX), DESTDIR honoured'
