@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/sys.h"
@@ -130,7 +131,9 @@ static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 /* One cache line: with many slots a lookup's last miss is on the slot itself. */
 static struct kl_memslot *new_slot(void)
 {
-	return aligned_alloc(_Alignof(struct kl_memslot), sizeof(struct kl_memslot));
+	return kl_failpoint("memslot-alloc")
+		       ? NULL
+		       : aligned_alloc(_Alignof(struct kl_memslot), sizeof(struct kl_memslot));
 }
 
 #define BITMAP_HEAP_MAX 4096 /* bytes; what is larger has a mapping */
@@ -144,6 +147,8 @@ static int alloc_bitmap(struct kl_memslot *slot)
 {
 	size_t size = bitmap_size(slot);
 
+	if (kl_failpoint("memslot-dirty-alloc"))
+		return -ENOMEM;
 	slot->dirty = size > BITMAP_HEAP_MAX ? kl_sys_map(size) : calloc(1, size);
 	return slot->dirty ? 0 : -ENOMEM;
 }
@@ -324,7 +329,7 @@ _Static_assert(KL_USER_MEM_SLOTS <= KL_BTREE_MAX, "a set of slots fits into a tr
 int kl_memslots_init(struct kl_vm *vm)
 {
 	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		char *p = kl_sys_map(store_size());
+		char *p = kl_failpoint("memslots-init") ? NULL : kl_sys_map(store_size());
 
 		if (!p)
 			return -ENOMEM;
