@@ -66,6 +66,7 @@ static void pio_in_completes_first(void **state)
 	assert_exit(&g, KVM_EXIT_HLT);
 }
 
+/* M4: no slot where data should be. */
 static void mmio(void **state)
 {
 	(void)state;
@@ -116,6 +117,7 @@ static void scribbled_run(void **state)
 	assert_int_equal(guest_get(&g).rax, 0x1234569a);
 }
 
+/* M3: a write to a read-only slot. */
 static void read_only_slot(void **state)
 {
 	uint8_t *page =
@@ -135,7 +137,7 @@ static void read_only_slot(void **state)
 	munmap(page, 4096);
 }
 
-/* Memory that is not there: -EFAULT, and KVM leaves exit_reason at 0. */
+/* N7: memory that is not there: -EFAULT, and KVM leaves exit_reason at 0. */
 static void vanished_memory(void **state)
 {
 	uint8_t *page = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -156,6 +158,7 @@ static void vanished_memory(void **state)
 	munmap(page, 4096);
 }
 
+/* M4: no slot where code should be. */
 static void fetch_from_nowhere(void **state)
 {
 	struct kvm_sregs s;
@@ -292,6 +295,7 @@ static void nmi(void **state)
 	assert_exit(&g, KVM_EXIT_HLT);
 }
 
+/* M4: writes to a registered zone go to the ring. */
 static void coalesced_writes(void **state)
 {
 	struct kvm_coalesced_mmio_ring *ring = (void *)((char *)g.run + 2 * 4096);
@@ -322,6 +326,7 @@ static void coalesced_writes(void **state)
 	assert_exit(&g, KVM_EXIT_HLT);
 }
 
+/* M4: a write that an eventfd waits for does not exit. */
 static void ioeventfd_writes(void **state)
 {
 	int fd = eventfd(0, EFD_NONBLOCK), pio = eventfd(0, EFD_NONBLOCK);
@@ -397,7 +402,7 @@ static void ioctl_waits_for_run(void **state)
 	assert_int_equal((long)r, KVM_EXIT_HLT);
 }
 
-/* A slot that is deleted under a running vCPU turns into MMIO. */
+/* S8: a slot that is deleted under a running vCPU turns into MMIO. */
 static void slot_deleted_while_running(void **state)
 {
 	uint8_t *page =
@@ -471,6 +476,7 @@ static void spin_until_signal(void)
 	pthread_join(sender, NULL);
 }
 
+/* U3: a signal ends KVM_RUN with EINTR. */
 static void signal_ends_run(void **state)
 {
 	(void)state;
@@ -483,7 +489,8 @@ static void signal_ends_run(void **state)
 	signal(SIGUSR1, SIG_DFL);
 }
 
-/* KVM_SET_SIGNAL_MASK: a signal that only KVM_RUN lets through ends it and stays pending. */
+/* U3: under KVM_SET_SIGNAL_MASK, a signal that only KVM_RUN lets through ends it and stays pending.
+ */
 static void signal_mask(void **state)
 {
 	struct {
