@@ -34,7 +34,16 @@ void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r);
 
 /* mmu: the slot is invalid in the published set and readers have left: zap and flush (S4). */
 void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
-/* mmu: LOG_DIRTY or READONLY changed: what is mapped writable must fault again. */
+/*
+ * mmu: ageing (N6). 1 if a vCPU has accessed host memory of @r since the last call with @clear,
+ * else 0. Context: as kl_mmu_invalidate_begin(), without a bracket.
+ */
+int kl_mmu_age(struct kl_vm *vm, const struct kl_notifier_range *r, bool clear);
+
+/*
+ * mmu: @slot is new in the published set, in the place of one with other flags: logging has begun
+ * or has ended (D4). The old one still exists.
+ */
 void kl_mmu_protect_slot(struct kl_vm *vm, const struct kl_memslot *slot);
 /* mmu: the MMIO generation wrapped (S6). */
 void kl_mmu_zap_mmio(struct kl_vm *vm);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Stage-2 lookups and faults (M1-M4, N7).
+ * Stage-2 lookups and faults (M1-M4, M7, N7).
  *
  * Between looking a slot up and installing its SPTE nothing is held, because making the host
  * page present may sleep. What could happen meanwhile, and what catches it, all under the mmu
@@ -9,6 +9,10 @@
  *   - it was unmapped and the bracket is over    mmu_invalidate_seq moved
  *   - the slot was deleted, moved, or changed    the generation moved, or is odd  [B31]
  * What happens after the SPTE is in is caught by the zap, which takes the lock for writing.
+ *
+ * The slot itself may be gone by then, but not while its generation stands and the lock is held:
+ * whoever takes a slot away raises the generation, then takes the lock for writing, and only
+ * then frees it. So its dirty bitmap may be written there (D3).
  */
 #include <errno.h>
 #include <sched.h>
@@ -16,36 +20,59 @@
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/populate.h"
+#include "host/uffd.h"
 #include "mem/vm.h"
+#include "mmu/dirty.h"
+#include "mmu/huge.h"
 #include "mmu/mmu.h"
 #include "mmu/stage2.h"
+#include "mmu/trace.h"
+#include "mmu/zap.h"
+
+/* ---- lookups ----------------------------------------------------------------------- */
+
+/* A vCPU's first look at a leaf since it was made or aged (N6). The leaf may change or go. */
+static KL_NOINLINE void set_accessed(kl_spte_t *p, uint64_t spte)
+{
+	while (kl_spte_is_leaf(spte) && !(spte & KL_SPTE_ACCESSED))
+		if (atomic_compare_exchange_weak(p, &spte, spte | KL_SPTE_ACCESSED))
+			break;
+}
 
 uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bool *writable,
 		       bool *mmio)
 {
 	struct kl_vm *vm = c->vm;
-	kl_spte_t *p = kl_stage2_find(vm->mmu, c->as_id, gpa >> KL_PAGE_SHIFT);
+	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
+	unsigned level;
 	uint64_t spte;
+	kl_spte_t *p = kl_stage2_walk(vm->mmu, c->as_id, gfn, &level, &spte);
 
 	*mmio = false;
-	if (!p)
-		return NULL;
-	spte = atomic_load_explicit(p, memory_order_acquire);
-	if (spte & KL_SPTE_MMIO) {
-		*mmio = kl_spte_mmio_current(spte, kl_generation(vm, c->as_id));
+	if (KL_UNLIKELY(!(spte & KL_SPTE_PRESENT))) {
+		if (spte & KL_SPTE_MMIO)
+			*mmio = kl_spte_mmio_current(spte, kl_generation(vm, c->as_id));
 		return NULL;
 	}
 	*writable = spte & KL_SPTE_WRITABLE;
-	if (!(spte & KL_SPTE_PRESENT) || ((access & KL_ACC_WRITE) && !*writable))
+	if ((access & KL_ACC_WRITE) && !*writable)
 		return NULL;
-	return (uint8_t *)(spte & KL_SPTE_ADDR);
+	racepoint("lookup-spte");
+	if (KL_UNLIKELY(!(spte & KL_SPTE_ACCESSED)))
+		set_accessed(p, spte);
+	return (uint8_t *)kl_spte_page(spte, gfn);
 }
+
+/* ---- faults ------------------------------------------------------------------------ */
 
 /* What a fault learned about its gfn in one reader section. */
 struct lookup {
 	uint64_t generation;
 	kl_hva_t hva;
 	enum { NO_SLOT, INVALID, READONLY, WRITABLE } slot;
+	unsigned max_level;
+	_Atomic uint64_t *dirty; /* the slot's log, or NULL */
+	uint64_t index;          /* of the gfn in the slot */
 };
 
 static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
@@ -60,38 +87,89 @@ static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 			 : (slot->flags & KVM_MEM_READONLY) ? READONLY
 							    : WRITABLE;
 		l.hva = kl_memslot_hva(slot, gfn);
+		l.dirty = slot->dirty;
+		l.index = gfn - slot->base_gfn;
+		l.max_level = slot->dirty ? 1 : kl_huge_slot_level(slot, gfn);
 	}
 	kl_srcu_read_unlock(&vm->srcu, token);
 	return l;
 }
 
-/* Context: mmu lock for reading. */
-static bool must_retry(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t seq,
-		       uint64_t generation)
+static bool in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 {
-	kl_assert_held(&vm->mmu->lock);
-	if (vm->mmu_invalidate_in_progress && gfn >= vm->mmu_invalidate_start &&
-	    gfn < vm->mmu_invalidate_end)
-		return true;
-	return atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_relaxed) != seq ||
-	       (generation & 1) || kl_generation(vm, as) != generation;
+	return vm->mmu_invalidate_in_progress && first < vm->mmu_invalidate_end &&
+	       last > vm->mmu_invalidate_start;
 }
 
-/* Put @new where nothing, a stale MMIO entry, or a weaker leaf is. 0 or -ENOMEM. */
-static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t new)
+/* Context: mmu lock for reading. */
+static enum kl_fault_retry must_retry(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t seq,
+				      uint64_t generation)
 {
-	kl_spte_t *p = kl_stage2_make(vm->mmu, as, gfn);
-	uint64_t old;
+	kl_assert_held(&vm->mmu->lock);
+	if (in_progress(vm, gfn, gfn + 1))
+		return KL_RETRY_IN_PROGRESS;
+	if (atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_relaxed) != seq)
+		return KL_RETRY_SEQ;
+	if ((generation & 1) || kl_generation(vm, as) != generation)
+		return KL_RETRY_SLOTS;
+	return KL_RETRY_NONE;
+}
 
-	if (!p)
-		return -ENOMEM;
+/* The level of the first entry that a walk for @gfn finds empty, or 0: none is. */
+static unsigned empty_level(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
+{
+	unsigned level;
+	uint64_t spte;
+
+	kl_stage2_walk(vm->mmu, as, gfn, &level, &spte);
+	return spte ? 0 : level;
+}
+
+/* What must be true of all the range of a large leaf when it is installed. Context: mmu lock. */
+static unsigned lower_level(struct kl_vm *vm, kl_gfn_t gfn, kl_hva_t hva, unsigned level)
+{
+	for (; level > 1; level--) {
+		uint64_t span = kl_pt_span(level), bytes = span << KL_PAGE_SHIFT;
+		uint64_t start = hva.addr & ~(bytes - 1);
+
+		gfn &= ~(span - 1);
+		if (!in_progress(vm, gfn, gfn + span) && !kl_uffd_overlaps(start, start + bytes))
+			break;
+	}
+	return level;
+}
+
+/*
+ * Put a leaf of @*level where nothing, a stale MMIO entry, or a weaker leaf is; of a smaller level
+ * where there is a table. 0; -ENOMEM; -EAGAIN: a large leaf in a slot that has begun to log is
+ * about to be zapped.
+ */
+static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup *l,
+		   bool writable, unsigned *level)
+{
+	uint64_t want = writable ? KL_SPTE_WRITABLE : 0, old, new;
+	kl_spte_t *p;
+
 	do {
+		p = kl_stage2_make(vm->mmu, as, gfn, level);
+		if (!p)
+			return -ENOMEM;
 		old = atomic_load_explicit(p, memory_order_relaxed);
-		/* Another vCPU's fault was first, and got at least as much. */
-		if (kl_spte_is_leaf(old) &&
-		    (old & new &KL_SPTE_WRITABLE) == (new &KL_SPTE_WRITABLE))
-			return 0;
-	} while (!kl_spte_cas(vm, p, old, new));
+		if (old & KL_SPTE_TABLE)
+			continue; /* another fault was first: go on below */
+		if (kl_spte_is_leaf(old)) {
+			/* Another vCPU's fault was first, and got at least as much. */
+			if ((old & want) == want)
+				return 0;
+			if (*level > 1 && l->dirty)
+				return -EAGAIN;
+			new = old | want;
+		} else {
+			new = kl_spte_leaf(l->hva, gfn, *level, writable);
+		}
+		if (l->dirty && writable)
+			kl_dirty_set(l->dirty, l->index);
+	} while ((old & KL_SPTE_TABLE) || !kl_spte_cas(vm, as, p, old, new));
 	return 0;
 }
 
@@ -101,19 +179,75 @@ static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t new)
  */
 static void install_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t generation)
 {
+	unsigned level = 1;
+	kl_spte_t *p;
+
 	if (generation & 1)
 		return;
 	racepoint("fault-mmio-tag");
 	kl_read_lock(&vm->mmu->lock);
-	if (kl_generation(vm, as) == generation)
-		(void)install(vm, as, gfn, kl_spte_mmio(generation));
+	if (kl_generation(vm, as) == generation && (p = kl_stage2_make(vm->mmu, as, gfn, &level))) {
+		uint64_t old = atomic_load_explicit(p, memory_order_relaxed);
+
+		/* No leaf can be there, or get there, while the generation stands. */
+		if (!kl_spte_is_leaf(old))
+			(void)kl_spte_cas(vm, as, p, old, kl_spte_mmio(generation));
+	}
 	kl_read_unlock(&vm->mmu->lock);
 }
 
-int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
+/*
+ * The page cannot be had, though a leaf may say so: it went without an event (N7). The leaf
+ * goes too, so that whoever reported it finds nothing next time, and not the same again.
+ */
+static void drop_refuted(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, bool write)
+{
+	unsigned level;
+	uint64_t spte;
+
+	kl_read_lock(&vm->mmu->lock);
+	kl_stage2_walk(vm->mmu, as, gfn, &level, &spte);
+	kl_read_unlock(&vm->mmu->lock);
+	if (kl_spte_is_leaf(spte) && (!write || (spte & KL_SPTE_WRITABLE)))
+		kl_mmu_zap_range(vm, as, gfn, gfn + 1, "vanished");
+}
+
+/* The page is present: lock, check, install. */
+static int map(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup *l, uint64_t seq,
+	       bool writable, struct kl_fault_report *rep)
+{
+	unsigned level = 1, goal;
+	int r = 0;
+
+	kl_read_lock(&vm->mmu->lock);
+	rep->retry = must_retry(vm, as, gfn, seq, l->generation);
+	if (!rep->retry && l->max_level > 1) {
+		goal = kl_min(empty_level(vm, as, gfn), l->max_level);
+		if (goal > 1) {
+			/* The first fault in this range: may it be a large leaf? */
+			kl_read_unlock(&vm->mmu->lock);
+			level = kl_huge_host_level(vm, gfn, l->hva, goal, seq);
+			racepoint("fault-huge");
+			kl_read_lock(&vm->mmu->lock);
+			rep->retry = must_retry(vm, as, gfn, seq, l->generation);
+			level = lower_level(vm, gfn, l->hva, level);
+		}
+	}
+	if (!rep->retry) {
+		r = install(vm, as, gfn, l, writable, &level);
+		rep->level = level;
+		if (r == -EAGAIN) {
+			rep->retry = KL_RETRY_SLOTS;
+			r = 0;
+		}
+	}
+	kl_read_unlock(&vm->mmu->lock);
+	return r;
+}
+
+static int fault(struct kl_vcpu_core *c, kl_gfn_t gfn, unsigned access, struct kl_fault_report *rep)
 {
 	struct kl_vm *vm = c->vm;
-	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
 	unsigned as = c->as_id;
 	bool write = access & KL_ACC_WRITE;
 	bool writable = false;
@@ -121,8 +255,6 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 	uint64_t seq;
 	int r;
 
-	KL_ASSERT(atomic_load(&c->mode) != KL_IN_GUEST);
-	kl_stat_own_add(&c->stats.pf_taken, 1);
 	if (gfn > KL_MAX_GFN)
 		return KL_FAULT_MMIO;
 	seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
@@ -132,6 +264,7 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 		install_mmio(vm, as, gfn, l.generation);
 		return KL_FAULT_MMIO;
 	case INVALID:
+		rep->retry = KL_RETRY_SLOTS;
 		sched_yield(); /* the update that marked it will be over soon */
 		return KL_FAULT_MAPPED;
 	case READONLY:
@@ -144,23 +277,32 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 
 	racepoint("fault-populate");
 	r = kl_host_populate(l.hva, write, &writable);
-	if (r)
+	if (r) {
+		if (r != -EINTR)
+			drop_refuted(vm, as, gfn, write);
 		return r;
-	racepoint("fault-populated");
-
-	kl_read_lock(&vm->mmu->lock);
-	if (must_retry(vm, as, gfn, seq, l.generation)) {
-		kl_read_unlock(&vm->mmu->lock);
-		sched_yield();
-		return KL_FAULT_MAPPED; /* the caller looks again and finds nothing */
 	}
-	r = install(vm, as, gfn,
-		    l.hva.addr | KL_SPTE_PRESENT |
-			    (writable && l.slot == WRITABLE ? KL_SPTE_WRITABLE : 0));
-	kl_read_unlock(&vm->mmu->lock);
-	if (!r)
+	racepoint("fault-populated");
+	r = map(vm, as, gfn, &l, seq, writable && l.slot == WRITABLE, rep);
+	if (rep->retry)
+		sched_yield();
+	else if (!r)
 		kl_stat_own_add(&c->stats.pf_fixed, 1);
-	KL_TRACE("vcpu%u fault gpa=%#llx access=%u -> %d", c->id, (unsigned long long)gpa, access,
-		 r);
+	return r; /* after a retry the caller looks again and finds nothing */
+}
+
+int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
+{
+	struct kl_fault_report rep = {0};
+	uint64_t begun = 0;
+	int r;
+
+	KL_ASSERT(atomic_load(&c->mode) != KL_IN_GUEST);
+	kl_stat_own_add(&c->stats.pf_taken, 1);
+	if (KL_UNLIKELY(c->vm->mmu->trace))
+		begun = kl_now_ns();
+	r = fault(c, gpa >> KL_PAGE_SHIFT, access, &rep);
+	if (KL_UNLIKELY(c->vm->mmu->trace))
+		kl_mmu_trace_fault(c, gpa, access, r, &rep, begun);
 	return r;
 }

@@ -1,38 +1,65 @@
 /* SPDX-License-Identifier: MIT */
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/pool.h"
 #include "mmu/stage2.h"
 
-void kl_pt_garbage_free(struct kl_pt_garbage *g)
-{
-	while (g->head) {
-		struct kl_pt *pt = g->head;
+/* ---- leaves and their statistics --------------------------------------------------- */
 
-		g->head = (struct kl_pt *)atomic_load_explicit(&pt->e[0], memory_order_relaxed);
-		kl_page_free(pt);
-	}
+static kl_stat_t *level_stat(struct kl_vm *vm, unsigned level)
+{
+	return level == 1   ? &vm->stats.pages_4k
+	       : level == 2 ? &vm->stats.pages_2m
+			    : &vm->stats.pages_1g;
 }
 
-bool kl_spte_cas(struct kl_vm *vm, kl_spte_t *sptep, uint64_t old, uint64_t new)
+static void count_leaf(struct kl_vm *vm, unsigned as, unsigned level, uint64_t n)
+{
+	kl_stat_add(level_stat(vm, level), n);
+	if (as)
+		kl_stat_add(&vm->mmu->leaves[as][level], n);
+}
+
+static void count_change(struct kl_vm *vm, unsigned as, uint64_t old, uint64_t new)
+{
+	if (kl_spte_is_leaf(new) == kl_spte_is_leaf(old))
+		return;
+	if (kl_spte_is_leaf(new))
+		count_leaf(vm, as, kl_spte_level(new), 1);
+	else
+		count_leaf(vm, as, kl_spte_level(old), (uint64_t)-1);
+}
+
+bool kl_spte_cas(struct kl_vm *vm, unsigned as, kl_spte_t *sptep, uint64_t old, uint64_t new)
 {
 	if (!atomic_compare_exchange_strong(sptep, &old, new))
 		return false;
-	if (kl_spte_is_leaf(new) != kl_spte_is_leaf(old))
-		kl_stat_add(&vm->stats.pages_4k, kl_spte_is_leaf(new) ? 1 : (uint64_t)-1);
+	count_change(vm, as, old, new);
 	return true;
 }
 
-kl_spte_t *kl_stage2_make(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn)
+/* ---- building ---------------------------------------------------------------------- */
+
+static struct kl_pt *new_table(struct kl_mmu *mmu)
+{
+	if (kl_failpoint("mmu-table"))
+		return NULL;
+	kl_graveyard_reap(&mmu->graveyard, 2);
+	return kl_page_alloc();
+}
+
+kl_spte_t *kl_stage2_make(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn, unsigned *level)
 {
 	struct kl_pt *pt = mmu->root[as];
+	unsigned want = *level;
 
 	kl_assert_held(&mmu->lock);
-	for (unsigned level = KL_PT_LEVELS; level > 1; level--) {
-		kl_spte_t *p = &pt->e[kl_pt_index(gfn, level)];
+	for (unsigned l = KL_PT_LEVELS;; l--) {
+		kl_spte_t *p = &pt->e[kl_pt_index(gfn, l)];
 		uint64_t spte = atomic_load_explicit(p, memory_order_acquire);
 
-		if (!spte) {
-			struct kl_pt *child = kl_page_alloc();
+		if (!spte && l > want) {
+			struct kl_pt *child = new_table(mmu);
 			uint64_t new = (uint64_t)child | KL_SPTE_PRESENT | KL_SPTE_TABLE;
 
 			if (!child)
@@ -42,97 +69,166 @@ kl_spte_t *kl_stage2_make(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn)
 			else
 				kl_page_free(child); /* another fault was first */
 		}
+		if (!(spte & KL_SPTE_TABLE)) {
+			*level = l;
+			return p;
+		}
 		pt = kl_spte_table(spte);
 	}
-	return &pt->e[kl_pt_index(gfn, 1)];
 }
 
-kl_spte_t *kl_stage2_find(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn)
+/* ---- sweeping ---------------------------------------------------------------------- */
+
+/* Take @bits off a leaf, to which others may add bits at the same time. True if any was set. */
+static bool take_bits(kl_spte_t *p, uint64_t spte, uint64_t bits)
 {
-	struct kl_pt *pt = mmu->root[as];
-
-	for (unsigned level = KL_PT_LEVELS; level > 1; level--) {
-		uint64_t spte =
-			atomic_load_explicit(&pt->e[kl_pt_index(gfn, level)], memory_order_acquire);
-
-		if (!spte)
-			return NULL;
-		pt = kl_spte_table(spte);
-	}
-	return &pt->e[kl_pt_index(gfn, 1)];
+	return (spte & bits) && (atomic_fetch_and(p, ~bits) & bits);
 }
 
-static bool zap_leaf(struct kl_vm *vm, kl_spte_t *p, enum kl_zap_what what)
+static bool zap_entry(struct kl_sweep *s, kl_spte_t *p)
 {
-	uint64_t spte = atomic_load_explicit(p, memory_order_relaxed);
-	uint64_t new = 0;
+	/* A vCPU may be setting ACCESSED: what is taken is what was there last. */
+	uint64_t old = atomic_exchange(p, 0);
 
-	if (!spte)
-		return false;
-	if (what == KL_ZAP_WRITE) {
-		if (!kl_spte_is_leaf(spte) || !(spte & KL_SPTE_WRITABLE))
-			return false;
-		new = spte & ~KL_SPTE_WRITABLE;
-	} else if (what == KL_ZAP_MMIO && !(spte & KL_SPTE_MMIO)) {
-		return false;
-	} else if (what == KL_ZAP_NOTHING) {
+	count_change(s->vm, s->as, old, 0);
+	return kl_spte_is_leaf(old);
+}
+
+/* True if the entry counts as a hit. */
+static bool sweep_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte, unsigned level)
+{
+	switch (s->what) {
+	case KL_SWEEP_ZAP:
+		return zap_entry(s, p);
+	case KL_SWEEP_WRPROT:
+		if (level > 1)
+			return zap_entry(s, p);
+		return kl_spte_is_leaf(spte) && take_bits(p, spte, KL_SPTE_WRITABLE);
+	case KL_SWEEP_AGE:
+		return kl_spte_is_leaf(spte) && take_bits(p, spte, KL_SPTE_ACCESSED);
+	case KL_SWEEP_MAPPED:
 		return kl_spte_is_leaf(spte);
-	} else if (what == KL_ZAP_LEAVES && !kl_spte_is_leaf(spte)) {
-		return false;
+	case KL_SWEEP_YOUNG:
+		return kl_spte_is_leaf(spte) && (spte & KL_SPTE_ACCESSED);
 	}
-	/* The write lock is held: nobody else changes entries. */
-	kl_spte_cas(vm, p, spte, new);
-	return kl_spte_is_leaf(spte);
+	return false;
 }
 
-struct zap {
-	struct kl_vm *vm;
-	kl_gfn_t first, last;
-	enum kl_zap_what what;
-	struct kl_pt_garbage *garbage;
-	bool flush;
-};
-
-/* @base: first gfn of @pt. Returns true if @pt is empty afterwards. */
-static bool zap_table(struct zap *z, struct kl_pt *pt, unsigned level, kl_gfn_t base)
+static bool is_empty(struct kl_pt *pt)
 {
-	uint64_t span = kl_pt_span(level);
-	unsigned used = 0;
+	for (unsigned i = 0; i < KL_PT_ENTRIES; i++)
+		if (atomic_load_explicit(&pt->e[i], memory_order_relaxed))
+			return false;
+	return true;
+}
 
-	for (unsigned i = 0; i < KL_PT_ENTRIES; i++) {
-		kl_gfn_t lo = base + i * span;
+/* @base: first gfn of @pt. Stops when the budget is used up; s->next tells where. */
+static void sweep_table(struct kl_sweep *s, struct kl_pt *pt, unsigned level, kl_gfn_t base)
+{
+	unsigned shift = KL_PT_BITS * (level - 1);
+	unsigned i = s->next > base ? (unsigned)((s->next - base) >> shift) : 0;
+
+	for (; i < KL_PT_ENTRIES && s->next < s->last; i++) {
+		kl_gfn_t lo = base + ((uint64_t)i << shift);
+		kl_gfn_t hi = lo + (1ull << shift);
 		kl_spte_t *p = &pt->e[i];
 		uint64_t spte = atomic_load_explicit(p, memory_order_relaxed);
 
-		if (!spte)
-			continue;
-		if (lo >= z->last || lo + span <= z->first) {
-			used++;
-			continue;
-		}
-		if (level == 1) {
-			z->flush |= zap_leaf(z->vm, p, z->what);
-		} else {
+		if (!s->budget)
+			return;
+		s->budget--;
+		if (spte & KL_SPTE_TABLE) {
 			struct kl_pt *child = kl_spte_table(spte);
 
-			if (zap_table(z, child, level - 1, lo) && z->garbage) {
+			sweep_table(s, child, level - 1, lo);
+			if (s->next < kl_min(hi, s->last))
+				return;
+			if (s->what == KL_SWEEP_ZAP && !s->keep_tables && is_empty(child)) {
 				atomic_store_explicit(p, 0, memory_order_release);
-				atomic_store_explicit(&child->e[0], (uint64_t)z->garbage->head,
-						      memory_order_relaxed);
-				z->garbage->head = child;
+				kl_pt_garbage_add(&s->garbage, child);
+			}
+		} else if (spte && sweep_entry(s, p, spte, level)) {
+			s->hit = true;
+			s->leaves++;
+			if (s->what == KL_SWEEP_MAPPED || s->what == KL_SWEEP_YOUNG) {
+				s->next = s->last;
+				return;
 			}
 		}
-		used += atomic_load_explicit(p, memory_order_relaxed) != 0;
+		s->next = hi;
 	}
-	return used == 0;
 }
 
-bool kl_stage2_zap(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t last,
-		   enum kl_zap_what what, struct kl_pt_garbage *g)
+bool kl_stage2_sweep(struct kl_sweep *s, unsigned budget)
 {
-	struct zap z = {.vm = vm, .first = first, .last = last, .what = what, .garbage = g};
+	struct kl_mmu *mmu = s->vm->mmu;
+
+	kl_assert_held(&mmu->lock);
+	s->budget = budget;
+	sweep_table(s, mmu->root[s->as], KL_PT_LEVELS, 0);
+	return s->next < s->last;
+}
+
+/* ---- all at once ------------------------------------------------------------------- */
+
+/* Entries of the root that are ever used: it stands for more than there are addresses. */
+#define ROOT_ENTRIES ((unsigned)(KL_MAX_GFN >> (KL_PT_BITS * (KL_PT_LEVELS - 1))) + 1)
+_Static_assert(ROOT_ENTRIES <= 64, "so that emptying the root takes constant time");
+
+static uint64_t leaves_of(struct kl_vm *vm, unsigned as, unsigned level)
+{
+	uint64_t n = kl_stat_get(&vm->mmu->leaves[as][level]);
+
+	if (!as) {
+		n = kl_stat_get(level_stat(vm, level));
+		for (unsigned other = 1; other < KL_NR_AS; other++)
+			n -= kl_stat_get(&vm->mmu->leaves[other][level]);
+	}
+	return n;
+}
+
+uint64_t kl_stage2_leaves(struct kl_vm *vm, unsigned as)
+{
+	uint64_t n = 0;
 
 	kl_assert_held(&vm->mmu->lock);
-	zap_table(&z, vm->mmu->root[as], KL_PT_LEVELS, 0);
-	return z.flush;
+	for (unsigned level = 1; level <= KL_PT_LEAF_LEVEL; level++)
+		n += leaves_of(vm, as, level);
+	return n;
+}
+
+bool kl_stage2_detach_all(struct kl_vm *vm, unsigned as)
+{
+	struct kl_mmu *mmu = vm->mmu;
+	bool any = false;
+
+	kl_assert_held(&mmu->lock);
+	for (unsigned i = 0; i < ROOT_ENTRIES; i++) {
+		kl_spte_t *p = &mmu->root[as]->e[i];
+		uint64_t spte = atomic_load_explicit(p, memory_order_relaxed);
+
+		if (spte & KL_SPTE_TABLE) {
+			atomic_store_explicit(p, spte & KL_SPTE_ADDR, memory_order_release);
+			any = true;
+		}
+	}
+	for (unsigned level = 1; any && level <= KL_PT_LEAF_LEVEL; level++)
+		count_leaf(vm, as, level, -leaves_of(vm, as, level));
+	return any;
+}
+
+void kl_stage2_bury_detached(struct kl_vm *vm, unsigned as)
+{
+	struct kl_mmu *mmu = vm->mmu;
+
+	kl_assert_held(&mmu->lock);
+	for (unsigned i = 0; i < ROOT_ENTRIES; i++) {
+		kl_spte_t *p = &mmu->root[as]->e[i];
+		uint64_t spte = atomic_load_explicit(p, memory_order_relaxed);
+
+		if (!spte || (spte & KL_SPTE_TABLE))
+			continue;
+		kl_graveyard_bury(&mmu->graveyard, (struct kl_pt *)spte, KL_PT_LEVELS - 1);
+		atomic_store_explicit(p, 0, memory_order_relaxed);
+	}
 }

@@ -5,44 +5,110 @@
  * Invariants
  *   - mmu->lock for reading: entries may be installed (compare-and-swap), tables linked in.
  *   - mmu->lock for writing: entries may be removed, tables unlinked.
+ *   - The ACCESSED bit of a leaf may come at any time (a vCPU IN_GUEST, without a lock), and go
+ *     under the lock for reading. So nothing that keeps a leaf may lose a bit of it (M7).
  *   - A table that was unlinked is freed only after kl_vcpus_flush(): a vCPU IN_GUEST may
  *     still be walking it.
+ *   - A table is never replaced by a leaf, and a leaf never by a table: one is zapped first.
  */
 #pragma once
 
 #include "base/lock.h"
 #include "mem/vm.h"
+#include "mmu/graveyard.h"
 #include "mmu/spte.h"
+
+struct kl_mmu_trace;
 
 struct kl_mmu {
 	struct kl_rwlock lock;
 	struct kl_pt *root[KL_NR_AS];
 	bool flush_owed; /* lock for writing: something was zapped and not every vCPU waited for */
+	/*
+	 * Leaves that exist, by level; of address space 0: the statistics less the others. A
+	 * root that is emptied at once takes its count with it.
+	 */
+	_Atomic uint64_t leaves[KL_NR_AS][KL_PT_LEAF_LEVEL + 1];
+	struct kl_graveyard graveyard;
+	struct kl_mutex mapping_lock; /* mapping, below */
+	struct kl_mapping_cache {
+		uint64_t start, end, page_size;
+		uint64_t seq, generation[KL_NR_AS]; /* when it was asked for */
+	} mapping;
+	struct kl_mmu_trace *trace; /* NULL: off */
 };
-
-/* Tables unlinked under the write lock, chained through their first entry. */
-struct kl_pt_garbage {
-	struct kl_pt *head;
-};
-void kl_pt_garbage_free(struct kl_pt_garbage *g);
 
 /*
- * The level-1 entry of @gfn, creating tables on the way. NULL: out of memory.
+ * The entry of @gfn at @*level, creating tables on the way; or the leaf of a higher level that
+ * is in the way, or the level-1 entry where there is a table instead. *level tells which.
+ * NULL: out of memory.
  * Context: mmu->lock for reading or writing.
  */
-kl_spte_t *kl_stage2_make(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn);
-/* The level-1 entry of @gfn or NULL. Context: lock held, or the vCPU IN_GUEST. */
-kl_spte_t *kl_stage2_find(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn);
+kl_spte_t *kl_stage2_make(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn, unsigned *level);
+
+/*
+ * Where the walk for @gfn ends: the first entry that is not a table, of *level.
+ * Context: lock held, or the vCPU IN_GUEST.
+ */
+KL_INLINE kl_spte_t *kl_stage2_walk(struct kl_mmu *mmu, unsigned as, kl_gfn_t gfn, unsigned *level,
+				    uint64_t *spte)
+{
+	struct kl_pt *pt = mmu->root[as];
+
+	for (unsigned l = KL_PT_LEVELS;; l--) {
+		kl_spte_t *p = &pt->e[kl_pt_index(gfn, l)];
+
+		*spte = atomic_load_explicit(p, memory_order_acquire);
+		if (!(*spte & KL_SPTE_TABLE)) {
+			*level = l;
+			return p;
+		}
+		pt = kl_spte_table(*spte);
+	}
+}
 
 /* Change *@sptep from @old to @new; false if it is not @old any more. Keeps the statistics. */
-bool kl_spte_cas(struct kl_vm *vm, kl_spte_t *sptep, uint64_t old, uint64_t new);
+bool kl_spte_cas(struct kl_vm *vm, unsigned as, kl_spte_t *sptep, uint64_t old, uint64_t new);
 
-enum kl_zap_what { KL_ZAP_ALL, KL_ZAP_LEAVES, KL_ZAP_MMIO, KL_ZAP_WRITE, KL_ZAP_NOTHING };
+enum kl_sweep_what {
+	KL_SWEEP_ZAP,    /* take every entry away, and tables that became empty */
+	KL_SWEEP_WRPROT, /* take the permission to write; zap larger leaves (D4) */
+	KL_SWEEP_AGE,    /* take ACCESSED */
+	KL_SWEEP_MAPPED, /* only look: is there a leaf? */
+	KL_SWEEP_YOUNG,  /* only look: is there a leaf with ACCESSED? */
+};
+
 /*
- * Zap [first, last): all entries, present leaves, MMIO entries, just the permission to write,
- * or nothing, which only tells whether there are leaves. True if a vCPU could hold a translation
- * that must be flushed. Tables that became empty go to @g, or stay if @g is NULL. Context:
- * mmu->lock for writing.
+ * A walk over the entries of [next, last), in batches, so that the lock is not held for long
+ * (M5). @hit: a leaf was changed (or found), so a vCPU may hold a translation that must be
+ * flushed. Tables that were unlinked are in @garbage.
  */
-bool kl_stage2_zap(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t last,
-		   enum kl_zap_what what, struct kl_pt_garbage *g);
+struct kl_sweep {
+	struct kl_vm *vm;
+	unsigned as;
+	kl_gfn_t next, last;
+	enum kl_sweep_what what;
+	bool keep_tables; /* who may not wait for vCPUs cannot free tables */
+	bool hit;
+	unsigned budget; /* entries that may still be looked at */
+	uint64_t leaves; /* changed or found, of any level, over all batches */
+	struct kl_pt_garbage garbage;
+};
+#define KL_SWEEP_BATCH     4096
+#define KL_SWEEP_UNLIMITED (~0u)
+/*
+ * Up to @budget entries. True if there is more to do, at @next.
+ * Context: mmu->lock for writing; for reading is enough for AGE, MAPPED and YOUNG.
+ */
+bool kl_stage2_sweep(struct kl_sweep *s, unsigned budget);
+
+/* How many leaves address space @as has. Context: mmu->lock for writing. */
+uint64_t kl_stage2_leaves(struct kl_vm *vm, unsigned as);
+
+/*
+ * Take everything away at once, in constant time: detach, flush, then bury. Between the two the
+ * lock is not released. True if there was anything.
+ * Context: mmu->lock for writing.
+ */
+bool kl_stage2_detach_all(struct kl_vm *vm, unsigned as);
+void kl_stage2_bury_detached(struct kl_vm *vm, unsigned as);
