@@ -432,9 +432,12 @@ void kl_notifier_remove_vm(struct kl_vm *vm)
 	pthread_cond_broadcast(&gate_cond);
 	announce(&u);
 	park_own(false);
-	while (atomic_load_explicit(p, memory_order_relaxed) != vm)
-		p = &atomic_load_explicit(p, memory_order_relaxed)->next;
-	atomic_store_explicit(p, next_vm(vm), memory_order_release);
+	/* It may have been removed already: uapi/ does so before it frees the vCPUs. */
+	for (struct kl_vm *i; (i = atomic_load_explicit(p, memory_order_relaxed)); p = &i->next)
+		if (i == vm) {
+			atomic_store_explicit(p, next_vm(vm), memory_order_release);
+			break;
+		}
 	withdraw(&u);
 	kl_mutex_unlock(&gate);
 	/* Walks that started before, and do not care for this VM, may stand on it. */
