@@ -185,14 +185,12 @@ static unsigned cut(unsigned i, uint64_t start, uint64_t end)
 	return 0;
 }
 
-bool kl_uffd_remove(uint64_t start, uint64_t end)
+bool kl_uffd_remove_slow(uint64_t start, uint64_t end)
 {
 	bool found = false;
 	unsigned i;
 	uint64_t s;
 
-	if (!atomic_load_explicit(&kl_uffd_nr_ranges, memory_order_acquire))
-		return false;
 	start = start > KL_PAGE_MASK ? KL_PAGE_MASK : (start + KL_PAGE_SIZE - 1) & KL_PAGE_MASK;
 	end &= KL_PAGE_MASK;
 	if (start >= end)

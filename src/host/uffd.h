@@ -19,17 +19,26 @@
 
 extern _Atomic unsigned kl_uffd_nr_ranges;
 
+KL_INLINE bool kl_uffd_any(void)
+{
+	return KL_UNLIKELY(atomic_load_explicit(&kl_uffd_nr_ranges, memory_order_acquire));
+}
+
 /* [@start, @end) is being registered; bytes, rounded outwards to pages. */
 void kl_uffd_add(uint64_t start, uint64_t end);
+
+bool kl_uffd_remove_slow(uint64_t start, uint64_t end);
 /* No longer; rounded inwards. True if something of it was registered. */
-bool kl_uffd_remove(uint64_t start, uint64_t end);
+KL_INLINE bool kl_uffd_remove(uint64_t start, uint64_t end)
+{
+	return kl_uffd_any() && kl_uffd_remove_slow(start, end);
+}
 
 bool kl_uffd_overlaps_slow(uint64_t start, uint64_t end);
 /* May some byte of [@start, @end) be registered? */
 KL_INLINE bool kl_uffd_overlaps(uint64_t start, uint64_t end)
 {
-	return KL_UNLIKELY(atomic_load_explicit(&kl_uffd_nr_ranges, memory_order_acquire)) &&
-	       kl_uffd_overlaps_slow(start, end);
+	return kl_uffd_any() && kl_uffd_overlaps_slow(start, end);
 }
 
 /*

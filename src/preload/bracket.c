@@ -6,25 +6,61 @@
  * wait until the bracket is closed (U3). Engine code that frees memory of its own comes
  * through the wrappers too; it is not bracketed, since what the engine owns backs no slot.
  */
-#include <fcntl.h>
-#include <string.h>
+#include <linux/userfaultfd.h>
 
 #include "host/maps.h"
+#include "host/uffd.h"
 #include "preload/preload.h"
 
-void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev)
+/*
+ * Memory that is registered with a userfaultfd that reports events: munmap(), mremap() and
+ * madvise() sleep in the kernel until the program's monitor has read the event. Before it does,
+ * the monitor may change the slot over this very memory, which waits for brackets in flight (S7).
+ * KVM's notifiers do not span that sleep either. So nothing is held over it: a bracket before the
+ * call, and one after it. In between a vCPU may fault the memory in again, as it is then, and may
+ * keep what it found until the second bracket; whatever else is mapped there before that passes
+ * a bracket of its own before the program learns its address.
+ */
+static bool may_sleep(uint64_t start, uint64_t end, enum kl_notifier_event ev)
+{
+	return ev != KL_EVENT_PROTECT && ev != KL_EVENT_TRUNCATE && kl_uffd_overlaps(start, end) &&
+	       (kl_uffd_features() &
+		(UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE));
+}
+
+static bool begin(struct kl_bracket *b)
+{
+	kl_engine_enter();
+	if (!kl_notifier_begin(&b->r))
+		return true;
+	kl_engine_leave();
+	return false;
+}
+
+static void end(struct kl_bracket *b)
+{
+	kl_notifier_end(&b->r);
+	kl_engine_leave();
+	if (KL_UNLIKELY(kl_pl_self.nr_parked) && !kl_engine_active())
+		kl_parked_release();
+}
+
+void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev,
+		     const char *cause)
 {
 	int saved = errno;
 
 	if (!len || start + len < start || kl_engine_active())
 		return;
 	b->r = (struct kl_notifier_range){
-		.start = start, .end = start + len, .event = ev, .may_block = true};
-	kl_engine_enter();
-	if (kl_notifier_begin(&b->r))
-		kl_engine_leave();
-	else
-		b->on = true;
+		.start = start, .end = start + len, .event = ev, .may_block = true, .cause = cause};
+	if (begin(b)) {
+		b->state = KL_BRACKET_OPEN;
+		if (KL_UNLIKELY(may_sleep(start, start + len, ev))) {
+			end(b);
+			b->state = KL_BRACKET_TWICE;
+		}
+	}
 	errno = saved;
 }
 
@@ -32,26 +68,34 @@ void kl_bracket_close(struct kl_bracket *b)
 {
 	int saved = errno;
 
-	kl_notifier_end(&b->r);
-	kl_engine_leave();
-	if (KL_UNLIKELY(kl_pl_self.nr_parked) && !kl_engine_active())
-		kl_parked_release();
+	if (b->state == KL_BRACKET_OPEN || begin(b))
+		end(b);
 	errno = saved;
+}
+
+void kl_bracket_join(struct kl_bracket *b, unsigned n)
+{
+	bool twice = false;
+
+	for (unsigned i = 0; i < n; i++)
+		twice |= b[i].state == KL_BRACKET_TWICE;
+	for (unsigned i = n; twice && i-- > 0;)
+		if (b[i].state == KL_BRACKET_OPEN) {
+			end(&b[i]);
+			b[i].state = KL_BRACKET_TWICE;
+		}
 }
 
 /*
  * Files are compared by inode number alone: the device that maps shows is not always the one
  * that fstat shows (btrfs, overlayfs). A range too many costs a few faults.
  */
-bool kl_maps_of_file(int fd, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
+bool kl_maps_of_file(uint64_t ino, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
 {
 	uint64_t lim = len && off + len > off ? off + len : UINT64_MAX;
 	struct kl_maps_entry v;
-	struct stat st;
 	struct kl_maps m;
 
-	if (kl_sys(SYS_fstat, fd, &st))
-		return false;
 	if (!kl_maps_open(&m)) {
 		/* Nobody can say where the file is mapped: everywhere. */
 		*start = 0;
@@ -63,7 +107,7 @@ bool kl_maps_of_file(int fd, uint64_t off, uint64_t len, uint64_t *start, uint64
 	while (kl_maps_next(&m, &v)) {
 		uint64_t size = v.end - v.start;
 
-		if (v.ino != st.st_ino || v.off >= lim || v.off + size <= off)
+		if (v.ino != ino || v.off >= lim || v.off + size <= off)
 			continue;
 		*start = kl_min(*start, off > v.off ? v.start + (off - v.off) : v.start);
 		*end = kl_max(*end, lim - v.off < size ? v.start + (lim - v.off) : v.end);
@@ -88,4 +132,21 @@ uint64_t kl_maps_segment(uint64_t addr)
 	}
 	kl_maps_close(&m);
 	return end - addr;
+}
+
+uint64_t kl_maps_heap(uint64_t brk)
+{
+	uint64_t start = 0, end = 0;
+	struct kl_maps_entry v;
+	struct kl_maps m;
+
+	if (!kl_maps_open(&m))
+		return 0;
+	while (kl_maps_next(&m, &v) && v.start < brk) {
+		if (v.ino || v.start != end)
+			start = v.start;
+		end = v.ino ? 0 : v.end;
+	}
+	kl_maps_close(&m);
+	return end >= brk ? start : brk;
 }

@@ -15,8 +15,8 @@
 #define PREV_INUSE 1ul
 #define IS_MMAPPED 2ul
 #define FLAGS      7ul
-/* From here on free() may trim the heap (M_TRIM_THRESHOLD's default). */
-#define LARGE (128ul << 10)
+/* From here on free() looks whether it should trim the heap. */
+#define LARGE (64ul << 10)
 
 enum owner { UNKNOWN, GLIBC, OTHER };
 static _Atomic int heap_owner;
@@ -74,7 +74,7 @@ WRAP(void, free, (void *p))
 		REAL(free)(p);
 		return;
 	}
-	kl_bracket_begin(&b, (void *)(uintptr_t)start, len, KL_EVENT_UNMAP);
+	kl_bracket_begin(&b, (void *)(uintptr_t)start, len, KL_EVENT_UNMAP, "free");
 	REAL(free)(p);
 	kl_bracket_end(&b);
 }
@@ -87,7 +87,7 @@ WRAP(void *, realloc, (void *p, size_t size))
 
 	if (KL_LIKELY(!kl_notifier_active()) || kl_engine_active() || !extent(p, &start, &len))
 		return REAL(realloc)(p, size);
-	kl_bracket_begin(&b, (void *)(uintptr_t)start, len, KL_EVENT_REMAP);
+	kl_bracket_begin(&b, (void *)(uintptr_t)start, len, KL_EVENT_REMAP, "realloc");
 	q = REAL(realloc)(p, size);
 	kl_bracket_end(&b);
 	return q;
@@ -101,39 +101,94 @@ WRAP(void *, reallocarray, (void *p, size_t n, size_t size))
 
 	if (KL_LIKELY(!kl_notifier_active()) || kl_engine_active() || !extent(p, &start, &len))
 		return REAL(reallocarray)(p, n, size);
-	kl_bracket_begin(&b, (void *)(uintptr_t)start, len, KL_EVENT_REMAP);
+	kl_bracket_begin(&b, (void *)(uintptr_t)start, len, KL_EVENT_REMAP, "reallocarray");
 	q = REAL(reallocarray)(p, n, size);
 	kl_bracket_end(&b);
 	return q;
 }
 
+/* Gives back free pages anywhere in the heap. */
+WRAP(int, malloc_trim, (size_t pad))
+{
+	struct kl_bracket b = {.state = KL_BRACKET_NONE};
+	uint64_t brk, start;
+	int r;
+
+	if (kl_notifier_active() && !kl_engine_active() && is_glibc()) {
+		brk = (uint64_t)kl_sys(SYS_brk, 0);
+		start = kl_maps_heap(brk);
+		kl_bracket_begin(&b, (void *)(uintptr_t)start, brk - start, KL_EVENT_DISCARD,
+				 "malloc_trim");
+	}
+	r = REAL(malloc_trim)(pad);
+	kl_bracket_end(&b);
+	return r;
+}
+
 /* ---- the program's own break ------------------------------------------------------------ */
+
+static void shrink(struct kl_bracket *b, uint64_t from, uint64_t to, const char *cause)
+{
+	if (to < from)
+		kl_bracket_begin(b, (void *)(uintptr_t)to, from - to, KL_EVENT_UNMAP, cause);
+}
+
+static void grown(uint64_t from, const char *cause)
+{
+	uint64_t to = (uint64_t)kl_sys(SYS_brk, 0);
+
+	if (to > from)
+		kl_bracket_after((void *)(uintptr_t)from, to - from, KL_EVENT_REPLACE, cause);
+}
 
 WRAP(int, brk, (void *to))
 {
-	struct kl_bracket b = {.on = false};
-	uint64_t cur, want = (uint64_t)(uintptr_t)to;
+	struct kl_bracket b = {.state = KL_BRACKET_NONE};
+	uint64_t cur;
 	int r;
 
-	if (kl_notifier_active()) {
-		cur = (uint64_t)kl_sys(SYS_brk, 0);
-		if (want && want < cur)
-			kl_bracket_begin(&b, to, cur - want, KL_EVENT_UNMAP);
-	}
+	if (KL_LIKELY(!kl_notifier_active()))
+		return REAL(brk)(to);
+	cur = (uint64_t)kl_sys(SYS_brk, 0);
+	if (to)
+		shrink(&b, cur, (uint64_t)(uintptr_t)to, "brk");
 	r = REAL(brk)(to);
 	kl_bracket_end(&b);
+	if (!r)
+		grown(cur, "brk");
 	return r;
 }
 
 WRAP(void *, sbrk, (intptr_t delta))
 {
-	struct kl_bracket b = {.on = false};
+	struct kl_bracket b = {.state = KL_BRACKET_NONE};
+	uint64_t cur;
 	void *r;
 
-	if (delta < 0 && kl_notifier_active())
-		kl_bracket_begin(&b, (char *)kl_sys(SYS_brk, 0) + delta, (uint64_t)-delta,
-				 KL_EVENT_UNMAP);
+	if (!delta || KL_LIKELY(!kl_notifier_active()))
+		return REAL(sbrk)(delta);
+	cur = (uint64_t)kl_sys(SYS_brk, 0);
+	shrink(&b, cur, cur + (uint64_t)delta, "sbrk");
 	r = REAL(sbrk)(delta);
 	kl_bracket_end(&b);
+	if (delta > 0 && r != (void *)-1)
+		grown(cur, "sbrk");
+	return r;
+}
+
+/* brk(2): the kernel's return value, which is never an error. */
+long kl_pl_brk(long to)
+{
+	struct kl_bracket b = {.state = KL_BRACKET_NONE};
+	uint64_t cur;
+	long r;
+
+	if (!to || !kl_notifier_active())
+		return kl_sys(SYS_brk, to);
+	cur = (uint64_t)kl_sys(SYS_brk, 0);
+	shrink(&b, cur, (uint64_t)to, "brk");
+	r = kl_sys(SYS_brk, to);
+	kl_bracket_end(&b);
+	grown(cur, "brk");
 	return r;
 }

@@ -2,6 +2,7 @@
 /* The library's life in a process: loaded, taking over, forked, leaving. */
 #include <pthread.h>
 
+#include "host/uffd.h"
 #include "preload/preload.h"
 
 _Atomic bool kl_pl_opened;
@@ -38,6 +39,7 @@ static _Atomic bool reported;
 
 void kl_pl_after_fork_child(void)
 {
+	kl_uffd_after_fork();
 	if (!atomic_load_explicit(&kl_pl_opened, memory_order_relaxed))
 		return;
 	kl_uapi_after_fork();

@@ -40,6 +40,8 @@ static KL_NOINLINE int unknown(int fd, unsigned cmd, unsigned long arg)
 	struct kl_entry e;
 	int err;
 
+	if (KL_UNLIKELY(kl_uffd_is_ioctl(cmd)))
+		return kl_uffd_ioctl(fd, cmd, arg);
 	if (_IOC_TYPE(cmd) != KVMIO || fd < 0)
 		return REAL(ioctl)(fd, cmd, arg);
 	kl_pl_enter(&e);

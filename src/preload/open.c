@@ -89,11 +89,14 @@ int kl_pl_openat(int dirfd, const char *path, int flags, unsigned mode)
 	case KL_PATH_SYSFS:
 		return (int)kl_ret(kl_sysfs_open(rest, flags));
 	case KL_PATH_FD: {
-		int fd = REAL(openat)(dirfd, path, flags, mode);
+		int fd;
 
+		kl_truncate_early(dirfd, path, flags);
+		fd = REAL(openat)(dirfd, path, flags, mode);
 		return fd < 0 ? fd : reopened(fd, flags);
 	}
 	default:
+		kl_truncate_early(dirfd, path, flags);
 		return finish(dirfd, path, flags, REAL(openat)(dirfd, path, flags, mode));
 	}
 }
@@ -176,6 +179,7 @@ WRAP(FILE *, fopen, (const char *path, const char *mode))
 		fd = kl_sysfs_open(rest, stdio_flags(mode));
 		break;
 	default:
+		kl_truncate_early(AT_FDCWD, path, stdio_flags(mode));
 		return REAL(fopen)(path, mode);
 	}
 	if (fd < 0) {
@@ -227,6 +231,8 @@ WRAP(FILE *, freopen, (const char *path, const char *mode, FILE *f))
 		fd = kl_sysfs_open(rest, stdio_flags(mode));
 		break;
 	default:
+		if (path)
+			kl_truncate_early(AT_FDCWD, path, stdio_flags(mode));
 		return reopen(path, mode, f);
 	}
 	/* What failed closes the stream all the same. */

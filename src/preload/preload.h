@@ -131,40 +131,68 @@ KL_INLINE void kl_sigset_put(sigset_t *s, uint64_t m)
 
 /* ---- bracket.c: notifiers around the program's own calls (N1, N2) ---------------------- */
 
-struct kl_bracket {
-	struct kl_notifier_range r;
-	bool on;
+enum kl_bracket_state {
+	KL_BRACKET_NONE,
+	KL_BRACKET_OPEN,
+	KL_BRACKET_TWICE, /* one is over, and one comes after the call: it may sleep */
 };
 
-void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev);
+struct kl_bracket {
+	struct kl_notifier_range r;
+	enum kl_bracket_state state;
+};
+
+void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev,
+		     const char *cause);
 void kl_bracket_close(struct kl_bracket *b);
 
-/* Preserves errno from before close. */
+/*
+ * @b need not be initialised. Between begin and end: the call itself, made so that it cannot wait
+ * for another thread of the program, touch the program's memory, or unwind.
+ * Preserves errno from before end.
+ */
 KL_INLINE void kl_bracket_begin(struct kl_bracket *b, const void *p, uint64_t len,
-				enum kl_notifier_event ev)
+				enum kl_notifier_event ev, const char *cause)
 {
-	b->on = false;
+	b->state = KL_BRACKET_NONE;
 	if (KL_UNLIKELY(kl_notifier_active()))
-		kl_bracket_open(b, (uint64_t)(uintptr_t)p, len, ev);
+		kl_bracket_open(b, (uint64_t)(uintptr_t)p, len, ev, cause);
 }
 KL_INLINE void kl_bracket_end(struct kl_bracket *b)
 {
-	if (KL_UNLIKELY(b->on))
+	if (KL_UNLIKELY(b->state != KL_BRACKET_NONE))
 		kl_bracket_close(b);
 }
 /* The change has happened already. */
-KL_INLINE void kl_bracket_after(const void *p, uint64_t len, enum kl_notifier_event ev)
+KL_INLINE void kl_bracket_after(const void *p, uint64_t len, enum kl_notifier_event ev,
+				const char *cause)
 {
 	struct kl_bracket b;
 
-	kl_bracket_begin(&b, p, len, ev);
+	kl_bracket_begin(&b, p, len, ev, cause);
 	kl_bracket_end(&b);
 }
+/* Brackets of one call: if it may sleep for one of them, none stays open. */
+void kl_bracket_join(struct kl_bracket *b, unsigned n);
 
-/* The hull of this process's mappings of bytes [off, off+len) of @fd's file; len 0: to the end. */
-bool kl_maps_of_file(int fd, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end);
+/* The hull of this process's mappings of bytes [off, off+len) of a file; len 0: to the end. */
+bool kl_maps_of_file(uint64_t ino, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end);
 /* Length of the System V segment that is attached at @addr. */
 uint64_t kl_maps_segment(uint64_t addr);
+/* Start of the anonymous memory that ends at @brk. */
+uint64_t kl_maps_heap(uint64_t brk);
+
+/* ---- files.c, uffd.c ------------------------------------------------------------------- */
+
+/*
+ * A call that truncates @path is about to be made, and may not be made inside a bracket: cut the
+ * file now if some of it is mapped. @flags as for open(); the rest of them says what must hold.
+ */
+void kl_truncate_early(int dirfd, const char *path, int flags);
+
+/* One of userfaultfd's ioctls that change mappings. */
+bool kl_uffd_is_ioctl(unsigned cmd);
+int kl_uffd_ioctl(int fd, unsigned cmd, unsigned long arg);
 
 /* ---- path.c, sysfs.c ------------------------------------------------------------------- */
 
@@ -207,5 +235,6 @@ void kl_scm_after_fork(void);
 
 /* ---- heap.c, seccomp.c, proc.c --------------------------------------------------------- */
 void kl_heap_init(void);
+long kl_pl_brk(long to);
 long kl_pl_seccomp(unsigned op, unsigned flags, unsigned long arg);
 void kl_proc_init(void);

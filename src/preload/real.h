@@ -94,8 +94,11 @@
 	X(int, mprotect, (void *, size_t, int))                                                  \
 	X(int, pkey_mprotect, (void *, size_t, int, int))                                        \
 	X(ssize_t, process_madvise, (int, const struct iovec *, size_t, int, unsigned))          \
+	X(int, remap_file_pages, (void *, size_t, int, size_t, int))                             \
 	X(void *, shmat, (int, const void *, int))                                               \
 	X(int, shmdt, (const void *))                                                            \
+	X(int, shm_open, (const char *, int, mode_t))                                            \
+	X(int, malloc_trim, (size_t))                                                            \
 	X(int, brk, (void *))                                                                    \
 	X(void *, sbrk, (intptr_t))                                                              \
 	X(int, sigaction, (int, const struct sigaction *, struct sigaction *))                   \

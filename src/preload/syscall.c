@@ -102,6 +102,7 @@ WRAPPED(int, madvise, (void *, size_t, int));
 WRAPPED(int, mprotect, (void *, size_t, int));
 WRAPPED(int, pkey_mprotect, (void *, size_t, int, int));
 WRAPPED(ssize_t, process_madvise, (int, const struct iovec *, size_t, int, unsigned));
+WRAPPED(int, remap_file_pages, (void *, size_t, int, size_t, int));
 WRAPPED(void *, shmat, (int, const void *, int));
 WRAPPED(int, shmdt, (const void *));
 WRAPPED(int, execve, (const char *, char *const[], char *const[]));
@@ -142,6 +143,8 @@ static long do_openat2(int dirfd, const char *path, const void *uhow, size_t siz
 		r = read_how(dirfd, &how, uhow, size);
 		return kl_ret(r ? r : kl_sysfs_open(rest, (int)how.flags));
 	default:
+		if (kl_notifier_active() && !read_how(dirfd, &how, uhow, size))
+			kl_truncate_early(dirfd, path, (int)how.flags);
 		fd = kl_sys(SYS_openat2, dirfd, path, uhow, size);
 		if (fd >= 0 && kl_path_opened_real_kvm((int)fd)) {
 			kl_sys(SYS_close, fd);
@@ -217,6 +220,8 @@ static long do_fork(long nr, long a, long b, long c, long d, long e)
 	X(SYS_pkey_mprotect, wrap_pkey_mprotect(P(a), (size_t)b, (int)c, (int)d))                  \
 	X(SYS_process_madvise, wrap_process_madvise((int)a, P(b), (size_t)c, (int)d, (unsigned)e)) \
 	X(SYS_shmat, (long)wrap_shmat((int)a, P(b), (int)c))                                       \
+	X(SYS_brk, kl_pl_brk(a))                                                                   \
+	X(SYS_remap_file_pages, wrap_remap_file_pages(P(a), (size_t)b, (int)c, (size_t)d, (int)e)) \
 	X(SYS_shmdt, wrap_shmdt(P(a)))                                                             \
 	X(SYS_execve, wrap_execve(CP(a), P(b), P(c)))                                              \
 	X(SYS_execveat, wrap_execveat((int)a, CP(b), P(c), P(d), (int)e))                          \
