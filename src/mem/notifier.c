@@ -206,8 +206,10 @@ static void announce(struct kl_notifier_update *u)
 	u->next = updates;
 	updates = u;
 	atomic_fetch_add(&nr_updates, 1); /* PAIR(notifier-cells) */
-	while (bracket_in_flight(u))
+	while (bracket_in_flight(u)) {
+		racepoint("notifier-update-waits");
 		gate_wait();
+	}
 }
 
 static void withdraw(struct kl_notifier_update *u)
