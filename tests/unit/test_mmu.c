@@ -1,109 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Stage 2 under change: faults, notifiers and slot updates with forced interleavings (N2, N3,
- * N5, N7, S4, M2, M4, M6; exhibits B16, B17, B31, B32).
- *
- * A "vCPU" here is a thread that follows the protocol of mem/vcpu_core.h without executing
- * guest code: it looks pages up and stores through the pointer while IN_GUEST.
+ * N5, N7, S4, M2, M4, M6). tests/museum has those of the exhibits.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <poll.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#include <cmocka.h>
-
-#include "base/pool.h"
-#include "base/racepoint.h"
-#include "host/access.h"
-#include "host/guard.h"
-#include "host/sys.h"
-#include "mem/notifier.h"
-#include "mem/vm.h"
-#include "mmu/mmu.h"
-
-#define PG      KL_PAGE_SIZE
-#define NPAGES  16
-#define TIMEOUT 10000
-
-struct fixture {
-	struct kl_vm vm;
-	struct kl_vcpu_core vcpu;
-	uint8_t *ram;
-	uint64_t pages_before;
-};
-
-static int set(struct kl_vm *vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size,
-	       void *hva)
-{
-	struct kl_uapi_memory_region2 r = {slot, flags, gpa, size, (uint64_t)hva, 0, 0, 0, {0}};
-
-	return kl_set_memory_region(vm, &r);
-}
-
-static int setup(void **state)
-{
-	struct fixture *f = calloc(1, sizeof(*f));
-
-	*state = f;
-	f->pages_before = kl_pages_in_use();
-	f->ram =
-		mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	return f->ram == MAP_FAILED || kl_vm_init(&f->vm) ||
-	       kl_vcpu_core_add(&f->vm, &f->vcpu, 0) || set(&f->vm, 0, 0, 0, NPAGES * PG, f->ram);
-}
-
-static int teardown(void **state)
-{
-	struct fixture *f = *state;
-
-	kl_vm_destroy(&f->vm);
-	munmap(f->ram, NPAGES * PG);
-	/* No page table leaks, whatever happened. */
-	if (kl_pages_in_use() != f->pages_before)
-		return -1;
-	free(f);
-	return 0;
-}
-
-static bool mapped(struct fixture *f, uint64_t gpa, unsigned access)
-{
-	bool writable, mmio, there;
-
-	kl_vcpu_enter_guest(&f->vcpu);
-	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
-	there = kl_mmu_lookup(&f->vcpu, gpa, access, &writable, &mmio) != NULL;
-	kl_vcpu_leave_guest(&f->vcpu);
-	return there;
-}
-
-static bool mmio_cached(struct fixture *f, uint64_t gpa)
-{
-	bool writable, mmio;
-
-	kl_vcpu_enter_guest(&f->vcpu);
-	kl_mmu_lookup(&f->vcpu, gpa, KL_ACC_READ, &writable, &mmio);
-	kl_vcpu_leave_guest(&f->vcpu);
-	return mmio;
-}
-
-static struct kl_notifier_range range_of(void *p, size_t len)
-{
-	return (struct kl_notifier_range){
-		.start = (uint64_t)p, .end = (uint64_t)p + len, .may_block = true};
-}
+#include "mmu_env.h"
 
 /* M2, M3: read maps read-only, write upgrades; the statistics count leaves that exist. */
 static void faults(void **state)
@@ -169,66 +69,6 @@ static void mmio_sptes(void **state)
 	assert_true(mapped(f, gpa, KL_ACC_READ));
 }
 
-/* B17, S6: over the wrap an ancient MMIO entry does not match again. */
-static void mmio_generation_wrap(void **state)
-{
-	struct fixture *f = *state;
-	uint64_t gpa = 0x200000, start;
-	bool wrapped = false;
-
-	assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MMIO);
-	start = KL_MMIO_GEN(kl_generation(&f->vm, 0));
-	for (int i = 0; i < 200; i++) {
-		assert_int_equal(set(&f->vm, 1, 0, 0x300000, i & 1 ? 0 : PG, f->ram), 0);
-		wrapped |= KL_MMIO_GEN(kl_generation(&f->vm, 0)) < start;
-		assert_false(mmio_cached(f, gpa));
-	}
-	assert_true(wrapped);
-	/* Set the counter to where the entry was made: it must be gone, not just stale. */
-	atomic_store(&f->vm.generation[0], KL_FIRST_GENERATION(0) + 2);
-	assert_false(mmio_cached(f, gpa));
-}
-
-struct faulter {
-	struct fixture *f;
-	uint64_t gpa;
-	unsigned access;
-	int r;
-};
-
-static void *fault_thread(void *arg)
-{
-	struct faulter *t = arg;
-
-	t->r = kl_mmu_fault(&t->f->vcpu, t->gpa, t->access);
-	return NULL;
-}
-
-#define NEED_RACEPOINTS                       \
-	do {                                  \
-		if (!kl_racepoints_enabled()) \
-			skip();               \
-	} while (0)
-
-/* B31: the slot is deleted while a fault is between populate and install. */
-static void delete_during_populate(void **state)
-{
-	struct fixture *f = *state;
-	struct faulter t = {f, PG, KL_ACC_WRITE, -1};
-	pthread_t thread;
-
-	NEED_RACEPOINTS;
-	kl_racepoint_arm("fault-populated", 1);
-	pthread_create(&thread, NULL, fault_thread, &t);
-	assert_true(kl_racepoint_wait("fault-populated", TIMEOUT));
-	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
-	kl_racepoint_release("fault-populated");
-	pthread_join(thread, NULL);
-	assert_int_equal(t.r, KL_FAULT_MAPPED); /* "look again" */
-	assert_false(mapped(f, PG, KL_ACC_READ));
-	assert_int_equal(kl_mmu_fault(&f->vcpu, PG, KL_ACC_READ), KL_FAULT_MMIO);
-}
-
 /* M2: a whole bracket between populate and install, seen only through the sequence. */
 static void bracket_during_populate(void **state)
 {
@@ -265,40 +105,6 @@ static void fault_inside_bracket(void **state)
 	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
 }
 
-/* B16: a vCPU decided "no slot" on the old set and tags after the update. */
-static void mmio_tag_across_update(void **state)
-{
-	struct fixture *f = *state;
-	uint64_t gpa = 0x200000;
-	struct faulter t = {f, gpa, KL_ACC_READ, -1};
-	pthread_t thread;
-
-	NEED_RACEPOINTS;
-	kl_racepoint_arm("fault-mmio-tag", 1);
-	pthread_create(&thread, NULL, fault_thread, &t);
-	assert_true(kl_racepoint_wait("fault-mmio-tag", TIMEOUT));
-	assert_int_equal(set(&f->vm, 1, 0, gpa, PG, f->ram), 0);
-	kl_racepoint_release("fault-mmio-tag");
-	pthread_join(thread, NULL);
-	assert_int_equal(t.r, KL_FAULT_MMIO);
-	assert_false(mmio_cached(f, gpa));
-	assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MAPPED);
-}
-
-struct slot_change {
-	struct fixture *f;
-	uint64_t gpa, size;
-	int r;
-};
-
-static void *change_slot_1(void *arg)
-{
-	struct slot_change *c = arg;
-
-	c->r = set(&c->f->vm, 1, 0, c->gpa, c->size, c->f->ram);
-	return NULL;
-}
-
 /* S4: a fault that meets the slot while it is marked invalid maps nothing. */
 static void fault_meets_invalid_slot(void **state)
 {
@@ -317,55 +123,6 @@ static void fault_meets_invalid_slot(void **state)
 	pthread_join(thread, NULL);
 	assert_int_equal(c.r, 0);
 	assert_int_equal(kl_mmu_fault(&f->vcpu, 0x100000, KL_ACC_READ), KL_FAULT_MMIO);
-}
-
-struct bracket {
-	struct fixture *f;
-	_Atomic bool begun, finish;
-};
-
-static void *bracket_thread(void *arg)
-{
-	struct bracket *b = arg;
-	struct kl_notifier_range r = range_of(b->f->ram, PG);
-
-	assert_int_equal(kl_notifier_begin(&r), 0);
-	atomic_store(&b->begun, true);
-	while (!atomic_load(&b->finish))
-		kl_cpu_relax();
-	kl_notifier_end(&r);
-	return NULL;
-}
-
-/* B32: a bracket that touched nothing when it began holds a new slot off until it ends. */
-static void slot_waits_for_unrelated_bracket(void **state)
-{
-	struct fixture *f = *state;
-	struct slot_change c = {f, 0x100000, PG, 1};
-	struct bracket b = {.f = f};
-	pthread_t t1, t2;
-
-	NEED_RACEPOINTS;
-	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
-	pthread_create(&t1, NULL, bracket_thread, &b);
-	while (!atomic_load(&b.begun))
-		kl_cpu_relax();
-	kl_racepoint_arm("memslots-publish", 1);
-	pthread_create(&t2, NULL, change_slot_1, &c);
-	assert_true(kl_racepoint_wait("memslots-publish", TIMEOUT));
-	kl_racepoint_release("memslots-publish");
-	/* It is about to publish; nothing but the bracket holds it off. */
-	for (int i = 0; i < 2000; i++) {
-		int token = kl_srcu_read_lock(&f->vm.srcu);
-
-		assert_null(kl_memslot_find(kl_memslots(&f->vm, 0), 0x100));
-		kl_srcu_read_unlock(&f->vm.srcu, token);
-		sched_yield();
-	}
-	atomic_store(&b.finish, true);
-	pthread_join(t1, NULL);
-	pthread_join(t2, NULL);
-	assert_int_equal(c.r, 0);
 }
 
 /* N2, M6: begin() does not return while a vCPU in guest mode may hold a pointer. */
@@ -401,29 +158,6 @@ static void begin_waits_for_guest_mode(void **state)
 		kl_vcpu_leave_guest(&f->vcpu);
 		assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
 	}
-}
-
-/* N5: not allowed to block, with a vCPU in guest mode and with none. */
-static void nonblocking(void **state)
-{
-	struct fixture *f = *state;
-	struct kl_notifier_range r = range_of(f->ram, PG);
-
-	r.may_block = false;
-	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
-	kl_vcpu_enter_guest(&f->vcpu);
-	assert_int_equal(kl_notifier_begin(&r), -EAGAIN);
-	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
-	kl_vcpu_leave_guest(&f->vcpu);
-	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
-	assert_int_equal(kl_notifier_begin(&r), 0);
-	assert_false(mapped(f, 0, KL_ACC_READ));
-	kl_notifier_end(&r);
-	/* Nothing mapped there: nobody to wait for, even with the vCPU in guest mode. */
-	kl_vcpu_enter_guest(&f->vcpu);
-	assert_int_equal(kl_notifier_begin(&r), 0);
-	kl_notifier_end(&r);
-	kl_vcpu_leave_guest(&f->vcpu);
 }
 
 /* N2, N5: a refused non-blocking event leaves no translation that a later event would miss. */
@@ -514,73 +248,6 @@ static void odd_brackets(void **state)
 	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
 }
 
-/* ---- a populate that blocks (B27, U3) ------------------------------------------------ */
-
-static void defer(int sig, siginfo_t *info, void *uc)
-{
-	if (kl_engine_active())
-		kl_thread_defer_signal(sig, info, uc);
-}
-
-static void *interruptible_fault(void *arg)
-{
-	struct faulter *t = arg;
-
-	kl_engine_enter();
-	kl_self.running = &t->f->vcpu;
-	t->r = kl_mmu_fault(&t->f->vcpu, t->gpa, t->access);
-	kl_self.running = NULL;
-	kl_engine_leave();
-	return NULL;
-}
-
-/*
- * A signal interrupts a fault that userfaultfd holds, also if it came after the vCPU's last look
- * for signals and before the touch.
- */
-static void signal_interrupts_populate(void **state)
-{
-	struct sigaction sa = {.sa_sigaction = defer, .sa_flags = SA_SIGINFO | SA_RESTART};
-	struct uffdio_api api = {.api = UFFD_API};
-	struct fixture *f = *state;
-	struct uffdio_register reg = {.range = {(uint64_t)f->ram, NPAGES * PG},
-				      .mode = UFFDIO_REGISTER_MODE_MISSING};
-	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	NEED_RACEPOINTS;
-	if (KL_TSAN) /* its runtime holds signals back */
-		skip();
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
-		skip();
-	sigaction(SIGUSR1, &sa, NULL);
-	for (int before = 0; before < 2; before++) {
-		struct faulter t = {f, 0, KL_ACC_WRITE, 1};
-		struct pollfd p = {.fd = uffd, .events = POLLIN};
-		struct uffd_msg msg;
-		pthread_t thread;
-
-		if (before)
-			kl_racepoint_arm("fault-populate", 1);
-		pthread_create(&thread, NULL, interruptible_fault, &t);
-		if (before)
-			assert_true(kl_racepoint_wait("fault-populate", TIMEOUT));
-		else
-			assert_int_equal(poll(&p, 1, TIMEOUT), 1);
-		pthread_kill(thread, SIGUSR1);
-		if (before) {
-			while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_SIGNAL))
-				sched_yield();
-			kl_racepoint_release("fault-populate");
-		}
-		pthread_join(thread, NULL);
-		assert_int_equal(t.r, -EINTR);
-		kl_vcpu_take_requests(&f->vcpu, KL_REQ_SIGNAL);
-		while (poll(&p, 1, 0) == 1)
-			assert_int_equal(read(uffd, &msg, sizeof(msg)), sizeof(msg));
-	}
-	close(uffd);
-}
-
 /* A thread that gets a CPU at last finds all its kicks at once; it has one small stack. */
 static void kicks_do_not_nest(void **state)
 {
@@ -596,22 +263,6 @@ static void kicks_do_not_nest(void **state)
 		kl_guard_kick(kl_gettid());
 	assert_int_equal(pthread_sigmask(SIG_UNBLOCK, &kick, NULL), 0);
 	assert_int_equal(sigaltstack(&off, NULL), 0);
-}
-
-/* B19: the VM dies inside a bracket of the same thread. */
-static void destroy_inside_bracket(void **state)
-{
-	struct kl_vm *vm = malloc(sizeof(*vm));
-	struct fixture *f = *state;
-	struct kl_notifier_range r = range_of(f->ram, PG);
-
-	assert_int_equal(kl_vm_init(vm), 0);
-	assert_int_equal(set(vm, 0, 0, 0, PG, f->ram), 0);
-	assert_int_equal(kl_notifier_begin(&r), 0);
-	kl_vm_destroy(vm);
-	free(vm);
-	kl_notifier_end(&r);
-	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
 }
 
 /* ---- a vCPU that stores while memory goes away (N2, M6) ------------------------------ */
@@ -743,21 +394,14 @@ int main(void)
 		T(readonly_slot),
 		T(no_memory),
 		T(mmio_sptes),
-		T(mmio_generation_wrap),
-		T(delete_during_populate),
 		T(bracket_during_populate),
 		T(fault_inside_bracket),
-		T(mmio_tag_across_update),
 		T(fault_meets_invalid_slot),
-		T(slot_waits_for_unrelated_bracket),
 		T(begin_waits_for_guest_mode),
-		T(nonblocking),
 		T(refused_then_blocking),
 		T(refused_after_zap),
 		T(odd_brackets),
 		T(kicks_do_not_nest),
-		T(signal_interrupts_populate),
-		T(destroy_inside_bracket),
 		T(unmap_under_running_vcpus),
 		T(slots_under_running_vcpus),
 	};

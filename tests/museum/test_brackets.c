@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Exhibits B19, B28 and B32 (the half of slots): brackets against updates, against vCPUs that would
+ * have to be waited for, and against the end of the VM (N3, N4, N5, S7).
+ */
+#include "unit/mmu_env.h"
+
+/* A bracket over page 0 of the RAM, on a thread of its own. */
+struct worker {
+	struct fixture *f;
+	pthread_t thread;
+	_Atomic bool begun, finish;
+};
+
+static void *bracket_worker(void *arg)
+{
+	struct worker *w = arg;
+	struct kl_notifier_range r = range_of(w->f->ram, PG);
+
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	atomic_store(&w->begun, true);
+	while (!atomic_load(&w->finish))
+		sched_yield();
+	kl_notifier_end(&r);
+	return NULL;
+}
+
+/* B32, N4: a bracket that touched nothing when it began holds a new slot off until it ends. */
+static void slot_during_bracket(void **state)
+{
+	struct fixture *f = *state;
+	struct slot_change c = {f, 0x100000, PG, 1};
+	struct worker w = {.f = f};
+	pthread_t updater;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	pthread_create(&w.thread, NULL, bracket_worker, &w);
+	while (!atomic_load(&w.begun))
+		sched_yield();
+	kl_racepoint_arm("notifier-update-waits", 1);
+	pthread_create(&updater, NULL, change_slot_1, &c);
+	assert_true(kl_racepoint_wait("notifier-update-waits", TIMEOUT));
+	/* The slot is made and waits for the bracket: nobody can map its memory meanwhile. */
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0x100000, KL_ACC_READ), KL_FAULT_MMIO);
+	assert_false(mapped(f, 0x100000, KL_ACC_READ));
+	kl_racepoint_release("notifier-update-waits");
+	atomic_store(&w.finish, true);
+	pthread_join(w.thread, NULL);
+	pthread_join(updater, NULL);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+}
+
+/* B32, N4: a bracket that has published its range, and not looked yet, is waited for as well. */
+static void bracket_before_it_looks(void **state)
+{
+	struct fixture *f = *state;
+	struct slot_change c = {f, 0x100000, PG, 1};
+	struct worker w = {.f = f};
+	pthread_t updater;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	kl_racepoint_arm("notifier-begin-counted", 1);
+	pthread_create(&w.thread, NULL, bracket_worker, &w);
+	assert_true(kl_racepoint_wait("notifier-begin-counted", TIMEOUT));
+	kl_racepoint_arm("notifier-update-waits", 1);
+	pthread_create(&updater, NULL, change_slot_1, &c);
+	assert_true(kl_racepoint_wait("notifier-update-waits", TIMEOUT));
+	kl_racepoint_release("notifier-begin-counted");
+	while (!atomic_load(&w.begun))
+		sched_yield();
+	kl_racepoint_release("notifier-update-waits");
+	atomic_store(&w.finish, true);
+	pthread_join(w.thread, NULL);
+	pthread_join(updater, NULL);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+}
+
+/* B32, S7: the update waits for a nested bracket that began while it was waiting for the outer one.
+ */
+static void nested_during_wait(void **state)
+{
+	struct fixture *f = *state;
+	struct slot_change c = {f, 0x100000, PG, 1};
+	struct kl_notifier_range outer = range_of(f->ram, PG), inner = range_of(f->ram, PG);
+	pthread_t updater;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(kl_notifier_begin(&outer), 0);
+	kl_racepoint_arm("notifier-update-waits", 1);
+	pthread_create(&updater, NULL, change_slot_1, &c);
+	assert_true(kl_racepoint_wait("notifier-update-waits", TIMEOUT));
+	kl_racepoint_release("notifier-update-waits");
+	/* Does not queue behind the update: that would be a deadlock. */
+	assert_int_equal(kl_notifier_begin(&inner), 0);
+	kl_racepoint_arm("notifier-update-waits", 1);
+	kl_notifier_end(&outer);
+	assert_true(kl_racepoint_wait("notifier-update-waits", TIMEOUT));
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0x100000, KL_ACC_READ), KL_FAULT_MMIO);
+	kl_racepoint_release("notifier-update-waits");
+	kl_notifier_end(&inner);
+	pthread_join(updater, NULL);
+	assert_int_equal(c.r, 0);
+}
+
+/* S7: a bracket elsewhere neither holds an update up nor is held up by it. */
+static void unrelated_bracket(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram + PG, PG);
+
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	/* By this very thread it is refused: it cannot know what the program is in the middle of.
+	 */
+	assert_int_equal(set(&f->vm, 1, 0, 0, PG, f->ram), -EDEADLK);
+	struct slot_change c = {f, 0x100000, PG, 1};
+	pthread_t updater;
+
+	pthread_create(&updater, NULL, change_slot_1, &c);
+	pthread_join(updater, NULL); /* while the bracket is open */
+	assert_int_equal(c.r, 0);
+	kl_notifier_end(&r);
+}
+
+/* B19: the VM dies inside a bracket of the same thread. */
+static void destroy_inside_bracket(void **state)
+{
+	struct kl_vm *vm = malloc(sizeof(*vm));
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+
+	assert_int_equal(kl_vm_init(vm), 0);
+	assert_int_equal(set(vm, 0, 0, 0, PG, f->ram), 0);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_vm_destroy(vm);
+	free(vm);
+	kl_notifier_end(&r);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+}
+
+struct dying {
+	struct kl_vm *vm;
+	_Atomic bool dead;
+};
+
+static void *destroy_vm(void *arg)
+{
+	struct dying *d = arg;
+
+	kl_vm_destroy(d->vm);
+	atomic_store(&d->dead, true);
+	return NULL;
+}
+
+/* B19: destroyed by one thread while another is inside a bracket over its memory. */
+static void destroy_during_bracket(void **state)
+{
+	struct dying d = {.vm = malloc(sizeof(struct kl_vm))};
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+	pthread_t t;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_vm_init(d.vm), 0);
+	assert_int_equal(set(d.vm, 0, 0, 0, PG, f->ram), 0);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_racepoint_arm("notifier-update-waits", 1);
+	pthread_create(&t, NULL, destroy_vm, &d);
+	assert_true(kl_racepoint_wait("notifier-update-waits", TIMEOUT));
+	assert_false(atomic_load(&d.dead));
+	kl_racepoint_release("notifier-update-waits");
+	kl_notifier_end(&r);
+	pthread_join(t, NULL);
+	free(d.vm);
+}
+
+/* B28, N5: not allowed to block, with a vCPU in guest mode and with none. */
+static void nonblocking(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+
+	r.may_block = false;
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	kl_vcpu_enter_guest(&f->vcpu);
+	assert_int_equal(kl_notifier_begin(&r), -EAGAIN);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+	kl_vcpu_leave_guest(&f->vcpu);
+	assert_true(mapped(f, 0, KL_ACC_WRITE)); /* nothing has changed */
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	assert_false(mapped(f, 0, KL_ACC_READ));
+	kl_notifier_end(&r);
+	/* Nothing mapped there: nobody to wait for, even with the vCPU in guest mode. */
+	kl_vcpu_enter_guest(&f->vcpu);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_notifier_end(&r);
+	kl_vcpu_leave_guest(&f->vcpu);
+}
+
+/* B28, S7: not allowed to block, and an update over the same memory is waiting. */
+static void nonblocking_behind_update(void **state)
+{
+	struct fixture *f = *state;
+	struct slot_change c = {f, 0x100000, PG, 1};
+	struct kl_notifier_range r = range_of(f->ram, PG), far = range_of(f->ram + 4 * PG, PG);
+	struct worker w = {.f = f};
+	pthread_t updater;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	pthread_create(&w.thread, NULL, bracket_worker, &w);
+	while (!atomic_load(&w.begun))
+		sched_yield();
+	kl_racepoint_arm("notifier-update-waits", 1);
+	pthread_create(&updater, NULL, change_slot_1, &c);
+	assert_true(kl_racepoint_wait("notifier-update-waits", TIMEOUT));
+	kl_racepoint_release("notifier-update-waits");
+	r.may_block = far.may_block = false;
+	assert_int_equal(kl_notifier_begin(&r), -EAGAIN);
+	assert_int_equal(kl_notifier_begin(&far), 0); /* not in the update's way */
+	kl_notifier_end(&far);
+	atomic_store(&w.finish, true);
+	pthread_join(w.thread, NULL);
+	pthread_join(updater, NULL);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_notifier_end(&r);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(slot_during_bracket), T(bracket_before_it_looks),   T(nested_during_wait),
+		T(unrelated_bracket),   T(destroy_inside_bracket),    T(destroy_during_bracket),
+		T(nonblocking),         T(nonblocking_behind_update),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
