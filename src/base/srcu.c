@@ -13,6 +13,7 @@
  */
 #include <sched.h>
 
+#include "base/racepoint.h"
 #include "base/srcu.h"
 
 #define SPINS_BEFORE_YIELD 100
@@ -72,6 +73,8 @@ static bool half_empty(struct kl_srcu *s, unsigned half)
 
 static void wait_half(struct kl_srcu *s, unsigned half)
 {
+	if (!half_empty(s, half))
+		racepoint("srcu-wait");
 	for (unsigned n = 0; !half_empty(s, half); n++) {
 		if (n < SPINS_BEFORE_YIELD)
 			kl_cpu_relax();

@@ -3,8 +3,16 @@
  * cmocka replaces the handlers of SIGSEGV and SIGBUS around every test. The engine needs its
  * own there: keep cmocka's hands off. A crash then ends the test program, which is a failure
  * too.
+ *
+ * Also: KVMLET_TEST=NAME runs only that test of the program.
  */
+#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <cmocka.h>
 
 typedef void (*handler_t)(int);
 /* Found by libcmocka only if the program exports it. */
@@ -18,4 +26,12 @@ handler_t signal(int sig, handler_t handler)
 		return SIG_DFL;
 	sigemptyset(&sa.sa_mask);
 	return sigaction(sig, &sa, &old) ? SIG_ERR : old.sa_handler;
+}
+
+__attribute__((constructor)) static void choose_test(void)
+{
+	const char *name = getenv("KVMLET_TEST");
+
+	if (name)
+		cmocka_set_test_filter(name);
 }

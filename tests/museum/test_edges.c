@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The edges of docs/memory-model.md that no exhibit stands for: what a flush, a zap and a change of
+ * slots promise when they return, and in which order they do what (S3, S4, M5, M6).
+ */
+#include "unit/mmu_env.h"
+
+/* Far away from the slot of the fixture, with page tables of its own. */
+#define FAR 0x4000000000ul
+
+struct worker {
+	struct fixture *f;
+	pthread_t thread;
+	_Atomic bool done;
+};
+
+static void *delete_far_slot(void *arg)
+{
+	struct worker *w = arg;
+
+	assert_int_equal(set(&w->f->vm, 1, 0, 0, 0, NULL), 0);
+	atomic_store(&w->done, true);
+	return NULL;
+}
+
+static void *invalidate(void *arg)
+{
+	struct worker *w = arg;
+	struct kl_notifier_range r = range_of(w->f->ram, NPAGES * PG);
+
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	atomic_store(&w->done, true);
+	kl_notifier_end(&r);
+	return NULL;
+}
+
+static void map_far_slot(struct fixture *f)
+{
+	assert_int_equal(set(&f->vm, 1, 0, FAR, NPAGES * PG, f->ram), 0);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, FAR, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	assert_true(mapped(f, FAR, KL_ACC_WRITE));
+}
+
+/* Until the vCPU has been asked to flush; fails if the worker is done without having asked. */
+static void wait_for_flush_request(struct fixture *f, struct worker *w)
+{
+	while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_TLB_FLUSH)) {
+		assert_false(atomic_load(&w->done));
+		sched_yield();
+	}
+}
+
+static void start(struct fixture *f, struct worker *w, void *(*fn)(void *))
+{
+	*w = (struct worker){.f = f};
+	/* Nothing is owed from before. */
+	kl_vcpu_enter_guest(&f->vcpu);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	pthread_create(&w->thread, NULL, fn, w);
+}
+
+static void finish(struct fixture *f, struct worker *w)
+{
+	kl_vcpu_leave_guest(&f->vcpu);
+	pthread_join(w->thread, NULL);
+}
+
+/* M5, S4: a deleted slot's zap has flushed: it waits for a vCPU in guest mode. */
+static void deletion_flushes(void **state)
+{
+	struct fixture *f = *state;
+
+	for (int all = 0; all < 2; all++) {
+		struct worker w;
+
+		atomic_store(&f->vm.slot_zap_all_quirk, all);
+		map_far_slot(f);
+		start(f, &w, delete_far_slot);
+		wait_for_flush_request(f, &w);
+		assert_false(atomic_load(&w.done));
+		finish(f, &w);
+	}
+}
+
+/* M6: a page table is not given back while a vCPU may be walking it. */
+static void flush_before_free(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t pages;
+	struct worker w;
+
+	map_far_slot(f);
+	pages = kl_pages_in_use();
+	start(f, &w, invalidate);
+	wait_for_flush_request(f, &w);
+	assert_int_equal(kl_pages_in_use(), pages);
+	finish(f, &w);
+	assert_true(kl_pages_in_use() < pages);
+}
+
+/* M6: the entry goes before the request: who sees the request finds no entry. */
+static void zap_before_request(void **state)
+{
+	struct fixture *f = *state;
+	bool writable, mmio;
+	struct worker w;
+
+	map_far_slot(f);
+	start(f, &w, invalidate);
+	wait_for_flush_request(f, &w);
+	assert_null(kl_mmu_lookup(&f->vcpu, FAR, KL_ACC_READ, &writable, &mmio));
+	finish(f, &w);
+}
+
+/* M6: a vCPU that is out of the guest finds the request when it comes back. */
+static void request_for_who_is_outside(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_notifier_end(&r);
+	assert_int_equal(kl_vcpu_requests(&f->vcpu), KL_REQ_TLB_FLUSH);
+}
+
+/* N2, M6: all of a VM's vCPUs are waited for, whichever answers first. */
+static void every_vcpu(void **state)
+{
+	struct kl_vcpu_core second = {0};
+	struct fixture *f = *state;
+	struct worker w;
+
+	assert_int_equal(kl_vcpu_core_add(&f->vm, &second, 1), 0);
+	for (int order = 0; order < 2; order++) {
+		struct kl_vcpu_core *slow = order ? &f->vcpu : &second;
+		struct kl_vcpu_core *fast = order ? &second : &f->vcpu;
+
+		assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+		kl_vcpu_enter_guest(&second);
+		kl_vcpu_take_requests(&second, KL_REQ_TLB_FLUSH);
+		start(f, &w, invalidate);
+		wait_for_flush_request(f, &w);
+		while (!(kl_vcpu_requests(&second) & KL_REQ_TLB_FLUSH))
+			sched_yield();
+		kl_vcpu_take_requests(fast, KL_REQ_TLB_FLUSH);
+		kl_vcpu_leave_guest(fast);
+		for (int i = 0; i < 200; i++) {
+			assert_false(atomic_load(&w.done));
+			sched_yield();
+		}
+		kl_vcpu_leave_guest(slow);
+		pthread_join(w.thread, NULL);
+	}
+	kl_vcpu_core_remove(&second);
+}
+
+static void *delete_slot_0(void *arg)
+{
+	struct worker *w = arg;
+
+	assert_int_equal(set(&w->f->vm, 0, 0, 0, 0, NULL), 0);
+	atomic_store(&w->done, true);
+	return NULL;
+}
+
+/* S3, S4: a change waits for the readers of the old set. */
+static void update_waits_for_readers(void **state)
+{
+	struct fixture *f = *state;
+	const struct kl_memslot *slot;
+	struct worker w = {.f = f};
+	int token;
+
+	NEED_RACEPOINTS;
+	token = kl_srcu_read_lock(&f->vm.srcu);
+	slot = kl_memslot_find(kl_memslots(&f->vm, 0), 0);
+	kl_racepoint_arm("srcu-wait", 1);
+	pthread_create(&w.thread, NULL, delete_slot_0, &w);
+	assert_true(kl_racepoint_wait("srcu-wait", TIMEOUT));
+	assert_int_equal(kl_generation(&f->vm, 0) & 1, 1);
+	kl_racepoint_release("srcu-wait");
+	assert_int_equal(slot->hva, (uint64_t)f->ram);
+	assert_false(atomic_load(&w.done));
+	kl_srcu_read_unlock(&f->vm.srcu, token);
+	pthread_join(w.thread, NULL);
+}
+
+/* M2: two brackets over different pages: the first to end must not open the other's page. */
+static void overlapping_brackets(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range a = range_of(f->ram, PG), b = range_of(f->ram + 8 * PG, PG);
+
+	assert_int_equal(kl_notifier_begin(&a), 0);
+	assert_int_equal(kl_notifier_begin(&b), 0);
+	kl_notifier_end(&b);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_false(mapped(f, 0, KL_ACC_READ));
+	kl_notifier_end(&a);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_true(mapped(f, 0, KL_ACC_READ));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(deletion_flushes),           T(flush_before_free), T(zap_before_request),
+		T(request_for_who_is_outside), T(every_vcpu),        T(update_waits_for_readers),
+		T(overlapping_brackets),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
