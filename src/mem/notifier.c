@@ -395,6 +395,34 @@ void kl_notifier_end(struct kl_notifier_range *r)
 	leave(b.cell);
 }
 
+static int age(uint64_t start, uint64_t end, bool clear)
+{
+	struct kl_notifier_range r = {.start = start, .end = end};
+	int list, young = 0;
+
+	round_to_pages(&r);
+	list = kl_srcu_read_lock(&vms_srcu);
+	for (struct kl_vm *vm = first_vm(); vm && (clear || !young); vm = next_vm(vm)) {
+		int token = kl_srcu_read_lock(&vm->srcu);
+
+		if (vm_overlaps(vm, r.start, r.end))
+			young |= kl_mmu_age(vm, &r, clear);
+		kl_srcu_read_unlock(&vm->srcu, token);
+	}
+	kl_srcu_read_unlock(&vms_srcu, list);
+	return young;
+}
+
+int kl_notifier_test_young(uint64_t start, uint64_t end)
+{
+	return age(start, end, false);
+}
+
+int kl_notifier_clear_young(uint64_t start, uint64_t end)
+{
+	return age(start, end, true);
+}
+
 /* ---- VMs ------------------------------------------------------------------------------------ */
 
 /* A VM without slots overlaps nothing, so a bracket in flight may or may not see it. */

@@ -41,6 +41,13 @@ int kl_notifier_begin(struct kl_notifier_range *r) KL_MUST_CHECK;
 void kl_notifier_end(struct kl_notifier_range *r);
 
 /*
+ * Is some page of host memory [start, end) young, that is, accessed by a guest since it was last
+ * cleared (N6)? Nothing is zapped. 1 or 0.
+ */
+int kl_notifier_test_young(uint64_t start, uint64_t end);
+int kl_notifier_clear_young(uint64_t start, uint64_t end);
+
+/*
  * A change of which slots lie over host memory [start, end) waits until no bracket over that
  * memory is in flight, and holds new ones off (S7). Between the two calls: no sleep, no lock
  * but leaves.
