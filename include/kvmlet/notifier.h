@@ -57,6 +57,20 @@ int kvmlet_notifier_begin(struct kvmlet_notifier_range *range);
  */
 void kvmlet_notifier_end(struct kvmlet_notifier_range *range);
 
+/**
+ * Learn of changes of the memory behind slots from userfaultfd events, too: unmapping, remapping
+ * and discarding by whoever does it without a bracket. The memory is registered with a
+ * userfaultfd of the library's, whose events a helper thread turns into brackets. They come after
+ * the change, or beside it: how long an old translation lives is bounded, no more. Changes of
+ * protection, and memory that is registered with another userfaultfd, are not covered.
+ *
+ * @enable: 1: for all VMs from now on; 0: no more. Off at first.
+ * Context: no lock that a bracket is opened under; not inside a bracket; may sleep.
+ * Returns: 0; -EDEADLK inside a bracket; otherwise what userfaultfd(2) or pthread_create(3) fails
+ * with: -EPERM not permitted, -ENOSYS or -EINVAL the kernel has no such events, -EMFILE, -EAGAIN.
+ */
+int kvmlet_notifier_uffd_source(int enable);
+
 #ifdef __cplusplus
 }
 #endif

@@ -31,5 +31,6 @@ void kl_config_init(void)
 	kl_config.trace_path = env_path("KVMLET_TRACE");
 	kl_config.stats = env_set("KVMLET_STATS");
 	kl_config.keep_seccomp = env_set("KVMLET_KEEP_SECCOMP");
+	kl_config.uffd_events = env_set("KVMLET_UFFD_EVENTS");
 	kl_log_init();
 }

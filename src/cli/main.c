@@ -26,6 +26,8 @@ static const char help_run[] =
 	"  --trace FILE     write every ioctl, exit and memory event to FILE, one per line\n"
 	"  --keep-seccomp   install the program's own seccomp filters (default: accept and\n"
 	"                   leave out, because they lack system calls that kvmlet needs)\n"
+	"  --uffd-events    learn of changes of guest memory that bypass the C library from\n"
+	"                   userfaultfd events, too\n"
 	"  --help           this text\n"
 	"\n"
 	"Exit status: PROGRAM's, or 2 for wrong usage, 126 if PROGRAM cannot be run on kvmlet,\n"

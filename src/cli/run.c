@@ -6,9 +6,12 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define PRELOAD_NAME "libkvmlet-preload.so"
@@ -140,13 +143,36 @@ static int set_file(const char *var, const char *option, const char *file)
 	return 0;
 }
 
-enum { OPT_LOG = 1, OPT_STATS, OPT_TRACE, OPT_KEEP_SECCOMP };
+/* Not later, in the middle of the program: is there such a userfaultfd? */
+static int set_uffd_events(void)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |
+			    UFFD_FEATURE_EVENT_REMOVE,
+	};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	if (fd < 0 && errno == EINVAL)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api)) {
+		complain("--uffd-events: this system gives no userfaultfd with events (%s); see "
+			 "'kvmlet doctor'",
+			 strerror(errno));
+		return EXIT_CANNOT_RUN;
+	}
+	close(fd);
+	return setenv("KVMLET_UFFD_EVENTS", "1", 1) ? EXIT_CANNOT_RUN : 0;
+}
+
+enum { OPT_LOG = 1, OPT_STATS, OPT_TRACE, OPT_KEEP_SECCOMP, OPT_UFFD_EVENTS };
 
 static const struct option options[] = {
 	{"log", required_argument, NULL, OPT_LOG},
 	{"stats", no_argument, NULL, OPT_STATS},
 	{"trace", required_argument, NULL, OPT_TRACE},
 	{"keep-seccomp", no_argument, NULL, OPT_KEEP_SECCOMP},
+	{"uffd-events", no_argument, NULL, OPT_UFFD_EVENTS},
 	{"help", no_argument, NULL, 'h'},
 	{0},
 };
@@ -169,6 +195,9 @@ static int parse(int argc, char **argv)
 			break;
 		case OPT_KEEP_SECCOMP:
 			err = setenv("KVMLET_KEEP_SECCOMP", "1", 1) ? EXIT_CANNOT_RUN : 0;
+			break;
+		case OPT_UFFD_EVENTS:
+			err = set_uffd_events();
 			break;
 		case ':':
 			complain("option '%s' needs a file name; see 'kvmlet help run'",

@@ -103,6 +103,25 @@ bool kl_uffd_overlaps_slow(uint64_t start, uint64_t end)
 	}
 }
 
+bool kl_uffd_gap(uint64_t *start, uint64_t *end)
+{
+	uint64_t s, from, to;
+	unsigned i, n;
+
+	do {
+		while ((s = atomic_load_explicit(&seq, memory_order_acquire)) & 1)
+			kl_sys(SYS_sched_yield, 0);
+		from = *start;
+		n = kl_min(count(), MAX_RANGES + 0u);
+		for (i = first_behind(n, from); i < n && start_of(i) <= from; i++)
+			from = end_of(i);
+		to = i < n ? kl_min(*end, start_of(i)) : *end;
+	} while (atomic_load_explicit(&seq, memory_order_relaxed) != s);
+	*start = from;
+	*end = to;
+	return from < to;
+}
+
 static void delete_ranges(unsigned from, unsigned to)
 {
 	unsigned n = count();

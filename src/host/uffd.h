@@ -41,6 +41,9 @@ KL_INLINE bool kl_uffd_overlaps(uint64_t start, uint64_t end)
 	return kl_uffd_any() && kl_uffd_overlaps_slow(start, end);
 }
 
+/* The first piece of [*@start, *@end) that is not registered. False: there is none. */
+bool kl_uffd_gap(uint64_t *start, uint64_t *end);
+
 /*
  * UFFDIO_API asked for @features. With UFFD_FEATURE_EVENT_* a call that changes registered memory
  * sleeps in the kernel until somebody has read the event.

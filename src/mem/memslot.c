@@ -29,6 +29,7 @@
 #include "host/thread.h"
 #include "mem/notifier.h"
 #include "mem/subscribers.h"
+#include "mem/uffd_source.h"
 #include "mem/vm.h"
 
 #define USER_ADDRESS_END 0x00007ffffffff000ull
@@ -284,6 +285,8 @@ fail:
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r)
 {
 	unsigned as = r->slot >> 16, id = r->slot & 0xffff;
+	const struct kl_memslot *old;
+	uint64_t hva, size;
 	int ret;
 
 	/* The order of checks decides which errno a program sees that is wrong twice. */
@@ -306,9 +309,17 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	/* Inside one's own bracket an update could only wait for itself. */
 	if (kl_self.brackets)
 		return -EDEADLK;
+	/* Before a vCPU can use the memory, so that no event is missed. */
+	if (kl_uffd_source_on() && r->memory_size)
+		kl_uffd_source_watch(r->userspace_addr, r->userspace_addr + r->memory_size);
 	kl_mutex_lock(&vm->slots_lock);
+	old = vm->slot_by_id[as][id];
+	hva = old ? old->hva : 0;
+	size = old ? old->npages << KL_PAGE_SHIFT : 0;
 	ret = set_region_locked(vm, as, id, r);
 	kl_mutex_unlock(&vm->slots_lock);
+	if (kl_uffd_source_on() && !ret && !r->memory_size)
+		kl_uffd_source_unwatch(hva, hva + size);
 	KL_TRACE("vm%llu memslot %u gpa=%#llx size=%#llx hva=%#llx flags=%#x -> %d",
 		 (unsigned long long)vm->serial, r->slot, (unsigned long long)r->guest_phys_addr,
 		 (unsigned long long)r->memory_size, (unsigned long long)r->userspace_addr,

@@ -475,6 +475,23 @@ void kl_notifier_remove_vm(struct kl_vm *vm)
 	kl_srcu_synchronize(&vms_srcu);
 }
 
+void kl_notifier_walk_slots(uint64_t start, uint64_t end, void (*fn)(uint64_t, uint64_t))
+{
+	int list = kl_srcu_read_lock(&vms_srcu);
+
+	for (struct kl_vm *vm = first_vm(); vm; vm = next_vm(vm)) {
+		int token = kl_srcu_read_lock(&vm->srcu);
+		struct kl_overlap o;
+
+		for (unsigned as = 0; as < KL_NR_AS; as++)
+			kl_for_each_overlap (&o, kl_memslots(vm, as), start, end)
+				fn(kl_memslot_hva(o.slot, o.first).addr,
+				   kl_memslot_hva(o.slot, o.last).addr);
+		kl_srcu_read_unlock(&vm->srcu, token);
+	}
+	kl_srcu_read_unlock(&vms_srcu, list);
+}
+
 void kl_notifier_after_fork(void)
 {
 	pthread_mutex_init(&gate.m, NULL);

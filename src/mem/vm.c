@@ -7,6 +7,7 @@
 #include "host/guard.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
+#include "mem/uffd_source.h"
 #include "mem/vm.h"
 
 static _Atomic uint64_t next_serial;
@@ -38,6 +39,8 @@ int kl_vm_init(struct kl_vm *vm)
 void kl_vm_destroy(struct kl_vm *vm)
 {
 	kl_notifier_remove_vm(vm);
+	if (kl_uffd_source_on())
+		kl_uffd_source_vm_gone(vm);
 	kl_mmu_destroy(vm);
 	kl_memslots_destroy(vm);
 	kl_srcu_destroy(&vm->srcu);
@@ -66,6 +69,7 @@ void kl_vm_bug(struct kl_vm *vm, const char *what)
 void kl_vms_after_fork(void)
 {
 	kl_notifier_after_fork();
+	kl_uffd_source_after_fork();
 	kl_pool_after_fork();
 	kl_rank_forget();
 	kl_thread_after_fork();

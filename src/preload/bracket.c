@@ -10,6 +10,7 @@
 
 #include "host/maps.h"
 #include "host/uffd.h"
+#include "mem/uffd_source.h"
 #include "preload/preload.h"
 
 /*
@@ -68,6 +69,9 @@ void kl_bracket_close(struct kl_bracket *b)
 {
 	int saved = errno;
 
+	/* What has been mapped there now may belong to a slot. */
+	if (kl_uffd_source_on() && (b->r.event == KL_EVENT_REPLACE || b->r.event == KL_EVENT_REMAP))
+		kl_uffd_source_rewatch(b->r.start, b->r.end);
 	if (b->state == KL_BRACKET_OPEN || begin(b))
 		end(b);
 	errno = saved;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include "host/uffd.h"
+#include "mem/uffd_source.h"
 #include "preload/preload.h"
 
 _Atomic bool kl_pl_opened;
@@ -17,6 +18,7 @@ void kl_pl_init(void)
 	kl_heap_init();
 	kl_config_init();
 	kl_proc_init();
+	atomic_store(&kl_uffd_source_wanted, kl_config.uffd_events);
 }
 
 static __attribute__((constructor)) void constructor(void)

@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 
 #include "host/uffd.h"
+#include "mem/uffd_source.h"
 #include "preload/preload.h"
 
 /* Since 6.8. */
@@ -74,12 +75,17 @@ static long bracketed(int fd, unsigned cmd, union arg *a, const struct uffdio_ra
 	long r;
 
 	kl_bracket_begin(&b, (void *)(uintptr_t)start, range->len, ev, cause);
+	/* Memory can be registered once: where the program does, it shall. */
+	if (kl_uffd_source_on() && cmd == UFFDIO_REGISTER && start < end)
+		kl_uffd_source_yield(start, end);
 	r = kl_sys(SYS_ioctl, fd, cmd, a);
 	/* Out of memory in the middle: some of it is registered. */
 	if (cmd == UFFDIO_REGISTER && (!r || r == -ENOMEM) && start < end)
 		kl_uffd_add(start, end);
 	if (cmd == UFFDIO_UNREGISTER && !r)
 		kl_uffd_remove(start, end);
+	if (kl_uffd_source_on() && start < end)
+		kl_uffd_source_rewatch(start, end);
 	kl_bracket_end(&b);
 	return r;
 }

@@ -19,5 +19,6 @@ static void __attribute__((constructor)) loaded(void)
 	show("KVMLET_TRACE");
 	show("KVMLET_STATS");
 	show("KVMLET_KEEP_SECCOMP");
+	show("KVMLET_UFFD_EVENTS");
 	fflush(stdout);
 }

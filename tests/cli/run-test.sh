@@ -8,7 +8,7 @@ cc=${3:-cc}
 . "$(dirname "$0")/tap.sh"
 
 export KVMLET_PRELOAD_LIBRARY="$dummy"
-unset LD_PRELOAD KVMLET_LOG KVMLET_TRACE KVMLET_STATS KVMLET_KEEP_SECCOMP
+unset LD_PRELOAD KVMLET_LOG KVMLET_TRACE KVMLET_STATS KVMLET_KEEP_SECCOMP KVMLET_UFFD_EVENTS
 cd "$tmp" || exit 99
 
 echo 'int main(int c, char **v) { return c > 1 ? v[1][0] - 48 : 0; }' > prog.c
@@ -37,11 +37,17 @@ expect "an empty PATH element is the directory" 0 preloaded env PATH=":/bin:/usr
 	"$kvmlet" run prog
 expect "--stats" 0 '^KVMLET_STATS=1$' "$kvmlet" run --stats -- ./prog
 expect "--keep-seccomp" 0 '^KVMLET_KEEP_SECCOMP=1$' "$kvmlet" run --keep-seccomp -- ./prog
+if "$kvmlet" run --uffd-events -- true 2>/dev/null; then
+	expect "--uffd-events" 0 '^KVMLET_UFFD_EVENTS=1$' "$kvmlet" run --uffd-events -- ./prog
+else
+	expect "--uffd-events where there are none" 126 'gives no userfaultfd' \
+		"$kvmlet" run --uffd-events -- ./prog
+fi
 expect "--log becomes absolute" 0 "^KVMLET_LOG=$tmp/l.txt$" "$kvmlet" run --log l.txt -- ./prog
 expect "--trace=FILE" 0 "^KVMLET_TRACE=$tmp/t.txt$" "$kvmlet" run --trace=t.txt -- ./prog
 expect "the log exists" 0 '' test -f l.txt
 expect "nothing is set that was not asked for" 1 '' \
-	sh -c "'$kvmlet' run -- ./prog | grep -E 'KVMLET_(LOG|TRACE|STATS|KEEP_SECCOMP)='"
+	sh -c "'$kvmlet' run -- ./prog | grep -E 'KVMLET_(LOG|TRACE|STATS|KEEP_SECCOMP|UFFD_EVENTS)='"
 expect "the user's LD_PRELOAD stays, behind" 0 "^LD_PRELOAD=[^:]*dummy[^:]*:libdl.so.2$" \
 	env ASAN_OPTIONS=verify_asan_link_order=0 LD_PRELOAD=libdl.so.2 "$kvmlet" run -- ./prog
 sh -c 'echo $$; exec "$0" run -- sh -c "echo \$\$"' "$kvmlet" 2>&1 | grep -v = > pids
