@@ -1,0 +1,696 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Stage 2 itself: leaves of all sizes, zaps in batches and all at once, ageing (M1, M2, M5, M7, N6,
+ * N7, S4, S6).
+ */
+#include "mmu_env.h"
+
+#include <stdio.h>
+
+#include "base/config.h"
+#include "base/log.h"
+#include "host/uffd.h"
+#include "mem/subscribers.h"
+#include "mmu/stage2.h"
+
+#define MB  (1ul << 20)
+#define GB  (1ul << 30)
+#define GPA (4 * GB) /* of the second slot */
+
+static uint64_t pages(struct fixture *f, unsigned level)
+{
+	struct kl_vm_stats *s = &f->vm.stats;
+
+	return kl_stat_get(level == 1 ? &s->pages_4k : level == 2 ? &s->pages_2m : &s->pages_1g);
+}
+
+/* @size bytes, aligned to it; resident, as zero pages of 4 KiB, which cost nothing. */
+static uint8_t *resident(size_t size)
+{
+	uint8_t *p = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *a;
+
+	assert_true(p != MAP_FAILED);
+	a = (uint8_t *)(((uint64_t)p + size - 1) & ~(size - 1));
+	munmap(p, (size_t)(a - p));
+	munmap(a + size, (size_t)(p + size - a));
+	assert_int_equal(mprotect(a, size, PROT_READ | PROT_WRITE), 0);
+	assert_int_equal(madvise(a, size, MADV_NOHUGEPAGE), 0);
+	assert_int_equal(madvise(a, size, MADV_POPULATE_READ), 0);
+	return a;
+}
+
+static void fault_ok(struct fixture *f, uint64_t gpa, unsigned access)
+{
+	assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, access), KL_FAULT_MAPPED);
+	assert_true(mapped(f, gpa, access));
+}
+
+static uint8_t *lookup(struct fixture *f, uint64_t gpa, unsigned access)
+{
+	bool writable, mmio;
+
+	return kl_mmu_lookup(&f->vcpu, gpa, access, &writable, &mmio);
+}
+
+/* M1, M3: resident memory of one mapping is one leaf; the first write upgrades all of it. */
+static void leaf_2m(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(4 * MB);
+
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 4 * MB, p), 0);
+	fault_ok(f, GPA + 5 * PG, KL_ACC_READ);
+	assert_int_equal(pages(f, 2), 1);
+	assert_int_equal(pages(f, 1), 0);
+	for (unsigned i = 0; i < 512; i++) {
+		kl_vcpu_enter_guest(&f->vcpu);
+		assert_ptr_equal(lookup(f, GPA + i * PG, KL_ACC_READ), p + i * PG);
+		assert_null(lookup(f, GPA + i * PG, KL_ACC_WRITE));
+		kl_vcpu_leave_guest(&f->vcpu);
+	}
+	assert_false(mapped(f, GPA + 2 * MB, KL_ACC_READ));
+	fault_ok(f, GPA + 7 * PG, KL_ACC_WRITE);
+	assert_true(mapped(f, GPA + 100 * PG, KL_ACC_WRITE));
+	assert_int_equal(pages(f, 2), 1);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 0, NULL), 0);
+	assert_int_equal(pages(f, 2), 0);
+	munmap(p, 4 * MB);
+}
+
+/* M1: a gigabyte at once, and back. */
+static void leaf_1g(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(GB);
+	struct kl_notifier_range r = range_of(p + 77 * PG, PG);
+
+	assert_int_equal(set(&f->vm, 1, 0, GPA, GB, p), 0);
+	fault_ok(f, GPA + 3 * MB, KL_ACC_READ);
+	assert_int_equal(pages(f, 3), 1);
+	kl_vcpu_enter_guest(&f->vcpu);
+	assert_ptr_equal(lookup(f, GPA + GB - PG, KL_ACC_READ), p + GB - PG);
+	kl_vcpu_leave_guest(&f->vcpu);
+	/* One page of it goes: all of it goes, and comes back smaller. */
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	assert_int_equal(pages(f, 3), 0);
+	assert_false(mapped(f, GPA, KL_ACC_READ));
+	madvise(p + 77 * PG, PG, MADV_DONTNEED);
+	kl_notifier_end(&r);
+	fault_ok(f, GPA + 4 * MB, KL_ACC_READ);
+	assert_int_equal(pages(f, 2), 1);
+	fault_ok(f, GPA + PG, KL_ACC_READ);
+	assert_int_equal(pages(f, 1), 1);
+	assert_int_equal(pages(f, 3), 0);
+	munmap(p, GB);
+}
+
+/* M1: the whole range must lie in the slot, be congruent, resident, one mapping, not watched. */
+static void small_where_not_allowed(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(4 * MB);
+
+	for (unsigned way = 0; way < 6; way++) {
+		uint64_t gpa = GPA, off = 0, size = 4 * MB;
+
+		switch (way) {
+		case 0: /* not congruent */
+			gpa += PG;
+			break;
+		case 1: /* the slot ends before */
+			size = 2 * MB - PG;
+			break;
+		case 2: /* it begins behind */
+			gpa += PG;
+			off = PG;
+			size = 2 * MB - PG;
+			break;
+		case 3: /* not resident */
+			madvise(p + 511 * PG, PG, MADV_DONTNEED);
+			break;
+		case 4: /* two mappings; all of it resident again */
+			madvise(p, 2 * MB, MADV_POPULATE_READ);
+			mprotect(p + 300 * PG, PG, PROT_READ);
+			break;
+		default: /* somebody handles faults there */
+			mprotect(p, 4 * MB, PROT_READ | PROT_WRITE);
+			kl_uffd_add((uint64_t)p + 400 * PG, (uint64_t)p + 401 * PG);
+		}
+		assert_int_equal(set(&f->vm, 1, 0, gpa, size, p + off), 0);
+		fault_ok(f, gpa + 8 * PG, KL_ACC_READ);
+		assert_int_equal(pages(f, 1), 1);
+		assert_int_equal(pages(f, 2), 0);
+		assert_int_equal(set(&f->vm, 1, 0, gpa, 0, NULL), 0);
+	}
+	kl_uffd_remove((uint64_t)p + 400 * PG, (uint64_t)p + 401 * PG);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 4 * MB, p), 0);
+	fault_ok(f, GPA, KL_ACC_READ);
+	assert_int_equal(pages(f, 2), 1);
+	munmap(p, 4 * MB);
+}
+
+/* M1, N7: pages behind the end of a file are not covered, and not a crash. */
+static void end_of_file(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *a = resident(4 * MB), *p;
+	int fd = memfd_create("t", 0);
+
+	assert_int_equal(ftruncate(fd, 2 * MB - 3 * PG), 0);
+	p = mmap(a, 2 * MB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	assert_ptr_equal(p, a);
+	memset(p, 1, 2 * MB - 3 * PG);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 4 * MB, p), 0);
+	fault_ok(f, GPA, KL_ACC_WRITE);
+	assert_int_equal(pages(f, 2), 0);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + 511 * PG, KL_ACC_READ), -EFAULT);
+	close(fd);
+	munmap(a, 4 * MB);
+}
+
+/* M1: a private file's pages are copied by the host; the leaf needs no change. */
+static void private_file(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *a = resident(2 * MB), *p, byte = 0;
+	int fd = memfd_create("t", 0);
+
+	assert_int_equal(ftruncate(fd, 2 * MB), 0);
+	assert_int_equal(pwrite(fd, "x", 1, 9 * PG), 1);
+	p = mmap(a, 2 * MB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0);
+	assert_ptr_equal(p, a);
+	madvise(p, 2 * MB, MADV_POPULATE_READ);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);
+	fault_ok(f, GPA, KL_ACC_READ);
+	assert_int_equal(pages(f, 2), 1);
+	fault_ok(f, GPA, KL_ACC_WRITE);
+	kl_vcpu_enter_guest(&f->vcpu);
+	*lookup(f, GPA + 9 * PG, KL_ACC_WRITE) = 'y';
+	kl_vcpu_leave_guest(&f->vcpu);
+	assert_int_equal(pread(fd, &byte, 1, 9 * PG), 1);
+	assert_int_equal(byte, 'x');
+	assert_int_equal(p[9 * PG], 'y');
+	close(fd);
+	munmap(a, 2 * MB);
+}
+
+/* N7: a page of a large leaf that went unseen: EFAULT, and the leaf goes with it. */
+static void vanished_page(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(2 * MB);
+
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);
+	fault_ok(f, GPA, KL_ACC_WRITE);
+	assert_int_equal(pages(f, 2), 1);
+	munmap(p + 6 * PG, PG); /* no bracket */
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + 6 * PG, KL_ACC_READ), -EFAULT);
+	assert_int_equal(pages(f, 2), 0);
+	assert_false(mapped(f, GPA + 6 * PG, KL_ACC_READ));
+	fault_ok(f, GPA + 7 * PG, KL_ACC_WRITE);
+	assert_int_equal(pages(f, 1), 1);
+	/* Read-only, unseen: a write is refused and takes the leaf along, a read is not. */
+	mprotect(p + 7 * PG, PG, PROT_READ);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + 7 * PG, KL_ACC_WRITE), -EFAULT);
+	assert_int_equal(pages(f, 1), 0);
+	fault_ok(f, GPA + 7 * PG, KL_ACC_READ);
+	munmap(p, 2 * MB);
+}
+
+/* M2, M1: no large leaf over a page whose invalidation is in progress. */
+static void fault_beside_bracket(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(2 * MB);
+	struct kl_notifier_range r = range_of(p + 20 * PG, PG);
+
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	fault_ok(f, GPA, KL_ACC_READ);
+	assert_int_equal(pages(f, 1), 1);
+	assert_false(mapped(f, GPA + 20 * PG, KL_ACC_READ));
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + 20 * PG, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_false(mapped(f, GPA + 20 * PG, KL_ACC_READ));
+	kl_notifier_end(&r);
+	fault_ok(f, GPA + 20 * PG, KL_ACC_READ);
+	munmap(p, 2 * MB);
+}
+
+/* M1, M2: a large and a small leaf of two faults in the same range; either way one is right. */
+static void two_faults_in_one_range(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, GPA, KL_ACC_READ, -1};
+	uint8_t *p = resident(2 * MB);
+	pthread_t thread;
+
+	NEED_RACEPOINTS;
+	for (unsigned way = 0; way < 3; way++) {
+		assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);
+		kl_racepoint_arm("fault-huge", 1);
+		pthread_create(&thread, NULL, fault_thread, &t);
+		assert_true(kl_racepoint_wait("fault-huge", TIMEOUT));
+		if (way == 0) { /* the other one is large, too, and may write */
+			fault_ok(f, GPA + PG, KL_ACC_WRITE);
+			assert_int_equal(pages(f, 2), 1);
+		} else if (way == 1) { /* the other one is small: a page is missing */
+			madvise(p + 99 * PG, PG, MADV_DONTNEED);
+			fault_ok(f, GPA + PG, KL_ACC_WRITE);
+			assert_int_equal(pages(f, 1), 1);
+		} else { /* a page of the range is invalidated meanwhile */
+			struct kl_notifier_range r = range_of(p + 50 * PG, PG);
+
+			assert_int_equal(kl_notifier_begin(&r), 0);
+			kl_notifier_end(&r);
+		}
+		kl_racepoint_release("fault-huge");
+		pthread_join(thread, NULL);
+		assert_int_equal(t.r, KL_FAULT_MAPPED);
+		assert_int_equal(mapped(f, GPA, KL_ACC_READ), way != 2);
+		assert_int_equal(pages(f, 2), way == 0);
+		assert_int_equal(pages(f, 1), way == 1 ? 2 : 0);
+		if (way == 0)
+			assert_true(mapped(f, GPA, KL_ACC_WRITE)); /* and was not taken back */
+		assert_int_equal(set(&f->vm, 1, 0, GPA, 0, NULL), 0);
+		madvise(p, 2 * MB, MADV_POPULATE_READ);
+	}
+	munmap(p, 2 * MB);
+}
+
+/* S1, M1: each address space has its own table, and its own count of leaves. */
+static void address_spaces(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_vcpu_core smm = {0};
+	uint8_t *p = resident(2 * MB);
+	bool writable, mmio;
+
+	assert_int_equal(kl_vcpu_core_add(&f->vm, &smm, 1), 0);
+	smm.as_id = 1;
+	assert_int_equal(set(&f->vm, 1 << 16 | 1, 0, GPA, 2 * MB, p), 0);
+	assert_int_equal(kl_mmu_fault(&smm, GPA, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA, KL_ACC_READ), KL_FAULT_MMIO);
+	fault_ok(f, 0, KL_ACC_WRITE);
+	assert_int_equal(pages(f, 2), 1);
+	assert_int_equal(pages(f, 1), 1);
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(pages(f, 1), 0);
+	assert_int_equal(pages(f, 2), 1);
+	kl_vcpu_enter_guest(&smm);
+	assert_ptr_equal(kl_mmu_lookup(&smm, GPA, KL_ACC_READ, &writable, &mmio), p);
+	kl_vcpu_leave_guest(&smm);
+	assert_int_equal(set(&f->vm, 1 << 16 | 1, 0, GPA, 0, NULL), 0);
+	assert_int_equal(pages(f, 2), 0);
+	kl_vcpu_core_remove(&smm);
+	munmap(p, 2 * MB);
+}
+
+/* ---- zaps --------------------------------------------------------------------------- */
+
+static void fault_range(struct fixture *f, uint64_t gpa, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++)
+		assert_int_equal(kl_mmu_fault(&f->vcpu, gpa + i * PG, KL_ACC_READ),
+				 KL_FAULT_MAPPED);
+}
+
+/* S4, M5: with the quirk all goes, else just the slot; what exists is counted either way. */
+static void zap_slot_or_all(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(2 * MB);
+
+	for (unsigned quirk = 0; quirk < 2; quirk++) {
+		atomic_store(&f->vm.slot_zap_all_quirk, quirk);
+		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 2 * MB, p), 0);
+		fault_range(f, GPA + PG, 512);
+		fault_ok(f, 0, KL_ACC_WRITE);
+		assert_int_equal(pages(f, 1), 513);
+		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 0, NULL), 0);
+		assert_int_equal(pages(f, 1), !quirk);
+		assert_int_equal(mapped(f, 0, KL_ACC_READ), !quirk);
+		assert_false(mapped(f, GPA + PG, KL_ACC_READ));
+	}
+	munmap(p, 2 * MB);
+}
+
+/* S6: MMIO entries are void after zap-all as after any change, and can be made again. */
+static void mmio_after_zap_all(void **state)
+{
+	struct fixture *f = *state;
+
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA, KL_ACC_READ), KL_FAULT_MMIO);
+	assert_true(mmio_cached(f, GPA));
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	assert_false(mmio_cached(f, GPA));
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA, KL_ACC_READ), KL_FAULT_MMIO);
+	assert_true(mmio_cached(f, GPA));
+}
+
+static void *delete_slot_1(void *arg)
+{
+	struct slot_change *c = arg;
+
+	c->r = set(&c->f->vm, 1, 0, c->gpa, 0, NULL);
+	return NULL;
+}
+
+/* M5, S4: between the batches of a zap others fault, and nothing comes back behind it. */
+static void zap_in_batches(void **state)
+{
+	struct fixture *f = *state;
+	struct slot_change c = {f, GPA + PG, 0, -1};
+	uint64_t n = 3 * KL_SWEEP_BATCH;
+	uint8_t *p = resident(64 * MB);
+	pthread_t thread;
+
+	NEED_RACEPOINTS;
+	atomic_store(&f->vm.slot_zap_all_quirk, false);
+	assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 64 * MB, p), 0);
+	fault_range(f, GPA + PG, n);
+	kl_racepoint_arm("mmu-batch", 1);
+	pthread_create(&thread, NULL, delete_slot_1, &c);
+	assert_true(kl_racepoint_wait("mmu-batch", TIMEOUT));
+	assert_true(pages(f, 1) < n && pages(f, 1) >= n - KL_SWEEP_BATCH);
+	fault_ok(f, 0, KL_ACC_WRITE);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + PG, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_false(mapped(f, GPA + PG, KL_ACC_READ));
+	kl_racepoint_release("mmu-batch");
+	pthread_join(thread, NULL);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(pages(f, 1), 1);
+	munmap(p, 64 * MB);
+}
+
+static void *bracket_1(void *arg)
+{
+	struct kl_notifier_range *r = arg;
+
+	assert_int_equal(kl_notifier_begin(r), 0);
+	kl_notifier_end(r);
+	return NULL;
+}
+
+/* N2, M5: the same for an event: what is in progress is blocked from the first batch on. */
+static void event_in_batches(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t n = 2 * KL_SWEEP_BATCH;
+	uint8_t *p = resident(64 * MB);
+	struct kl_notifier_range r = range_of(p, n * PG);
+	pthread_t thread;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 64 * MB, p), 0);
+	fault_range(f, GPA + PG, n + 1);
+	kl_racepoint_arm("mmu-batch", 1);
+	pthread_create(&thread, NULL, bracket_1, &r);
+	assert_true(kl_racepoint_wait("mmu-batch", TIMEOUT));
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + PG, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_false(mapped(f, GPA + PG, KL_ACC_READ));
+	fault_ok(f, GPA + 40 * MB, KL_ACC_READ); /* not in the range */
+	kl_racepoint_release("mmu-batch");
+	pthread_join(thread, NULL);
+	assert_int_equal(pages(f, 1), 2);
+	fault_ok(f, GPA + PG, KL_ACC_READ);
+	munmap(p, 64 * MB);
+}
+
+/* M5: a large tree is not freed in one go, nor kept: new tables take its place. */
+static void large_tree(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(256 * MB);
+	uint64_t before = kl_pages_in_use(), full, after;
+
+	for (unsigned round = 0; round < 4; round++) {
+		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 256 * MB, p), 0);
+		for (uint64_t gpa = GPA + PG; gpa < GPA + 256 * MB; gpa += 2 * MB)
+			assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MAPPED);
+		full = kl_pages_in_use();
+		assert_true(full >= before + 128 && full < before + 128 + 8);
+		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 0, NULL), 0);
+		assert_int_equal(pages(f, 1), 0);
+	}
+	after = kl_pages_in_use();
+	assert_true(after > before && after < full);
+	for (unsigned i = 0; i < 10; i++) {
+		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 256 * MB, p), 0);
+		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 0, NULL), 0);
+	}
+	assert_true(kl_pages_in_use() <= before);
+	munmap(p, 256 * MB);
+}
+
+/* M5: tables cost what is touched: a page here and there in a terabyte; events free them. */
+static void sparse(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = mmap(NULL, 1024 * GB, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint64_t before = kl_pages_in_use();
+
+	if (p == MAP_FAILED)
+		skip();
+	madvise(p, 1024 * GB, MADV_NOHUGEPAGE);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 1024 * GB, p), 0);
+	for (uint64_t off = 0; off < 1024 * GB; off += 16 * GB)
+		fault_ok(f, GPA + off, KL_ACC_READ);
+	assert_int_equal(pages(f, 1), 64);
+	assert_true(kl_pages_in_use() <= before + 3 * 64);
+	for (uint64_t off = 0; off < 1024 * GB; off += 16 * GB) {
+		struct kl_notifier_range r = range_of(p + off, 2 * PG);
+
+		assert_int_equal(kl_notifier_begin(&r), 0);
+		kl_notifier_end(&r);
+	}
+	assert_int_equal(pages(f, 1), 0);
+	assert_true(kl_pages_in_use() <= before);
+	munmap(p, 1024 * GB);
+}
+
+static uint64_t flushes(struct fixture *f)
+{
+	return kl_stat_get(&f->vm.stats.remote_tlb_flush_requests);
+}
+
+/* M5, M6: what no vCPU can hold needs no flush. */
+static void no_needless_flush(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, NPAGES * PG);
+	uint64_t n = flushes(f);
+
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_notifier_end(&r);
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(flushes(f), n);
+	assert_int_equal(set(&f->vm, 0, 0, 0, NPAGES * PG, f->ram), 0);
+	fault_ok(f, 0, KL_ACC_READ);
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_notifier_end(&r);
+	assert_int_equal(flushes(f), n + 1);
+}
+
+/* ---- accessed bits (M7, N6) --------------------------------------------------------- */
+
+/* N6: young exactly if accessed since the last clear; nothing is zapped. */
+static void ageing(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, 2 * PG),
+				 other = range_of(f->ram + 8 * PG, PG);
+
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 0);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, PG, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 0); /* mapped, not yet used */
+	assert_true(mapped(f, PG, KL_ACC_READ));
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
+	assert_int_equal(kl_mmu_age(&f->vm, &other, true), 0);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 1);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 0);
+	assert_int_equal(pages(f, 1), 1);
+	assert_true(mapped(f, PG, KL_ACC_READ));
+	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 1);
+}
+
+/* N6: a vCPU that holds the translation looks it up again after a clear. */
+static void ageing_flushes(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+	uint64_t n;
+
+	fault_ok(f, 0, KL_ACC_WRITE);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	n = flushes(f);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
+	assert_int_equal(flushes(f), n);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 1);
+	assert_true(kl_vcpu_requests(&f->vcpu) & KL_REQ_TLB_FLUSH);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 0);
+	assert_int_equal(flushes(f), n + 1); /* nothing was cleared the second time */
+}
+
+static void *lookup_thread(void *arg)
+{
+	struct faulter *t = arg;
+
+	kl_vcpu_enter_guest(&t->f->vcpu);
+	t->r = lookup(t->f, t->gpa, t->access) != NULL;
+	kl_vcpu_leave_guest(&t->f->vcpu);
+	return NULL;
+}
+
+struct event {
+	struct kl_notifier_range r;
+	_Atomic bool begun;
+};
+
+static void *begin_thread(void *arg)
+{
+	struct event *e = arg;
+
+	assert_int_equal(kl_notifier_begin(&e->r), 0);
+	atomic_store(&e->begun, true);
+	kl_notifier_end(&e->r);
+	return NULL;
+}
+
+/*
+ * M7, N2: a vCPU has read the SPTE, and sets its accessed bit when the SPTE is gone: it does not
+ * bring it back, and the event waits for the vCPU, which has a pointer.
+ */
+static void accessed_against_zap(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, 0, KL_ACC_READ, -1};
+	struct event e = {.r = range_of(f->ram, PG)};
+	pthread_t vcpu, event;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
+	kl_racepoint_arm("lookup-spte", 1);
+	pthread_create(&vcpu, NULL, lookup_thread, &t);
+	assert_true(kl_racepoint_wait("lookup-spte", TIMEOUT));
+	pthread_create(&event, NULL, begin_thread, &e);
+	while (pages(f, 1))
+		sched_yield();
+	for (int i = 0; i < 1000; i++) {
+		assert_false(atomic_load(&e.begun));
+		sched_yield();
+	}
+	kl_racepoint_release("lookup-spte");
+	pthread_join(vcpu, NULL);
+	pthread_join(event, NULL);
+	assert_int_equal(t.r, 1);
+	assert_false(mapped(f, 0, KL_ACC_READ));
+	assert_int_equal(pages(f, 1), 0);
+}
+
+/* M7: write-protection and an upgrade keep the accessed bit; a racing one is not lost. */
+static void accessed_is_kept(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+	struct faulter t = {f, 0, KL_ACC_READ, -1};
+	pthread_t vcpu;
+
+	fault_ok(f, 0, KL_ACC_READ);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
+	assert_int_equal(set(&f->vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES * PG, f->ram), 0);
+	assert_false(mapped(f, 0, KL_ACC_WRITE));
+	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 1);
+	NEED_RACEPOINTS;
+	kl_racepoint_arm("lookup-spte", 1);
+	pthread_create(&vcpu, NULL, lookup_thread, &t);
+	assert_true(kl_racepoint_wait("lookup-spte", TIMEOUT));
+	/* Upgraded between the vCPU's look and its update. */
+	assert_int_equal(kl_mmu_fault(&(struct kl_vcpu_core){.vm = &f->vm}, 0, KL_ACC_WRITE),
+			 KL_FAULT_MAPPED);
+	kl_racepoint_release("lookup-spte");
+	pthread_join(vcpu, NULL);
+	assert_true(mapped(f, 0, KL_ACC_WRITE));
+	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
+}
+
+/* ---- the event log ------------------------------------------------------------------ */
+
+static char *slurp(const char *path)
+{
+	static char buf[65536];
+	FILE *file = fopen(path, "r");
+	size_t n;
+
+	assert_non_null(file);
+	n = fread(buf, 1, sizeof(buf) - 1, file);
+	buf[n] = 0;
+	fclose(file);
+	return buf;
+}
+
+/* The trace says what an event took, how long it was open, which fault it held up and caused. */
+static void trace(void **state)
+{
+	char path[] = "/tmp/kvmlet-trace-XXXXXX", *log;
+	struct fixture *f = *state, g = {0};
+	struct kl_notifier_range r = range_of(f->ram, 2 * PG);
+	int fd = mkstemp(path);
+
+	assert_true(fd >= 0);
+	kl_config.trace_path = path;
+	kl_log_init();
+	assert_int_equal(kl_vm_init(&g.vm), 0);
+	assert_int_equal(kl_vcpu_core_add(&g.vm, &g.vcpu, 3), 0);
+	assert_int_equal(set(&g.vm, 0, 0, 0, NPAGES * PG, f->ram), 0);
+	fault_ok(&g, 0, KL_ACC_WRITE);
+	r.cause = "munmap";
+	r.event = KL_EVENT_UNMAP;
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	assert_int_equal(kl_mmu_fault(&g.vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
+	kl_notifier_end(&r);
+	fault_ok(&g, 0, KL_ACC_READ);
+	kl_vm_destroy(&g.vm);
+	kl_trace_on = false;
+	kl_config.trace_path = NULL;
+	log = slurp(path);
+	assert_non_null(strstr(log, "vcpu3 fault gpa=0 -w- -> 4K"));
+	assert_non_null(strstr(log, "invalidate #1 munmap unmap hva="));
+	assert_non_null(strstr(log, "gfn=0-0x2: 1 leaves"));
+	assert_non_null(strstr(log, "invalidate #1 over, open for"));
+	assert_non_null(strstr(log, "after #1, retries: 1 range of #1 in progress"));
+	close(fd);
+	unlink(path);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+		T(leaf_2m),
+		T(leaf_1g),
+		T(small_where_not_allowed),
+		T(end_of_file),
+		T(private_file),
+		T(vanished_page),
+		T(fault_beside_bracket),
+		T(two_faults_in_one_range),
+		T(address_spaces),
+		T(zap_slot_or_all),
+		T(mmio_after_zap_all),
+		T(zap_in_batches),
+		T(event_in_batches),
+		T(large_tree),
+		T(sparse),
+		T(no_needless_flush),
+		T(ageing),
+		T(ageing_flushes),
+		T(accessed_against_zap),
+		T(accessed_is_kept),
+		T(trace),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
