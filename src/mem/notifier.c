@@ -314,6 +314,8 @@ static int begin_all(const struct kl_notifier_range *r)
 
 		if (vm_overlaps(vm, r->start, r->end)) {
 			ret = kl_mmu_invalidate_begin(vm, r);
+			if (!ret)
+				kl_stat_add(&vm->stats.mmu_invalidations, 1);
 			n++;
 		}
 		kl_srcu_read_unlock(&vm->srcu, token);
