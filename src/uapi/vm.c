@@ -11,6 +11,7 @@
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/notifier_gate.h"
+#include "mmu/dirty.h"
 #include "uapi/object.h"
 
 /* ---- life -------------------------------------------------------------------------- */
@@ -137,17 +138,24 @@ static long set_memory_region(struct kl_uvm *vm, unsigned long arg, bool v2)
 	return kl_set_memory_region(&vm->kvm.mem, &r);
 }
 
-/* No slot has a log yet: KVM_MEM_LOG_DIRTY_PAGES is refused. */
-static long dirty_log(unsigned long arg, bool clear)
+static long get_dirty_log(struct kl_uvm *vm, unsigned long arg)
 {
-	struct kvm_clear_dirty_log log = {0};
-	size_t size = clear ? sizeof(log) : sizeof(struct kvm_dirty_log);
+	struct kvm_dirty_log log;
 
-	if (kl_copy_from_user(&log, (void *)arg, size))
+	if (kl_copy_from_user(&log, (void *)arg, sizeof(log)))
 		return -EFAULT;
-	if (log.slot >> 16 || (log.slot & 0xffff) >= KL_USER_MEM_SLOTS)
-		return -EINVAL;
-	if (clear && (log.first_page & 63))
+	return kl_dirty_log_get(&vm->kvm.mem, log.slot >> 16, log.slot & 0xffff, log.dirty_bitmap);
+}
+
+/* No log can be cleared in part yet: the checks that come before. */
+static long clear_dirty_log(struct kl_uvm *vm, unsigned long arg)
+{
+	struct kvm_clear_dirty_log log;
+
+	if (kl_copy_from_user(&log, (void *)arg, sizeof(log)))
+		return -EFAULT;
+	if (log.slot >> 16 >= KL_NR_AS || (log.slot & 0xffff) >= KL_USER_MEM_SLOTS ||
+	    (log.first_page & 63))
 		return -EINVAL;
 	return -ENOENT;
 }
@@ -315,9 +323,9 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 	case KVM_SET_USER_MEMORY_REGION2:
 		return set_memory_region(vm, arg, true);
 	case KVM_GET_DIRTY_LOG:
-		return dirty_log(arg, false);
+		return get_dirty_log(vm, arg);
 	case KVM_CLEAR_DIRTY_LOG:
-		return dirty_log(arg, true);
+		return clear_dirty_log(vm, arg);
 	case KVM_ENABLE_CAP:
 		return enable_cap(vm, arg);
 	case KVM_CREATE_IRQCHIP:
