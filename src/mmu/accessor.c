@@ -123,10 +123,38 @@ void kl_accessor_leave(struct kl_vcpu_core *c)
 	kl_vcpu_leave_guest(c);
 }
 
+/*
+ * Inside a bracket the memory may be in any state: a failure of then says nothing (several host
+ * calls may be needed to replace a mapping). What is true is seen after its end.
+ */
+static bool changed_meanwhile(struct kl_vm *vm, kl_gfn_t gfn, uint64_t seq)
+{
+	bool now, since;
+
+	kl_read_lock(&vm->mmu->lock);
+	now = vm->mmu_invalidate_in_progress && gfn >= vm->mmu_invalidate_start &&
+	      gfn < vm->mmu_invalidate_end;
+	since = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_relaxed) != seq;
+	kl_read_unlock(&vm->mmu->lock);
+	if (now)
+		sched_yield();
+	return now || since;
+}
+
 int kl_accessor_fault(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned access)
 {
+	uint64_t seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
 	struct kl_vcpu_core c = {.vm = vm, .as_id = as, .id = UINT32_MAX};
 	int r = kl_mmu_fault(&c, gpa, access);
 
-	return r == KL_FAULT_MMIO ? -EFAULT : r == -EINTR ? 0 : r;
+	switch (r) {
+	case KL_FAULT_MMIO:
+		return -EFAULT;
+	case -EFAULT:
+		return changed_meanwhile(vm, gpa >> KL_PAGE_SHIFT, seq) ? 0 : r;
+	case -EINTR:
+		return 0;
+	default:
+		return r;
+	}
 }
