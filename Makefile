@@ -46,7 +46,7 @@ test-all: test test-asan test-tsan
 
 # The tests must notice each of these bugs
 mutants:
-	@tools/install-deps build
+	@tools/install-deps build mutants
 	@tests/mutants/run $(MUTANTS)
 
 # SPIN models of the protocols, and of the bugs that they exclude
