@@ -123,7 +123,8 @@ void kl_uffd_source_vm_gone(struct kl_vm *vm)
  * Never behind an update in the queue: it may be waiting for the bracket of a thread that sleeps
  * until the next event has been read here.
  */
-static void bracket(uint64_t start, uint64_t len, enum kl_notifier_event event, const char *cause)
+static void bracket(uint64_t start, uint64_t len, enum kl_notifier_event event, const char *cause,
+		    void (*inside)(uint64_t start, uint64_t end))
 {
 	struct kl_notifier_range r = {.start = start,
 				      .end = start + len,
@@ -132,8 +133,12 @@ static void bracket(uint64_t start, uint64_t len, enum kl_notifier_event event, 
 				      .no_queue = true,
 				      .cause = cause};
 
-	if (!kl_notifier_begin(&r))
-		kl_notifier_end(&r);
+	if (kl_notifier_begin(&r))
+		return;
+	/* Before anybody can fault in what is there now. */
+	if (inside)
+		inside(start, start + len);
+	kl_notifier_end(&r);
 }
 
 static void handle(const struct uffd_msg *m)
@@ -142,19 +147,20 @@ static void handle(const struct uffd_msg *m)
 
 	switch (m->event) {
 	case UFFD_EVENT_UNMAP:
-		bracket(start, len, KL_EVENT_UNMAP, "userfaultfd event UNMAP");
-		kl_uffd_source_rewatch(start, start + len);
+		bracket(start, len, KL_EVENT_UNMAP, "userfaultfd event UNMAP",
+			kl_uffd_source_rewatch);
 		break;
 	case UFFD_EVENT_REMOVE:
-		bracket(start, len, KL_EVENT_DISCARD, "userfaultfd event REMOVE");
+		bracket(start, len, KL_EVENT_DISCARD, "userfaultfd event REMOVE", NULL);
 		break;
 	case UFFD_EVENT_REMAP:
 		start = m->arg.remap.to;
 		len = m->arg.remap.len;
-		bracket(m->arg.remap.from, len, KL_EVENT_REMAP, "userfaultfd event REMAP");
-		bracket(start, len, KL_EVENT_REPLACE, "userfaultfd event REMAP");
+		bracket(m->arg.remap.from, len, KL_EVENT_REMAP, "userfaultfd event REMAP",
+			kl_uffd_source_rewatch);
 		/* The registration has moved along, maybe to where no slot is. */
-		kl_uffd_source_unwatch(start, start + len);
+		bracket(start, len, KL_EVENT_REPLACE, "userfaultfd event REMAP",
+			kl_uffd_source_unwatch);
 		break;
 	case UFFD_EVENT_FORK:
 		/* Copy-on-write does not show through an address, and the child has no VM. */
