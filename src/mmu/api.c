@@ -169,7 +169,9 @@ KL_INLINE int translate(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, kl_hva_
 {
 	const struct found *f = &last_found;
 
-	if (KL_LIKELY(as < KL_NR_AS && f->generation == kl_generation(&vm->vm, as) &&
+	if (KL_LIKELY(as < KL_NR_AS &&
+		      f->generation ==
+			      atomic_load_explicit(&vm->vm.generation[as], memory_order_acquire) &&
 		      f->serial == vm->vm.serial && gpa - f->gpa < f->size)) {
 		hva->addr = f->hva + (gpa - f->gpa);
 		if (len)
