@@ -85,13 +85,14 @@ static bool take_bits(kl_spte_t *p, uint64_t spte, uint64_t bits)
 	return (spte & bits) && (atomic_fetch_and(p, ~bits) & bits);
 }
 
-static bool zap_entry(struct kl_sweep *s, kl_spte_t *p)
+/* A vCPU that is about to set ACCESSED fails to: its compare-and-swap finds something else. */
+static bool zap_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte)
 {
-	/* A vCPU may be setting ACCESSED: what is taken is what was there last. */
-	uint64_t old = atomic_exchange(p, 0);
-
-	count_change(s->vm, s->as, old, 0);
-	return kl_spte_is_leaf(old);
+	atomic_store_explicit(p, 0, memory_order_release);
+	if (!kl_spte_is_leaf(spte))
+		return false;
+	s->zapped[kl_spte_level(spte)]++;
+	return true;
 }
 
 /* True if the entry counts as a hit. */
@@ -99,10 +100,10 @@ static bool sweep_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte, unsigne
 {
 	switch (s->what) {
 	case KL_SWEEP_ZAP:
-		return zap_entry(s, p);
+		return zap_entry(s, p, spte);
 	case KL_SWEEP_WRPROT:
 		if (level > 1)
-			return zap_entry(s, p);
+			return zap_entry(s, p, spte);
 		return kl_spte_is_leaf(spte) && take_bits(p, spte, KL_SPTE_WRITABLE);
 	case KL_SWEEP_AGE:
 		return kl_spte_is_leaf(spte) && take_bits(p, spte, KL_SPTE_ACCESSED);
@@ -166,6 +167,11 @@ bool kl_stage2_sweep(struct kl_sweep *s, unsigned budget)
 	kl_assert_held(&mmu->lock);
 	s->budget = budget;
 	sweep_table(s, mmu->root[s->as], KL_PT_LEVELS, 0);
+	for (unsigned level = 1; level <= KL_PT_LEAF_LEVEL; level++) {
+		if (s->zapped[level])
+			count_leaf(s->vm, s->as, level, -s->zapped[level]);
+		s->zapped[level] = 0;
+	}
 	return s->next < s->last;
 }
 

@@ -90,7 +90,8 @@ struct kl_sweep {
 	enum kl_sweep_what what;
 	bool keep_tables; /* who may not wait for vCPUs cannot free tables */
 	bool hit;
-	unsigned budget; /* entries that may still be looked at */
+	unsigned budget;                       /* entries that may still be looked at */
+	uint64_t zapped[KL_PT_LEAF_LEVEL + 1]; /* by level, not yet counted */
 	uint64_t leaves; /* changed or found, of any level, over all batches */
 	struct kl_pt_garbage garbage;
 };
