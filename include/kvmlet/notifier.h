@@ -58,6 +58,22 @@ int kvmlet_notifier_begin(struct kvmlet_notifier_range *range);
 void kvmlet_notifier_end(struct kvmlet_notifier_range *range);
 
 /**
+ * Has some page of host memory [start, end) been accessed through a slot since it was last
+ * cleared (or since it was faulted in)? By a vCPU or by a call of this library, of any VM.
+ *
+ * Nothing is taken away and no access is delayed for long; what the program does through its own
+ * pointers is not seen.
+ *
+ * @param start, end  host virtual addresses in bytes; rounded outwards to pages
+ * @param young       out: 1 or 0
+ * Context: any thread, no allocation; does not sleep. clear waits for holders of windows.
+ * Returns: 0; -EINVAL an empty range; clear: -EDEADLK the calling thread holds a window.
+ */
+int kvmlet_notifier_test_young(uint64_t start, uint64_t end, int *young);
+/** The same, and from here on they count as not accessed. @young may be NULL. */
+int kvmlet_notifier_clear_young(uint64_t start, uint64_t end, int *young);
+
+/**
  * Learn of changes of the memory behind slots from userfaultfd events, too: unmapping, remapping
  * and discarding by whoever does it without a bracket. The memory is registered with a
  * userfaultfd of the library's, whose events a helper thread turns into brackets. They come after

@@ -155,8 +155,9 @@ int kvmlet_vm_fetch_and(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigne
  *   - is brief, does not sleep, and takes no lock that is ever held around a notifier bracket
  *     or a slot change (allocators unmap memory: under `kvmlet run` that includes theirs);
  *   - does not change memory mappings;
- *   - holds no second window, and makes no other call of this library but kvmlet_vm_translate,
- *     kvmlet_memslot_find and kvmlet_memslot_generation: all others are -EDEADLK;
+ *   - holds no second window, and calls nothing of this library but kvmlet_vm_translate,
+ *     kvmlet_memslot_find, kvmlet_memslot_generation and kvmlet_notifier_test_young; what could
+ *     wait for the holder is -EDEADLK;
  *   - does not end its thread or leave by longjmp.
  * Memory that vanishes without a bracket while a window is held is the holder's SIGSEGV or
  * SIGBUS; when it had vanished before, lock fails. If the memory is registered with

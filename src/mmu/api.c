@@ -230,3 +230,29 @@ KL_EXPORT void kvmlet_notifier_end(struct kvmlet_notifier_range *range)
 	kl_notifier_end(&r);
 	kl_engine_leave();
 }
+
+KL_EXPORT int kvmlet_notifier_test_young(uint64_t start, uint64_t end, int *young)
+{
+	if (start >= end)
+		return -EINVAL;
+	kl_engine_enter();
+	*young = kl_notifier_test_young(start, end);
+	kl_engine_leave();
+	return 0;
+}
+
+KL_EXPORT int kvmlet_notifier_clear_young(uint64_t start, uint64_t end, int *young)
+{
+	int was;
+
+	if (start >= end)
+		return -EINVAL;
+	if (kl_api_window)
+		return -EDEADLK;
+	kl_engine_enter();
+	was = kl_notifier_clear_young(start, end);
+	kl_engine_leave();
+	if (young)
+		*young = was;
+	return 0;
+}

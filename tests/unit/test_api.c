@@ -367,6 +367,59 @@ static void brackets(void **state)
 	assert_int_equal(in_thread(try_bracket, &r), 0);
 }
 
+static int young(void *p, size_t len)
+{
+	int y = -1;
+
+	assert_int_equal(kvmlet_notifier_test_young(kl_hva(p).addr, kl_hva(p).addr + len, &y), 0);
+	return y;
+}
+
+static int clear_young(void *p, size_t len)
+{
+	int y = -1;
+
+	assert_int_equal(kvmlet_notifier_clear_young(kl_hva(p).addr, kl_hva(p).addr + len, &y), 0);
+	return y;
+}
+
+/* N6: young is what a call of the library has accessed since it was cleared, and no more. */
+static void ageing(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t start = kl_hva(f->ram).addr, v;
+	struct iovec iov[2];
+	unsigned n;
+	int y = 7;
+
+	assert_int_equal(young(f->ram, NPAGES * PG), 0);
+	assert_int_equal(kvmlet_vm_store(f->vm, 0, PG, 8, 1), 0);
+	assert_int_equal(young(f->ram, NPAGES * PG), 1);
+	assert_int_equal(young(f->ram + PG + 100, 1), 1);
+	assert_int_equal(young(f->ram, PG), 0);
+	assert_int_equal(young(f->ram + 2 * PG, PG), 0);
+	assert_int_equal(clear_young(f->ram, NPAGES * PG), 1);
+	assert_int_equal(young(f->ram, NPAGES * PG), 0);
+	assert_int_equal(clear_young(f->ram, NPAGES * PG), 0);
+	/* Translating is no access. */
+	assert_int_equal(kvmlet_vm_translate(f->vm, 0, PG, &(kl_hva_t){0}, NULL), 0);
+	assert_int_equal(young(f->ram, NPAGES * PG), 0);
+	assert_int_equal(kvmlet_vm_load(f->vm, 0, PG, 8, &v), 0);
+	assert_int_equal(clear_young(f->ram + PG, PG), 1);
+	assert_int_equal(kvmlet_vm_read(f->vm, 0, PG, &v, 8, NULL), 0);
+	assert_int_equal(clear_young(f->ram + PG, PG), 1);
+
+	assert_int_equal(kvmlet_window_lock(f->vm, 0, PG, 8, KVMLET_READ, iov, 2, &n), 0);
+	assert_int_equal(young(f->ram + PG, PG), 1);
+	assert_int_equal(kvmlet_notifier_clear_young(start, start + PG, &y), -EDEADLK);
+	kvmlet_window_unlock(f->vm);
+	assert_int_equal(kvmlet_notifier_clear_young(start, start + NPAGES * PG, NULL), 0);
+	assert_int_equal(young(f->ram, NPAGES * PG), 0);
+	assert_int_equal(kvmlet_notifier_test_young(start, start, &y), -EINVAL);
+	assert_int_equal(kvmlet_notifier_clear_young(start + 1, start, &y), -EINVAL);
+	assert_int_equal(y, 7);
+}
+
 /* Every way to reach the page at @gpa, of which there is nothing left. */
 static void assert_all_efault(struct fixture *f, uint64_t gpa)
 {
@@ -474,9 +527,10 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
-		T(translate),       T(read_write),      T(read_only),      T(atomics),
-		T(atomics_refused), T(window_merges),   T(window_refused), T(own_window_or_bracket),
-		T(brackets),        T(vanished_memory), T(forked_child),   T(dead_vm),
+		T(translate),       T(read_write),    T(read_only),       T(atomics),
+		T(atomics_refused), T(window_merges), T(window_refused),  T(own_window_or_bracket),
+		T(brackets),        T(ageing),        T(vanished_memory), T(forked_child),
+		T(dead_vm),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
