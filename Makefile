@@ -81,10 +81,12 @@ tidy: build
 	@tools/install-deps tidy
 	@clang-tidy -p $(BUILD) --quiet $(filter src/%.c,$(SOURCES))
 
-# Licence lines, layering, barrier pairs, links, the generated lock table, manual pages
+# Licence lines, layering, barrier pairs, links, requirements and exhibits, the generated lock table,
+# manual pages
 check-docs:
 	@tools/install-deps docs
 	@tools/check-source
+	@tools/check-requirements
 	@tools/gen-locking --check
 	@mandoc -Tlint -Wwarning man/*.[0-9]
 

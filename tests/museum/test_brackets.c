@@ -3,6 +3,9 @@
  * Exhibits B19, B28 and B32 (the half of slots): brackets against updates, against vCPUs that would
  * have to be waited for, and against the end of the VM (N3, N4, N5, S7).
  */
+#include <stdio.h>
+
+#include "mem/subscribers.h"
 #include "unit/mmu_env.h"
 
 /* A bracket over page 0 of the RAM, on a thread of its own. */
@@ -179,6 +182,29 @@ static void destroy_during_bracket(void **state)
 	free(d.vm);
 }
 
+/* B19, N3: a VM that dies with an invalidation in progress that nobody will end says so. */
+static void imbalance_is_reported(void **state)
+{
+	struct kl_vm *vm = malloc(sizeof(*vm));
+	struct fixture *f = *state;
+	struct kl_notifier_range r = range_of(f->ram, PG);
+	int saved = dup(STDERR_FILENO), log = memfd_create("log", MFD_CLOEXEC);
+	char text[512] = "";
+
+	assert_int_equal(kl_vm_init(vm), 0);
+	assert_int_equal(set(vm, 0, 0, 0, PG, f->ram), 0);
+	assert_int_equal(kl_mmu_invalidate_begin(vm, &r), 0); /* and no end */
+	fflush(stderr);
+	dup2(log, STDERR_FILENO);
+	kl_vm_destroy(vm);
+	dup2(saved, STDERR_FILENO);
+	assert_true(pread(log, text, sizeof(text) - 1, 0) > 0);
+	assert_non_null(strstr(text, "internal error"));
+	close(saved);
+	close(log);
+	free(vm);
+}
+
 /* B28, N5: not allowed to block, with a vCPU in guest mode and with none. */
 static void nonblocking(void **state)
 {
@@ -202,7 +228,7 @@ static void nonblocking(void **state)
 	kl_vcpu_leave_guest(&f->vcpu);
 }
 
-/* B28, S7: not allowed to block, and an update over the same memory is waiting. */
+/* B28, B32, S7: not allowed to block, and an update over the same memory is waiting. */
 static void nonblocking_behind_update(void **state)
 {
 	struct fixture *f = *state;
@@ -236,9 +262,11 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(slot_during_bracket), T(bracket_before_it_looks),   T(nested_during_wait),
-		T(unrelated_bracket),   T(destroy_inside_bracket),    T(destroy_during_bracket),
-		T(nonblocking),         T(nonblocking_behind_update),
+		T(slot_during_bracket),       T(bracket_before_it_looks),
+		T(nested_during_wait),        T(unrelated_bracket),
+		T(destroy_inside_bracket),    T(destroy_during_bracket),
+		T(imbalance_is_reported),     T(nonblocking),
+		T(nonblocking_behind_update),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
