@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <sched.h>
 
+#include "base/log.h"
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/vm.h"
@@ -44,12 +45,28 @@ static bool must_wait_for(struct kl_vcpu_core *c)
 	       (atomic_load(&c->requests) & KL_REQ_TLB_FLUSH);
 }
 
+KL_TLS struct kl_flush_wait kl_flush_wait;
+
+static void note_wait(struct kl_vcpu_core *c, uint64_t ns)
+{
+	kl_flush_wait.vcpus++;
+	if (ns < kl_flush_wait.slowest_ns)
+		return;
+	kl_flush_wait.slowest_id = c->id;
+	kl_flush_wait.slowest_ns = ns;
+}
+
 static void wait_for(struct kl_vcpu_core *c)
 {
+	uint64_t begun = KL_UNLIKELY(kl_trace_on) ? kl_now_ns() : 0;
+	bool waited = false;
 	unsigned next_kick = SPINS_BEFORE_YIELD + YIELDS_BEFORE_KICK;
 
 	kl_rank_wait(KL_RANK_VCPU_WAIT);
 	for (unsigned n = 0; must_wait_for(c); n++) {
+		if (!waited)
+			racepoint("vcpu-awaited");
+		waited = true;
 		if (n < SPINS_BEFORE_YIELD) {
 			kl_cpu_relax();
 			continue;
@@ -67,6 +84,8 @@ static void wait_for(struct kl_vcpu_core *c)
 		}
 		sched_yield();
 	}
+	if (KL_UNLIKELY(begun && waited))
+		note_wait(c, kl_now_ns() - begun);
 }
 
 static struct kl_vcpu_core *vcpu_at(struct kl_vm *vm, unsigned i)
@@ -115,6 +134,9 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 	}
 	for_each_accessor(a, accessors, used)
 		atomic_fetch_or(&a->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
+	racepoint("flush-requested");
+	if (KL_UNLIKELY(kl_trace_on))
+		kl_flush_wait = (struct kl_flush_wait){0};
 	for (unsigned i = 0; i < n && !r; i++) {
 		struct kl_vcpu_core *c = vcpu_at(vm, i);
 

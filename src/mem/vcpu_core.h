@@ -22,6 +22,7 @@
 #include <sys/types.h>
 
 #include "base/compiler.h"
+#include "base/racepoint.h"
 #include "base/stats.h"
 
 struct kl_vm;
@@ -58,6 +59,7 @@ struct kl_accessor {
 KL_INLINE void kl_vcpu_enter_guest(struct kl_vcpu_core *c)
 {
 	atomic_store_explicit(&c->mode, KL_IN_GUEST, memory_order_seq_cst); /* PAIR(vcpu-mode) */
+	racepoint("vcpu-entered");
 }
 
 KL_INLINE void kl_vcpu_leave_guest(struct kl_vcpu_core *c)
@@ -94,6 +96,14 @@ void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);
  * may wait must be made before anybody relies on it.
  */
 int kl_vcpus_flush(struct kl_vm *vm, bool may_wait);
+
+/* Whom this thread's last flush waited for. Only kept while tracing. */
+struct kl_flush_wait {
+	unsigned vcpus;      /* how many were in the way */
+	unsigned slowest_id; /* the one that took longest */
+	uint64_t slowest_ns;
+};
+extern KL_TLS struct kl_flush_wait kl_flush_wait;
 
 /* Is some vCPU or accessor in guest mode right now? */
 bool kl_vcpus_in_guest(struct kl_vm *vm);

@@ -124,14 +124,15 @@ void kl_mmu_trace_begin(struct kl_vm *vm, const struct kl_notifier_range *r, con
 			kl_gfn_t first, kl_gfn_t last, const struct kl_flush_report *f)
 {
 	uint64_t n = remember(vm->mmu->trace, r, first, last, f->begun_ns);
-	char host[80] = "", waited[80] = "";
+	char host[80] = "", waited[96] = "";
 
 	if (r)
 		snprintf(host, sizeof(host), " %s hva=%#llx-%#llx", event_names[r->event],
 			 ULL(r->start), ULL(r->end));
-	if (f->vcpus_waited)
-		snprintf(waited, sizeof(waited), ", waited for %u vCPUs, vcpu%u took %llu ns",
-			 f->vcpus_waited, f->slowest, ULL(f->slowest_ns));
+	if (f->waits)
+		snprintf(waited, sizeof(waited),
+			 ", waited %llu ns for %u vCPUs, longest vcpu%u %llu ns", ULL(f->flush_ns),
+			 f->waits, f->slowest_id, ULL(f->slowest_ns));
 	kl_trace_write("vm%llu invalidate #%llu %s%s gfn=%#llx-%#llx: %llu leaves, %llu ns%s",
 		       ULL(vm->serial), ULL(n), cause ? cause : "?", host, ULL(first), ULL(last),
 		       ULL(f->leaves), ULL(kl_now_ns() - f->begun_ns), waited);

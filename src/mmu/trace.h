@@ -26,12 +26,13 @@ struct kl_fault_report {
 	unsigned level; /* of the leaf */
 };
 
-/* One flush, or several in batches. */
+/* What a zap cost, over all its batches. */
 struct kl_flush_report {
-	uint64_t begun_ns, ns;
+	uint64_t begun_ns;
 	uint64_t leaves;
-	unsigned vcpus_waited; /* how many had to be waited for */
-	unsigned slowest;      /* id of the one that took longest */
+	uint64_t flush_ns;   /* in all flushes */
+	unsigned waits;      /* how often a vCPU was in the way */
+	unsigned slowest_id; /* of the vCPU that took longest */
 	uint64_t slowest_ns;
 };
 

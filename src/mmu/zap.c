@@ -82,8 +82,14 @@ int kl_mmu_flush(struct kl_vm *vm, bool needed, bool may_wait, struct kl_flush_r
 		begun = kl_now_ns();
 	r = kl_vcpus_flush(vm, may_wait);
 	mmu->flush_owed = r != 0;
-	if (KL_UNLIKELY(mmu->trace))
-		f->ns += kl_now_ns() - begun;
+	if (KL_UNLIKELY(mmu->trace)) {
+		f->flush_ns += kl_now_ns() - begun;
+		f->waits += kl_flush_wait.vcpus;
+		if (kl_flush_wait.slowest_ns > f->slowest_ns) {
+			f->slowest_ns = kl_flush_wait.slowest_ns;
+			f->slowest_id = kl_flush_wait.slowest_id;
+		}
+	}
 	return r;
 }
 
