@@ -616,6 +616,144 @@ static void accessed_is_kept(void **state)
 	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
 }
 
+/* ---- edges of docs/memory-model.md -------------------------------------------------- */
+
+static void *enter_thread(void *arg)
+{
+	struct faulter *t = arg;
+
+	kl_vcpu_enter_guest(&t->f->vcpu);
+	if (kl_vcpu_requests(&t->f->vcpu) & KL_REQ_TLB_FLUSH) {
+		t->r = 1; /* drops its TLB */
+		kl_vcpu_take_requests(&t->f->vcpu, KL_REQ_TLB_FLUSH);
+	} else {
+		t->r = 0;
+	}
+	kl_vcpu_leave_guest(&t->f->vcpu);
+	return NULL;
+}
+
+/*
+ * M6, N2 (edge 5): the vCPU is in guest mode and has not read its requests yet. The flusher sees
+ * the mode and waits; the vCPU sees the request.
+ */
+static void enters_before_request(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, 0, KL_ACC_READ, -1};
+	struct event e = {.r = range_of(f->ram, PG)};
+	pthread_t vcpu, event;
+
+	NEED_RACEPOINTS;
+	fault_ok(f, 0, KL_ACC_WRITE);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	kl_racepoint_arm("vcpu-entered", 1);
+	pthread_create(&vcpu, NULL, enter_thread, &t);
+	assert_true(kl_racepoint_wait("vcpu-entered", TIMEOUT));
+	pthread_create(&event, NULL, begin_thread, &e);
+	while (!(atomic_load(&f->vcpu.requests) & KL_REQ_TLB_FLUSH))
+		sched_yield();
+	for (int i = 0; i < 1000; i++) {
+		assert_false(atomic_load(&e.begun));
+		sched_yield();
+	}
+	kl_racepoint_release("vcpu-entered");
+	pthread_join(vcpu, NULL);
+	pthread_join(event, NULL);
+	assert_int_equal(t.r, 1);
+}
+
+/*
+ * M6, N2 (edge 5): the vCPU enters when the request is set and its mode not yet read. It drops its
+ * TLB, and finds nothing in stage 2.
+ */
+static void enters_after_request(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, 0, KL_ACC_READ, -1};
+	struct event e = {.r = range_of(f->ram, PG)};
+	pthread_t event;
+
+	NEED_RACEPOINTS;
+	fault_ok(f, 0, KL_ACC_WRITE);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	kl_racepoint_arm("flush-requested", 1);
+	pthread_create(&event, NULL, begin_thread, &e);
+	assert_true(kl_racepoint_wait("flush-requested", TIMEOUT));
+	enter_thread(&t);
+	assert_int_equal(t.r, 1);
+	assert_false(mapped(f, 0, KL_ACC_READ));
+	kl_racepoint_release("flush-requested");
+	pthread_join(event, NULL);
+}
+
+/* M5, N2 (edge 6): each batch has flushed before the lock is released. */
+static void batches_flush(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t n = KL_SWEEP_BATCH + 1024;
+	uint8_t *p = resident(64 * MB);
+	struct event e = {.r = range_of(p, n * PG)};
+	pthread_t event;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 64 * MB, p), 0);
+	fault_range(f, GPA + PG, n);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	kl_vcpu_enter_guest(&f->vcpu);
+	assert_non_null(lookup(f, GPA + PG, KL_ACC_READ));
+	kl_racepoint_arm("mmu-batch", 1);
+	pthread_create(&event, NULL, begin_thread, &e);
+	while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_TLB_FLUSH))
+		sched_yield();
+	for (int i = 0; i < 1000; i++)
+		assert_false(kl_racepoint_wait("mmu-batch", 0));
+	assert_null(lookup(f, GPA + PG, KL_ACC_READ));
+	kl_vcpu_leave_guest(&f->vcpu);
+	assert_true(kl_racepoint_wait("mmu-batch", TIMEOUT));
+	/* The second batch has a flush of its own. */
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	kl_vcpu_enter_guest(&f->vcpu);
+	assert_non_null(lookup(f, GPA + n * PG, KL_ACC_READ));
+	kl_racepoint_release("mmu-batch");
+	while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_TLB_FLUSH))
+		assert_false(atomic_load(&e.begun));
+	assert_false(atomic_load(&e.begun));
+	kl_vcpu_leave_guest(&f->vcpu);
+	pthread_join(event, NULL);
+	munmap(p, 64 * MB);
+}
+
+/* M6 (edge 7): a vCPU still walks the tree that a deletion detached; it is freed after the flush.
+ */
+static void walk_against_zap_all(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, 0, KL_ACC_READ, -1};
+	struct slot_change c = {f, GPA, 0, -1};
+	uint64_t before = kl_pages_in_use();
+	pthread_t vcpu, change;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 1, 0, GPA, NPAGES * PG, f->ram), 0);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
+	kl_racepoint_arm("lookup-spte", 1);
+	pthread_create(&vcpu, NULL, lookup_thread, &t);
+	assert_true(kl_racepoint_wait("lookup-spte", TIMEOUT));
+	kl_racepoint_arm("flush-requested", 1);
+	pthread_create(&change, NULL, delete_slot_1, &c);
+	assert_true(kl_racepoint_wait("flush-requested", TIMEOUT));
+	assert_int_equal(pages(f, 1), 0);
+	assert_true(kl_pages_in_use() >= before + 4);
+	kl_racepoint_release("flush-requested");
+	kl_racepoint_release("lookup-spte");
+	pthread_join(vcpu, NULL);
+	pthread_join(change, NULL);
+	assert_int_equal(t.r, 1);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(kl_pages_in_use(), before);
+}
+
 /* ---- the event log ------------------------------------------------------------------ */
 
 static char *slurp(const char *path)
@@ -637,8 +775,11 @@ static void trace(void **state)
 	char path[] = "/tmp/kvmlet-trace-XXXXXX", *log;
 	struct fixture *f = *state, g = {0};
 	struct kl_notifier_range r = range_of(f->ram, 2 * PG);
+	struct event e = {.r = r};
 	int fd = mkstemp(path);
+	pthread_t t;
 
+	NEED_RACEPOINTS;
 	assert_true(fd >= 0);
 	kl_config.trace_path = path;
 	kl_log_init();
@@ -652,6 +793,14 @@ static void trace(void **state)
 	assert_int_equal(kl_mmu_fault(&g.vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
 	kl_notifier_end(&r);
 	fault_ok(&g, 0, KL_ACC_READ);
+	kl_vcpu_take_requests(&g.vcpu, KL_REQ_TLB_FLUSH);
+	kl_vcpu_enter_guest(&g.vcpu);
+	kl_racepoint_arm("vcpu-awaited", 1);
+	pthread_create(&t, NULL, begin_thread, &e);
+	assert_true(kl_racepoint_wait("vcpu-awaited", TIMEOUT));
+	kl_vcpu_leave_guest(&g.vcpu);
+	kl_racepoint_release("vcpu-awaited");
+	pthread_join(t, NULL);
 	kl_vm_destroy(&g.vm);
 	kl_trace_on = false;
 	kl_config.trace_path = NULL;
@@ -661,6 +810,9 @@ static void trace(void **state)
 	assert_non_null(strstr(log, "gfn=0-0x2: 1 leaves"));
 	assert_non_null(strstr(log, "invalidate #1 over, open for"));
 	assert_non_null(strstr(log, "after #1, retries: 1 range of #1 in progress"));
+	log = strstr(log, "invalidate #2 ");
+	assert_non_null(log);
+	assert_non_null(strstr(log, "for 1 vCPUs, longest vcpu3"));
 	close(fd);
 	unlink(path);
 }
@@ -689,6 +841,10 @@ int main(void)
 		T(ageing_flushes),
 		T(accessed_against_zap),
 		T(accessed_is_kept),
+		T(enters_before_request),
+		T(enters_after_request),
+		T(batches_flush),
+		T(walk_against_zap_all),
 		T(trace),
 	};
 
