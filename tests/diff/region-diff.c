@@ -453,8 +453,6 @@ static void do_guest(const struct call *c)
 	volatile struct command *cmd = (volatile void *)(code + COMMAND);
 
 	say("guest %s %" PRIx64 " =", names[c->op], c->gpa);
-	touch(c->gpa, store);
-	touch(c->gpa + sizes[c->op] - 1, store);
 	cmd->addr = window_gva(c->gpa);
 	cmd->value = c->value;
 	cmd->op = CODE_GVA + CODE + (uint64_t)(guest_code[c->op] - g_again);
@@ -478,6 +476,8 @@ static void do_guest(const struct call *c)
 		if (run->exit_reason == KVM_EXIT_IO) {
 			say(" %llx", (unsigned long long)cmd->result);
 			end_line();
+			touch(c->gpa, store);
+			touch(c->gpa + sizes[c->op] - 1, store);
 			return;
 		}
 		say(" exit%u", run->exit_reason);
@@ -488,6 +488,8 @@ static void do_guest(const struct call *c)
 		break;
 	}
 	end_line();
+	touch(c->gpa, false); /* perhaps */
+	touch(c->gpa + sizes[c->op] - 1, false);
 	set_mode();
 	restart_guest();
 }
