@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/guard.h"
+#include "host/sys.h"
 #include "mmu/dirty.h"
 #include "mmu/zap.h"
 
@@ -32,9 +33,9 @@ static bool protect(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 	       (atomic_fetch_and(p, ~KL_SPTE_WRITABLE) & KL_SPTE_WRITABLE);
 }
 
-/* Words [first, first + n) into @out. */
+/* Of words [first, first + n) take the bits that @mask has, or all if it is NULL, into @out. */
 static void harvest(struct kl_vm *vm, const struct kl_memslot *slot, uint64_t first, unsigned n,
-		    uint64_t *out)
+		    const uint64_t *mask, uint64_t *out)
 {
 	struct kl_mmu *mmu = vm->mmu;
 	struct kl_flush_report f = {0};
@@ -42,7 +43,8 @@ static void harvest(struct kl_vm *vm, const struct kl_memslot *slot, uint64_t fi
 
 	for (unsigned i = 0; i < n; i++) {
 		out[i] = 0;
-		any |= atomic_load_explicit(&slot->dirty[first + i], memory_order_acquire) != 0;
+		any |= (atomic_load_explicit(&slot->dirty[first + i], memory_order_acquire) &
+			(mask ? mask[i] : ~0ull)) != 0;
 	}
 	if (!any)
 		return;
@@ -51,9 +53,11 @@ static void harvest(struct kl_vm *vm, const struct kl_memslot *slot, uint64_t fi
 		_Atomic uint64_t *word = &slot->dirty[first + i];
 		kl_gfn_t base = slot->base_gfn + (first + i) * 64;
 
-		if (!atomic_load_explicit(word, memory_order_relaxed))
+		uint64_t take = mask ? mask[i] : ~0ull;
+
+		if (!(atomic_load_explicit(word, memory_order_relaxed) & take))
 			continue;
-		out[i] = atomic_exchange(word, 0);
+		out[i] = atomic_fetch_and(word, ~take) & take;
 		for (uint64_t left = out[i]; left; left &= left - 1)
 			flush |= protect(vm, slot->as_id, base + (unsigned)__builtin_ctzll(left));
 	}
@@ -70,7 +74,7 @@ static int get_locked(struct kl_vm *vm, const struct kl_memslot *slot, char *bit
 	for (uint64_t at = 0; at < words; at += BATCH_WORDS) {
 		unsigned n = (unsigned)kl_min(words - at, (uint64_t)BATCH_WORDS);
 
-		harvest(vm, slot, at, n, buf);
+		harvest(vm, slot, at, n, NULL, buf);
 		racepoint("dirty-harvested");
 		if (!kl_copy_to_user(bitmap + at * sizeof(*buf), buf, n * sizeof(*buf)))
 			continue;
@@ -94,6 +98,45 @@ int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap)
 	slot = vm->slot_by_id[as][id];
 	if (slot && slot->dirty)
 		r = get_locked(vm, slot, bitmap);
+	kl_mutex_unlock(&vm->slots_lock);
+	return r;
+}
+
+static int clear_locked(struct kl_vm *vm, const struct kl_memslot *slot, uint64_t first_page,
+			uint64_t num_pages, const void *bitmap)
+{
+	uint64_t words = (num_pages + 63) / 64, taken[BATCH_WORDS];
+	uint64_t *mask;
+	int r;
+
+	if (first_page > slot->npages || num_pages > slot->npages - first_page ||
+	    ((num_pages & 63) && num_pages != slot->npages - first_page))
+		return -EINVAL;
+	if (!words)
+		return 0;
+	mask = kl_sys_map(words * sizeof(*mask));
+	if (!mask)
+		return -ENOMEM;
+	r = kl_copy_from_user(mask, bitmap, words * sizeof(*mask));
+	for (uint64_t at = 0; !r && at < words; at += BATCH_WORDS)
+		harvest(vm, slot, first_page / 64 + at,
+			(unsigned)kl_min(words - at, (uint64_t)BATCH_WORDS), mask + at, taken);
+	kl_sys_unmap(mask, words * sizeof(*mask));
+	return r;
+}
+
+int kl_dirty_log_clear(struct kl_vm *vm, unsigned as, unsigned id, uint64_t first_page,
+		       uint64_t num_pages, const void *bitmap)
+{
+	const struct kl_memslot *slot;
+	int r = -ENOENT;
+
+	if (as >= KL_NR_AS || id >= KL_USER_MEM_SLOTS || (first_page & 63))
+		return -EINVAL;
+	kl_mutex_lock(&vm->slots_lock);
+	slot = vm->slot_by_id[as][id];
+	if (slot && slot->dirty)
+		r = clear_locked(vm, slot, first_page, num_pages, bitmap);
 	kl_mutex_unlock(&vm->slots_lock);
 	return r;
 }

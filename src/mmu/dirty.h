@@ -39,3 +39,14 @@ KL_INLINE void kl_dirty_mark(const struct kl_memslot *slot, kl_gfn_t gfn)
  * Returns: 0; -EINVAL: no such @as or @id; -ENOENT: no such slot, or it has no log; -EFAULT.
  */
 int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap) KL_MUST_CHECK;
+
+/*
+ * KVM_CLEAR_DIRTY_LOG: of slot @id's pages from @first_page on, @num_pages, take those out of the
+ * log that the program's @bitmap names; its bit 0 is @first_page, a multiple of 64. Either all of
+ * it is read, or nothing changes.
+ * Context: may sleep; no lock.
+ * Returns: 0; -EINVAL: as above, or pages that the slot does not have, or an end within a word that
+ * is not the slot's; -ENOENT; -EFAULT; -ENOMEM.
+ */
+int kl_dirty_log_clear(struct kl_vm *vm, unsigned as, unsigned id, uint64_t first_page,
+		       uint64_t num_pages, const void *bitmap) KL_MUST_CHECK;
