@@ -147,17 +147,14 @@ static long get_dirty_log(struct kl_uvm *vm, unsigned long arg)
 	return kl_dirty_log_get(&vm->kvm.mem, log.slot >> 16, log.slot & 0xffff, log.dirty_bitmap);
 }
 
-/* No log can be cleared in part yet: the checks that come before. */
 static long clear_dirty_log(struct kl_uvm *vm, unsigned long arg)
 {
 	struct kvm_clear_dirty_log log;
 
 	if (kl_copy_from_user(&log, (void *)arg, sizeof(log)))
 		return -EFAULT;
-	if (log.slot >> 16 >= KL_NR_AS || (log.slot & 0xffff) >= KL_USER_MEM_SLOTS ||
-	    (log.first_page & 63))
-		return -EINVAL;
-	return -ENOENT;
+	return kl_dirty_log_clear(&vm->kvm.mem, log.slot >> 16, log.slot & 0xffff, log.first_page,
+				  log.num_pages, log.dirty_bitmap);
 }
 
 static long create_irqchip(struct kl_x86_vm *kvm, const struct kl_uvm *vm)
