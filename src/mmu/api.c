@@ -110,6 +110,9 @@ KL_EXPORT int kvmlet_memslot_set(struct kvmlet_vm *vm, uint32_t slot, uint32_t f
 		return ret;
 	if (kl_api_window)
 		return -EDEADLK;
+	/* What else the engine knows has no function here that goes with it. */
+	if (flags & ~KVMLET_MEM_READONLY)
+		return -EINVAL;
 	kl_engine_enter();
 	ret = kl_set_memory_region(&vm->vm, &r);
 	kl_engine_leave();

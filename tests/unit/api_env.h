@@ -72,12 +72,19 @@ KL_UNUSED static struct kvmlet_notifier_range range_of(void *p, size_t len)
 		.start = kl_hva(p).addr, .end = kl_hva(p).addr + len, .may_block = 1};
 }
 
-/* In brackets, as a program does it. */
+/* Not there any more; still reserved, so that nothing else comes to lie there. */
+KL_UNUSED static void vanish(void *p, size_t len)
+{
+	assert_ptr_equal(mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 p);
+}
+
+/* The same in brackets, as a program does it. */
 KL_UNUSED static void unmap(void *p, size_t len)
 {
 	struct kvmlet_notifier_range r = range_of(p, len);
 
 	assert_int_equal(kvmlet_notifier_begin(&r), 0);
-	munmap(p, len);
+	vanish(p, len);
 	kvmlet_notifier_end(&r);
 }

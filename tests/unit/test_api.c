@@ -52,6 +52,25 @@ static void translate(void **state)
 	assert_int_equal(kvmlet_memslot_find(f->vm, 0x100000, &h), -EFAULT);
 }
 
+/* S2: slots that are refused leave the others as they were. */
+static void memslot_refused(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t gen = kvmlet_memslot_generation(f->vm);
+	kl_hva_t ram = kl_hva(f->ram);
+
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 1, 0x100000, PG, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 4, 0x100000, PG, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, 0x100001, PG, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, 0x100000, PG + 1, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, 0x100000, 0, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 32764, 0, 0x100000, PG, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 2 << 16, 0, 0x100000, PG, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, PG, PG, ram), -EEXIST);
+	assert_int_equal(kvmlet_memslot_generation(f->vm), gen);
+	assert_int_equal(kvmlet_vm_store(f->vm, 0, 0, 8, 1), 0);
+}
+
 /* S3: reads and writes cross pages and slots, and say how far they came. */
 static void read_write(void **state)
 {
@@ -451,7 +470,7 @@ static void vanished_memory(void **state)
 	assert_all_efault(f, PG);
 	assert_int_equal(kvmlet_vm_read(f->vm, 0, 0, all, 2 * PG, &done), -EFAULT);
 	assert_int_equal(done, PG);
-	munmap(f->ram + 2 * PG, PG); /* unseen */
+	vanish(f->ram + 2 * PG, PG); /* unseen */
 	assert_all_efault(f, 2 * PG);
 	/* It is back: no error sticks. */
 	assert_ptr_equal(mmap(f->ram + PG, 2 * PG, PROT_READ | PROT_WRITE,
@@ -527,10 +546,11 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
-		T(translate),       T(read_write),    T(read_only),       T(atomics),
-		T(atomics_refused), T(window_merges), T(window_refused),  T(own_window_or_bracket),
-		T(brackets),        T(ageing),        T(vanished_memory), T(forked_child),
-		T(dead_vm),
+		T(translate),     T(memslot_refused), T(read_write),
+		T(read_only),     T(atomics),         T(atomics_refused),
+		T(window_merges), T(window_refused),  T(own_window_or_bracket),
+		T(brackets),      T(ageing),          T(vanished_memory),
+		T(forked_child),  T(dead_vm),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

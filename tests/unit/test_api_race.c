@@ -13,6 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include "mmu/dirty.h"
+
 /* A thread that does one thing; `done` when it has. */
 struct worker {
 	struct fixture *f;
@@ -278,6 +280,65 @@ static void window_against_delete(void **state)
 	assert_int_equal(finish(&change), 0);
 	assert_int_equal(kvmlet_window_lock(f->vm, 0, 0, PG, KVMLET_READ, iov, 2, &n), -EFAULT);
 	assert_int_equal(f->ram[0], 0x44);
+}
+
+static int do_get_log(struct worker *w)
+{
+	w->val = 0;
+	return kl_dirty_log_get(&w->f->vm->vm, 0, 2, &w->val);
+}
+
+static uint64_t dirty_log(struct fixture *f)
+{
+	struct worker w = {.f = f};
+
+	assert_int_equal(do_get_log(&w), 0);
+	return w.val;
+}
+
+/*
+ * D1, D3: what the library writes is in the log, in each way and each time; reading the log waits
+ * for the holder of a window, so that the log it returns covers what he has written.
+ */
+static void writes_are_logged(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_uapi_memory_region2 r = {
+		.slot = 2,
+		.flags = KVM_MEM_LOG_DIRTY_PAGES,
+		.guest_phys_addr = 0x100000,
+		.memory_size = NPAGES * PG,
+		.userspace_addr = kl_hva(f->ram).addr,
+	};
+	uint64_t v = 1, base = r.guest_phys_addr;
+	struct worker log;
+	struct iovec iov[2];
+	unsigned n;
+
+	assert_int_equal(kl_set_memory_region(&f->vm->vm, &r), 0);
+	assert_int_equal(dirty_log(f), 0);
+	for (int round = 0; round < 2; round++) {
+		assert_int_equal(kvmlet_vm_read(f->vm, 0, base, &v, 8, NULL), 0);
+		assert_int_equal(kvmlet_vm_load(f->vm, 0, base + PG, 8, &v), 0);
+		assert_int_equal(dirty_log(f), 0);
+		assert_int_equal(kvmlet_vm_write(f->vm, 0, base + 2 * PG - 1, &v, 2, NULL), 0);
+		assert_int_equal(kvmlet_vm_fetch_add(f->vm, 0, base + 4 * PG, 8, 1, NULL), 0);
+		assert_int_equal(dirty_log(f), 1 << 1 | 1 << 2 | 1 << 4);
+		assert_int_equal(dirty_log(f), 0);
+	}
+	assert_int_equal(
+		kvmlet_window_lock(f->vm, 0, base + 6 * PG, 2 * PG, KVMLET_READ, iov, 2, &n), 0);
+	kvmlet_window_unlock(f->vm);
+	assert_int_equal(dirty_log(f), 0);
+	assert_int_equal(
+		kvmlet_window_lock(f->vm, 0, base + 6 * PG, 2 * PG, KVMLET_WRITE, iov, 2, &n), 0);
+	start(&log, f, do_get_log, 0);
+	assert_waits(f, &log);
+	memset(iov[0].iov_base, 1, 2 * PG);
+	kvmlet_window_unlock(f->vm);
+	assert_int_equal(finish(&log), 0);
+	assert_int_equal(log.val, 1 << 6 | 1 << 7);
+	assert_int_equal(dirty_log(f), 0);
 }
 
 static int do_window(struct worker *w)
@@ -566,12 +627,19 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
-		T(unmap_during_access),       T(delete_during_access),
-		T(access_meets_invalid_slot), T(translate_during_change),
-		T(window_against_unmap),      T(window_against_delete),
-		T(flush_while_locking),       T(first_use_during_bracket),
-		T(kick_blocked_access),       T(all_accessors_block),
-		T(signal_in_blocked_access),  T(crowd),
+		T(unmap_during_access),
+		T(delete_during_access),
+		T(access_meets_invalid_slot),
+		T(translate_during_change),
+		T(window_against_unmap),
+		T(window_against_delete),
+		T(writes_are_logged),
+		T(flush_while_locking),
+		T(first_use_during_bracket),
+		T(kick_blocked_access),
+		T(all_accessors_block),
+		T(signal_in_blocked_access),
+		T(crowd),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
