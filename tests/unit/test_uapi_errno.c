@@ -86,6 +86,7 @@ static const struct pointer_ioctl pointer_ioctls[] = {
 	{&vcpu, KVM_GET_MP_STATE, sizeof(struct kvm_mp_state), .get = true},
 	{&vcpu, KVM_SET_MP_STATE, sizeof(struct kvm_mp_state)},
 	{&vcpu, KVM_TRANSLATE, sizeof(struct kvm_translation)},
+	{&vcpu, KVM_PRE_FAULT_MEMORY, sizeof(struct kvm_pre_fault_memory)},
 	{&vcpu, KVM_INTERRUPT, sizeof(struct kvm_interrupt)},
 	{&vcpu, KVM_GET_MSRS, 8},
 	{&vcpu, KVM_SET_MSRS, 8},
@@ -308,6 +309,31 @@ static void enable_cap(void **state)
 	assert_int_equal(enable(&fresh, KVM_CAP_MAX_VCPU_ID, 0, 3), -EINVAL);
 	assert_int_equal(dev_ioctl(&fresh, KVM_CREATE_VCPU, 2), -EINVAL);
 	assert_int_equal(enable(&vcpu, 9999, 0, 0), -EINVAL);
+	dev_close(&fresh);
+}
+
+/* U1: each quirk that is advertised can be disabled; of the others only the old call takes notice.
+ */
+static void quirks(void **state)
+{
+	struct dev fresh = make_vm(&kvm);
+	uint64_t all = (uint64_t)dev_ioctl(&kvm, KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2);
+
+	(void)state;
+	assert_int_equal(dev_ioctl(&fresh, KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2), all);
+	if (!on_real_kvm())
+		assert_int_equal(all, KVM_X86_QUIRK_OUT_7E_INC_RIP |
+					      KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT |
+					      KVM_X86_QUIRK_FIX_HYPERCALL_INSN |
+					      KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS |
+					      KVM_X86_QUIRK_SLOT_ZAP_ALL);
+	for (unsigned i = 0; i < 64; i++) {
+		assert_int_equal(enable(&fresh, KVM_CAP_DISABLE_QUIRKS, 0, 1ull << i), 0);
+		assert_int_equal(enable(&fresh, KVM_CAP_DISABLE_QUIRKS2, 0, 1ull << i),
+				 all >> i & 1 ? 0 : -EINVAL);
+	}
+	assert_int_equal(enable(&fresh, KVM_CAP_DISABLE_QUIRKS2, 0, all), 0);
+	assert_int_equal(enable(&fresh, KVM_CAP_DISABLE_QUIRKS2, 0, 0), 0);
 	dev_close(&fresh);
 }
 
@@ -578,6 +604,7 @@ int main(void)
 		cmocka_unit_test(vm_arguments),
 		cmocka_unit_test(irqchip_once),
 		cmocka_unit_test(enable_cap),
+		cmocka_unit_test(quirks),
 		cmocka_unit_test(memory_regions),
 		cmocka_unit_test(no_dirty_log),
 		cmocka_unit_test(msr_counts),

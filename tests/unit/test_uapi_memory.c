@@ -186,6 +186,34 @@ static void moved_slot(void **state)
 	assert_int_equal(guest_get(&g).rax & 0xff, 0x61);
 }
 
+/*
+ * S4: deleting a slot takes all mappings away, or, with the quirk disabled, only the slot's. The
+ * guest sees no difference.
+ */
+static void slot_zap_all_quirk(void **state)
+{
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_DISABLE_QUIRKS2,
+				     .args = {KVM_X86_QUIRK_SLOT_ZAP_ALL}};
+
+	(void)state;
+	if (on_real_kvm())
+		skip();
+	guest_code(&g, 0xa0, 0x00, 0x00, 0xf4); /* mov al,[0]; hlt */
+	for (int quirk = 1; quirk >= 0; quirk--) {
+		if (!quirk)
+			assert_int_equal(dev_ioctl_p(&g.vm, KVM_ENABLE_CAP, &cap), 0);
+		assert_int_equal(set_slot(&g, 1, 0, MMIO, KL_PAGE_SIZE, mem), 0);
+		guest_regs(&g);
+		assert_exit(&g, KVM_EXIT_HLT);
+		assert_int_equal(read_stat(&g.vm, "pages_4k"), 2);
+		assert_int_equal(set_slot(&g, 1, 0, MMIO, 0, mem), 0);
+		assert_int_equal(read_stat(&g.vm, "pages_4k"), !quirk);
+		guest_regs(&g);
+		assert_exit(&g, KVM_EXIT_MMIO);
+		assert_exit(&g, KVM_EXIT_HLT);
+	}
+}
+
 /* S1: a slot of the second address space is not in the first one's way. */
 static void address_spaces(void **state)
 {
@@ -215,9 +243,13 @@ static void address_spaces(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(read_only_slot),    T(read_only_slot_and_mapping),
-		T(read_only_mapping), T(vanished),
-		T(no_slot),           T(moved_slot),
+		T(read_only_slot),
+		T(read_only_slot_and_mapping),
+		T(read_only_mapping),
+		T(vanished),
+		T(no_slot),
+		T(moved_slot),
+		T(slot_zap_all_quirk),
 		T(address_spaces),
 	};
 

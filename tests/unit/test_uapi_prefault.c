@@ -151,34 +151,6 @@ static void reads(void **state)
 	assert_int_equal(left, 0);
 }
 
-#define STAT_MAX 64
-
-static uint64_t vcpu_stat(const char *name)
-{
-	struct dev s = make(&g.vcpu, KVM_GET_STATS_FD, 0);
-	struct kvm_stats_header h;
-	uint64_t val = 0;
-	off_t pos = 0;
-
-	kl_engine_enter();
-	assert_int_equal(kl_uapi_read(s.obj, &h, sizeof(h), &pos), sizeof(h));
-	for (unsigned i = 0; i < h.num_desc; i++) {
-		char buf[sizeof(struct kvm_stats_desc) + STAT_MAX];
-		struct kvm_stats_desc *d = (void *)buf;
-		size_t size = sizeof(*d) + h.name_size;
-
-		pos = h.desc_offset + (off_t)(i * size);
-		assert_int_equal(kl_uapi_read(s.obj, d, size, &pos), size);
-		if (strcmp(d->name, name))
-			continue;
-		pos = h.data_offset + d->offset;
-		assert_int_equal(kl_uapi_read(s.obj, &val, sizeof(val), &pos), sizeof(val));
-	}
-	kl_engine_leave();
-	dev_close(&s);
-	return val;
-}
-
 /* M8: what was pre-faulted is mapped: the guest reads it without a fault. */
 static void guest_does_not_fault(void **state)
 {
@@ -191,11 +163,11 @@ static void guest_does_not_fault(void **state)
 	guest_code(&g, 0xa0, 0x00, 0x00, 0xf4); /* mov al,[0]; hlt */
 	assert_int_equal(fault_range(CODE, KL_PAGE_SIZE, &left), 0);
 	assert_int_equal(fault_range(SLOT, KL_PAGE_SIZE, &left), 0);
-	before = vcpu_stat("pf_taken");
+	before = read_stat(&g.vcpu, "pf_taken");
 	assert_true(before > 0);
 	assert_exit(&g, KVM_EXIT_HLT);
 	assert_int_equal(guest_get(&g).rax & 0xff, 0x42);
-	assert_int_equal(vcpu_stat("pf_taken"), before);
+	assert_int_equal(read_stat(&g.vcpu, "pf_taken"), before);
 	/* A slot that comes later is not hidden by what was mapped before. */
 	assert_int_equal(set_slot(&g, 1, 0, SLOT, 0, mem), 0);
 	assert_int_equal(fault_range(SLOT, KL_PAGE_SIZE, &left), -ENOENT);

@@ -144,6 +144,35 @@ static inline char *half_mapped(void)
 	return p;
 }
 
+#define STAT_NAME_MAX 64
+
+/* A statistic of a VM or vCPU; 0 if there is none of that name. Not on a real /dev/kvm. */
+static inline uint64_t read_stat(struct dev *owner, const char *name)
+{
+	struct dev s = make(owner, KVM_GET_STATS_FD, 0);
+	struct kvm_stats_header h;
+	uint64_t val = 0;
+	off_t pos = 0;
+
+	kl_engine_enter();
+	assert_int_equal(kl_uapi_read(s.obj, &h, sizeof(h), &pos), sizeof(h));
+	for (unsigned i = 0; i < h.num_desc; i++) {
+		char buf[sizeof(struct kvm_stats_desc) + STAT_NAME_MAX];
+		struct kvm_stats_desc *d = (void *)buf;
+		size_t size = sizeof(*d) + h.name_size;
+
+		pos = h.desc_offset + (off_t)(i * size);
+		assert_int_equal(kl_uapi_read(s.obj, d, size, &pos), size);
+		if (strcmp(d->name, name))
+			continue;
+		pos = h.data_offset + d->offset;
+		assert_int_equal(kl_uapi_read(s.obj, &val, sizeof(val), &pos), sizeof(val));
+	}
+	kl_engine_leave();
+	dev_close(&s);
+	return val;
+}
+
 static inline int count_fds(void)
 {
 	int n = 0;
