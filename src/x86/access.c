@@ -418,6 +418,12 @@ static void read_any(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len,
 	}
 }
 
+void kl_rmw_restart(struct kl_vcpu *v)
+{
+	v->mmio_replay = false; /* the answers are void */
+	kl_leave(v, KL_LEAVE_RESTART);
+}
+
 static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
 		      enum kl_tlb_mode mode, bool system)
 {
@@ -428,6 +434,9 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		if (system)
 			kl_emulation_failure(v);
 		mmio_check(v);
+	} else if (!system && v->cur_op && (v->cur_op->flags & KL_OPF_LOCK) &&
+		   (first == len || v->mmio_used)) {
+		kl_rmw_restart(v);
 	}
 	if (first < len && len <= SPLIT_MAX && p[0].ptr && p[1].ptr) {
 		bool one = p[0].ptr + first == p[1].ptr && len <= 8 && !(len & (len - 1));

@@ -118,6 +118,9 @@ KL_INLINE uint64_t kl_rmw_begin(struct kl_vcpu *v, const struct kl_op *op, unsig
 {
 	m->lin = kl_mem_lin(v, op, size, true);
 	m->p = kl_mem_rmw(v, m->lin, size);
+	/* A locked operation that did not get a pointer a moment ago */
+	if (KL_UNLIKELY((op->flags & KL_OPF_LOCK) && m->p))
+		kl_rmw_restart(v);
 	return KL_LIKELY(m->p) ? kl_load(m->p, size) : kl_read(v, m->lin, size);
 }
 
@@ -127,7 +130,7 @@ KL_INLINE void kl_rmw_end(struct kl_vcpu *v, struct kl_rmw *m, uint64_t val, uns
 		kl_store(m->p, val, size);
 		kl_note_store(v, m->p);
 	} else {
-		kl_write(v, m->lin, val, size);
+		kl_write_slow(v, m->lin, val, size);
 	}
 }
 

@@ -34,7 +34,7 @@ static enum kl_next xchg_rr(struct kl_vcpu *v, const struct kl_op *op)
 			kl_note_store(v, m.p);                                           \
 		} else {                                                                 \
 			old = (uint##bits##_t)kl_read(v, m.lin, bits / 8);               \
-			kl_write(v, m.lin, r, bits / 8);                                 \
+			kl_write_slow(v, m.lin, r, bits / 8);                            \
 		}                                                                        \
 		kl_gpr_set(v, op->reg, old, bits / 8);                                   \
 		return KL_NEXT;                                                          \
@@ -157,7 +157,7 @@ static enum kl_next cmpxchg8b(struct kl_vcpu *v, const struct kl_op *op)
 	} else {
 		cur = kl_read(v, lin, 8);
 		same = cur == old;
-		kl_write(v, lin, same ? new : cur, 8);
+		kl_write_slow(v, lin, same ? new : cur, 8);
 	}
 	if (!same) {
 		v->gpr[KL_RAX] = (uint32_t)cur;
@@ -220,6 +220,8 @@ bool kl_select_atomic(struct kl_decode *d)
 	case ZYDIS_MNEMONIC_XCHG:
 		d->op->fn = mem ? xchg_m[d->size2] : xchg_rr;
 		d->simple = true;
+		if (mem)
+			d->op->flags |= KL_OPF_LOCK;
 		return true;
 	case ZYDIS_MNEMONIC_XADD:
 		d->op->fn = xadd[d->size2][mem];

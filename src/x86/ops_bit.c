@@ -69,7 +69,7 @@ KL_INLINE uint64_t bit_lin(struct kl_vcpu *v, const struct kl_op *op, int64_t n,
 			kl_store(p, d, bits / 8);                                             \
 			kl_note_store(v, p);                                                  \
 		} else if (wb) {                                                              \
-			kl_write(v, lin, d, bits / 8);                                        \
+			kl_write_slow(v, lin, d, bits / 8);                                   \
 		}                                                                             \
 		kl_flags_put(v, ax);                                                          \
 		return KL_NEXT;                                                               \

@@ -468,6 +468,12 @@ void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned 
  * crossing). The page has just been touched.
  */
 void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size);
+/*
+ * A locked operation that got no pointer finds memory now: a slot has appeared. What it may have
+ * read from a device is not what the memory holds, and two halves are not one access: from the
+ * start. kl_write_slow() sees to it for stores.
+ */
+void kl_rmw_restart(struct kl_vcpu *v) KL_NORETURN KL_COLD;
 
 /* Host pointer of the code at @lin for fetching up to the page end; NULL: call the slow
  * path kl_fetch_slow(), which fills the TLB, raises #PF, or ends in an emulation failure. */

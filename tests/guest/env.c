@@ -95,6 +95,11 @@ void kl_write_slow(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size)
 	kl_write_bytes(v, lin, &val, size);
 }
 
+void kl_rmw_restart(struct kl_vcpu *v)
+{
+	kl_leave(v, KL_LEAVE_RESTART);
+}
+
 void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
 	struct kl_tlb_entry *e = fill(v, lin);
