@@ -705,7 +705,7 @@ static void batches_flush(void **state)
 	kl_racepoint_arm("mmu-batch", 1);
 	pthread_create(&event, NULL, begin_thread, &e);
 	while (!(kl_vcpu_requests(&f->vcpu) & KL_REQ_TLB_FLUSH))
-		sched_yield();
+		assert_false(kl_racepoint_wait("mmu-batch", 0));
 	for (int i = 0; i < 1000; i++)
 		assert_false(kl_racepoint_wait("mmu-batch", 0));
 	assert_null(lookup(f, GPA + PG, KL_ACC_READ));
