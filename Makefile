@@ -10,7 +10,7 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all mutants models conformance bench install \
+.PHONY: all build run test test-asan test-tsan test-all mutants models conformance stress bench install \
 	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
@@ -57,6 +57,10 @@ models:
 # TESTS="name ..." selects; REAL=1 runs each on /dev/kvm beside it
 conformance: build
 	@tests/conformance/run --kvmlet $(BUILD)/kvmlet $(if $(REAL),--real) $(TESTS)
+
+# SECONDS=N: how long; SEED=N. BUILD=build-asan or build-tsan (after make test-asan) is another build
+stress: build
+	$(BUILD)/kvmlet run -- $(BUILD)/tests/stress/mem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 bench: build
 	@bench/run $(BUILD)
@@ -105,6 +109,7 @@ help:
 	@echo 'make mutants       put known bugs in, one by one: the tests must notice (MUTANTS="name ...")'
 	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
 	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
+	@echo 'make stress        SECONDS=1800: memory and slots change under running vCPUs'
 	@echo 'make bench         measure, side by side with /dev/kvm where there is one'
 	@echo 'make install       PREFIX=$(PREFIX), DESTDIR honoured'
 	@echo 'make check-format  clang-format; make tidy: clang-tidy'
