@@ -37,7 +37,8 @@ struct kvmlet_vm;
  * Create a VM without memory.
  *
  * The first VM of a process installs handlers for SIGSEGV and SIGBUS (chained to those that
- * are there) and for the signal SIGRTMAX.
+ * are there) and for the signal SIGRTMAX. With KVMLET_TRACE=FILE in the environment, it starts a
+ * log that explains memory: what was invalidated by what, and which faults followed.
  *
  * @param vm  out: the VM
  * Context: may sleep; not inside a notifier bracket.

@@ -48,7 +48,8 @@ struct kl_vcpu_core {
 	struct kl_vcpu_stats stats;
 };
 
-#define KL_NR_ACCESSORS 64 /* bits of kl_vm.accessors_used */
+#define KL_NR_ACCESSORS 64         /* bits of kl_vm.accessors_used */
+#define KL_ACCESSOR_ID  UINT32_MAX /* kl_vcpu_core.id of all of them */
 
 struct kl_accessor {
 	struct kl_vcpu_core

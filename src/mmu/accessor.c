@@ -38,8 +38,10 @@ static struct kl_accessor *create(struct kl_vm *vm)
 
 	if (!new)
 		return NULL;
-	for (unsigned i = 0; i < KL_NR_ACCESSORS; i++)
+	for (unsigned i = 0; i < KL_NR_ACCESSORS; i++) {
 		new[i].core.vm = vm;
+		new[i].core.id = KL_ACCESSOR_ID;
+	}
 	if (atomic_compare_exchange_strong(&vm->accessors, &there, new))
 		return new;
 	kl_sys_unmap(new, size);
@@ -144,7 +146,7 @@ static bool changed_meanwhile(struct kl_vm *vm, kl_gfn_t gfn, uint64_t seq)
 int kl_accessor_fault(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned access)
 {
 	uint64_t seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
-	struct kl_vcpu_core c = {.vm = vm, .as_id = as, .id = UINT32_MAX};
+	struct kl_vcpu_core c = {.vm = vm, .as_id = as, .id = KL_ACCESSOR_ID};
 	int r = kl_mmu_fault(&c, gpa, access);
 
 	switch (r) {

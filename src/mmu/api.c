@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/config.h"
 #include "mem/notifier.h"
 #include "mmu/accessor.h"
 #include "mmu/api.h"
@@ -35,8 +36,9 @@ static void after_fork(void)
 	kl_vms_after_fork();
 }
 
-static void watch_forks(void)
+static void init_process(void)
 {
+	kl_config_init();
 	pthread_atfork(NULL, NULL, after_fork);
 }
 
@@ -70,7 +72,7 @@ KL_EXPORT int kvmlet_vm_create(struct kvmlet_vm **out)
 
 	if (!vm)
 		return -ENOMEM;
-	pthread_once(&once, watch_forks);
+	pthread_once(&once, init_process);
 	kl_engine_enter();
 	vm->forks = kl_api_forks;
 	r = kl_vm_init(&vm->vm);

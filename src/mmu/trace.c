@@ -120,19 +120,28 @@ static uint64_t remember(struct kl_mmu_trace *t, const struct kl_notifier_range 
 
 #define ULL(x) ((unsigned long long)(x))
 
+/* A vCPU, or a thread that calls the library. */
+static const char *name_of(unsigned id, char buf[16])
+{
+	if (id == KL_ACCESSOR_ID)
+		return "accessor";
+	snprintf(buf, 16, "vcpu%u", id);
+	return buf;
+}
+
 void kl_mmu_trace_begin(struct kl_vm *vm, const struct kl_notifier_range *r, const char *cause,
 			kl_gfn_t first, kl_gfn_t last, const struct kl_flush_report *f)
 {
 	uint64_t n = remember(vm->mmu->trace, r, first, last, f->begun_ns);
-	char host[80] = "", waited[96] = "";
+	char host[80] = "", waited[96] = "", name[16];
 
 	if (r)
 		snprintf(host, sizeof(host), " %s hva=%#llx-%#llx", event_names[r->event],
 			 ULL(r->start), ULL(r->end));
 	if (f->waits)
 		snprintf(waited, sizeof(waited),
-			 ", waited %llu ns for %u vCPUs, longest vcpu%u %llu ns", ULL(f->flush_ns),
-			 f->waits, f->slowest_id, ULL(f->slowest_ns));
+			 ", waited %llu ns for %u vCPUs, longest %s %llu ns", ULL(f->flush_ns),
+			 f->waits, name_of(f->slowest_id, name), ULL(f->slowest_ns));
 	kl_trace_write("vm%llu invalidate #%llu %s%s gfn=%#llx-%#llx: %llu leaves, %llu ns%s",
 		       ULL(vm->serial), ULL(n), cause ? cause : "?", host, ULL(first), ULL(last),
 		       ULL(f->leaves), ULL(kl_now_ns() - f->begun_ns), waited);
@@ -168,7 +177,7 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 	struct kl_mmu_trace *t = c->vm->mmu->trace;
 	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
 	uint64_t number = number_of(t, gfn);
-	char outcome[32], retries[160] = "", after[40] = "";
+	char outcome[32], retries[160] = "", after[40] = "", name[16];
 
 	if (attempt.vcpu != c || attempt.gfn != gfn) {
 		memset(&attempt, 0, sizeof(attempt));
@@ -197,8 +206,8 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 			 "changed",
 			 attempt.retries[KL_RETRY_IN_PROGRESS], ULL(attempt.awaited),
 			 attempt.retries[KL_RETRY_SEQ], attempt.retries[KL_RETRY_SLOTS]);
-	kl_trace_write("vm%llu vcpu%u fault gpa=%#llx %c%c%c -> %s, %llu ns%s%s",
-		       ULL(c->vm->serial), c->id, ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
+	kl_trace_write("vm%llu %s fault gpa=%#llx %c%c%c -> %s, %llu ns%s%s", ULL(c->vm->serial),
+		       name_of(c->id, name), ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
 		       access & KL_ACC_WRITE ? 'w' : '-', access & KL_ACC_EXEC ? 'x' : '-', outcome,
 		       ULL(kl_now_ns() - attempt.begun_ns), after, retries);
 	attempt.vcpu = NULL;

@@ -6,6 +6,7 @@
 #include "api_env.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -542,16 +543,59 @@ static void dead_vm(void **state)
 	assert_int_equal(kvmlet_memslot_set(f->vm, 0, 0, 0, 0, kl_hva(NULL)), -EIO);
 }
 
+static char trace_file[64];
+
+static bool traced(const char *what, const char *and_what)
+{
+	FILE *file = fopen(trace_file, "r");
+	char line[1024];
+	bool found = false;
+
+	assert_non_null(file);
+	while (!found && fgets(line, sizeof(line), file))
+		found = strstr(line, what) && strstr(line, and_what);
+	fclose(file);
+	return found;
+}
+
+/* N1: KVMLET_TRACE tells what was invalidated, why, and which access faulted then. */
+static void trace(void **state)
+{
+	struct fixture *f = *state;
+	struct kvmlet_notifier_range r = range_of(f->ram + 5 * PG, PG);
+	char where[64];
+	uint64_t v;
+
+	r.event = KVMLET_EVENT_DISCARD;
+	assert_int_equal(kvmlet_vm_store(f->vm, 0, 5 * PG, 8, 1), 0);
+	assert_int_equal(kvmlet_notifier_begin(&r), 0);
+	kvmlet_notifier_end(&r);
+	assert_int_equal(kvmlet_vm_load(f->vm, 0, 5 * PG, 8, &v), 0);
+	snprintf(where, sizeof(where), "hva=%#llx", (unsigned long long)r.start);
+	assert_true(traced("discard", where));
+	assert_true(traced("accessor fault gpa=0x5000 -w-", "4K"));
+	assert_true(traced("accessor fault gpa=0x5000 r--", "after #"));
+}
+
 int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+	int failed;
 	static const struct CMUnitTest tests[] = {
-		T(translate),     T(memslot_refused), T(read_write),
-		T(read_only),     T(atomics),         T(atomics_refused),
-		T(window_merges), T(window_refused),  T(own_window_or_bracket),
-		T(brackets),      T(ageing),          T(vanished_memory),
-		T(forked_child),  T(dead_vm),
+		T(trace),           T(translate),
+		T(memslot_refused), T(read_write),
+		T(read_only),       T(atomics),
+		T(atomics_refused), T(window_merges),
+		T(window_refused),  T(own_window_or_bracket),
+		T(brackets),        T(ageing),
+		T(vanished_memory), T(forked_child),
+		T(dead_vm),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	snprintf(trace_file, sizeof(trace_file), "/tmp/kvmlet-test-api.XXXXXX");
+	close(mkstemp(trace_file));
+	setenv("KVMLET_TRACE", trace_file, 1);
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	unlink(trace_file);
+	return failed;
 }
