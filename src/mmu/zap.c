@@ -174,8 +174,8 @@ void kl_mmu_protect_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 	 */
 	sweep(vm, slot->as_id, first, last, slot->dirty ? KL_SWEEP_WRPROT : KL_SWEEP_ZAP, &f);
 	if (KL_UNLIKELY(vm->mmu->trace))
-		kl_mmu_trace_begin(vm, NULL, slot->dirty ? "logging on" : "logging off", first, last,
-				   &f);
+		kl_mmu_trace_begin(vm, NULL, slot->dirty ? "logging on" : "logging off", first,
+				   last, &f);
 }
 
 /* As KVM: everything goes. The generation is odd, so no MMIO entry can be made meanwhile. */
