@@ -112,7 +112,9 @@ bool kl_vcpus_in_guest(struct kl_vm *vm)
 		if (c && atomic_load(&c->mode) == KL_IN_GUEST)
 			return true;
 	}
-	for_each_accessor(a, accessors, used) if (atomic_load(&a->mode) == KL_IN_GUEST) return true;
+	for_each_accessor (a, accessors, used)
+		if (atomic_load(&a->mode) == KL_IN_GUEST)
+			return true;
 	return false;
 }
 
@@ -132,7 +134,7 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 		if (c)
 			atomic_fetch_or(&c->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
 	}
-	for_each_accessor(a, accessors, used)
+	for_each_accessor (a, accessors, used)
 		atomic_fetch_or(&a->requests, KL_REQ_TLB_FLUSH); /* PAIR(vcpu-mode) */
 	racepoint("flush-requested");
 	if (KL_UNLIKELY(kl_trace_on))
@@ -147,8 +149,7 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 		else if (must_wait_for(c))
 			r = -EAGAIN;
 	}
-	for_each_accessor(a, accessors, used)
-	{
+	for_each_accessor (a, accessors, used) {
 		if (may_wait)
 			wait_for(a);
 		else if (must_wait_for(a))

@@ -70,6 +70,7 @@ static int walk(struct window *w, struct kl_vcpu_core *core)
 		/* Here memory that is gone is an error; at the holder it would be a crash (N7). */
 		kl_touch(p + (gpa & ~KL_PAGE_MASK), w->access & KL_ACC_WRITE);
 		w->done += n;
+		racepoint("window-page");
 		if (kl_accessor_flushed(core) && !w->prefault)
 			return FLUSHED;
 	}

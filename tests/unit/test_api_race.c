@@ -164,6 +164,33 @@ static void unmap_during_access(void **state)
 	}
 }
 
+/*
+ * N2, N7: inside a bracket the memory is gone for a moment. An access that comes then waits for the
+ * end, and its answer is that of the memory that is there afterwards.
+ */
+static void access_meets_bracket(void **state)
+{
+	struct fixture *f = *state;
+	struct kvmlet_notifier_range r = range_of(f->ram, PG);
+	struct worker access;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kvmlet_notifier_begin(&r), 0);
+	vanish(f->ram, PG);
+	kl_racepoint_arm("fault-populate", 1);
+	start(&access, f, do_load, 0);
+	assert_true(kl_racepoint_wait("fault-populate", TIMEOUT));
+	kl_racepoint_release("fault-populate");
+	for (int i = 0; i < 2000; i++)
+		sched_yield();
+	assert_int_equal(atomic_load(&access.done), 0);
+	assert_int_equal(mprotect(f->ram, PG, PROT_READ | PROT_WRITE), 0);
+	memset(f->ram, 0x55, PG);
+	kvmlet_notifier_end(&r);
+	assert_int_equal(finish(&access), 0);
+	assert_int_equal(access.val, 0x5555555555555555);
+}
+
 /* S4, S8: the same with a slot that is deleted. */
 static void delete_during_access(void **state)
 {
@@ -380,6 +407,25 @@ static void flush_while_locking(void **state)
 	assert_int_equal(finish(&locker), 0);
 	assert_int_equal(locker.val, 0x6666666666666666);
 	assert_int_equal(kvmlet_vm_load(f->vm, 0, 3 * PG, 8, &v), 0);
+}
+
+/* M6: the same between two pages that are both there: the bracket waits no longer than that. */
+static void flush_between_pages(void **state)
+{
+	struct fixture *f = *state;
+	struct worker locker, change;
+
+	NEED_RACEPOINTS;
+	for (uint64_t gpa = 0; gpa < 4 * PG; gpa += PG)
+		assert_int_equal(kvmlet_vm_store(f->vm, 0, gpa, 8, 1), 0);
+	kl_racepoint_arm("window-page", 1);
+	start(&locker, f, do_window, 0);
+	assert_true(kl_racepoint_wait("window-page", TIMEOUT));
+	start(&change, f, do_unmap, 0);
+	assert_waits(f, &change);
+	kl_racepoint_release("window-page");
+	finish(&change);
+	assert_int_equal(finish(&locker), -EFAULT);
 }
 
 /* M6: an accessor that flushes have not known yet joins while a bracket runs. */
@@ -627,19 +673,11 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
-		T(unmap_during_access),
-		T(delete_during_access),
-		T(access_meets_invalid_slot),
-		T(translate_during_change),
-		T(window_against_unmap),
-		T(window_against_delete),
-		T(writes_are_logged),
-		T(flush_while_locking),
-		T(first_use_during_bracket),
-		T(kick_blocked_access),
-		T(all_accessors_block),
-		T(signal_in_blocked_access),
-		T(crowd),
+		T(unmap_during_access),       T(access_meets_bracket),     T(delete_during_access),
+		T(access_meets_invalid_slot), T(translate_during_change),  T(window_against_unmap),
+		T(window_against_delete),     T(writes_are_logged),        T(flush_while_locking),
+		T(flush_between_pages),       T(first_use_during_bracket), T(kick_blocked_access),
+		T(all_accessors_block),       T(signal_in_blocked_access), T(crowd),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
