@@ -11,7 +11,8 @@
 #include "mmu/mmu.h"
 #include "mmu/trace.h"
 
-#define REMEMBERED 64 /* invalidations of one VM */
+#define REMEMBERED        64 /* invalidations of one VM */
+#define TRIES_BEFORE_LINE 1024
 
 struct event {
 	uint64_t number;
@@ -177,7 +178,8 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 	struct kl_mmu_trace *t = c->vm->mmu->trace;
 	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
 	uint64_t number = number_of(t, gfn);
-	char outcome[32], retries[160] = "", after[40] = "", name[16];
+	char outcome[32], retries[160] = "", after[40] = "";
+	unsigned tries;
 
 	if (attempt.vcpu != c || attempt.gfn != gfn) {
 		memset(&attempt, 0, sizeof(attempt));
@@ -185,30 +187,35 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 		attempt.gfn = gfn;
 		attempt.begun_ns = begun_ns;
 	}
-	if (rep->retry) {
+	if (rep->retry)
 		attempt.retries[rep->retry]++;
-		if (rep->retry == KL_RETRY_IN_PROGRESS)
-			attempt.awaited = number;
+	if (rep->retry == KL_RETRY_IN_PROGRESS)
+		attempt.awaited = number;
+	tries = attempt.retries[KL_RETRY_IN_PROGRESS] + attempt.retries[KL_RETRY_SEQ] +
+		attempt.retries[KL_RETRY_SLOTS];
+	/* One line when it is over; and now and then where that takes long. */
+	if (rep->retry && (tries < TRIES_BEFORE_LINE || (tries & (tries - 1))))
 		return;
-	}
-	if (result == KL_FAULT_MAPPED)
-		snprintf(outcome, sizeof(outcome), "%s", size_of(rep->level));
+	if (rep->retry)
+		snprintf(outcome, sizeof(outcome), "waits");
+	else if (result == KL_FAULT_MAPPED)
+		snprintf(outcome, sizeof(outcome), "-> %s", size_of(rep->level));
 	else if (result == KL_FAULT_MMIO)
-		snprintf(outcome, sizeof(outcome), "MMIO");
+		snprintf(outcome, sizeof(outcome), "-> MMIO");
 	else
-		snprintf(outcome, sizeof(outcome), "error %d", -result);
+		snprintf(outcome, sizeof(outcome), "-> error %d", -result);
 	if (number)
 		snprintf(after, sizeof(after), ", after #%llu", ULL(number));
-	if (attempt.retries[KL_RETRY_IN_PROGRESS] || attempt.retries[KL_RETRY_SEQ] ||
-	    attempt.retries[KL_RETRY_SLOTS])
+	if (tries)
 		snprintf(retries, sizeof(retries),
 			 ", retries: %u range of #%llu in progress, %u sequence moved, %u slots "
 			 "changed",
 			 attempt.retries[KL_RETRY_IN_PROGRESS], ULL(attempt.awaited),
 			 attempt.retries[KL_RETRY_SEQ], attempt.retries[KL_RETRY_SLOTS]);
-	kl_trace_write("vm%llu %s fault gpa=%#llx %c%c%c -> %s, %llu ns%s%s", ULL(c->vm->serial),
-		       name_of(c->id, name), ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
+	kl_trace_write("vm%llu vcpu%u fault gpa=%#llx %c%c%c %s, %llu ns%s%s", ULL(c->vm->serial),
+		       c->id, ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
 		       access & KL_ACC_WRITE ? 'w' : '-', access & KL_ACC_EXEC ? 'x' : '-', outcome,
 		       ULL(kl_now_ns() - attempt.begun_ns), after, retries);
-	attempt.vcpu = NULL;
+	if (!rep->retry)
+		attempt.vcpu = NULL;
 }
