@@ -194,6 +194,50 @@ static void private_file(void **state)
 	munmap(a, 2 * MB);
 }
 
+/* M1: a page of the host's hugetlb is one leaf, by nature. */
+static void hugetlb(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = mmap(NULL, 2 * MB, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+
+	if (p == MAP_FAILED)
+		skip();
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);
+	fault_ok(f, GPA + PG, KL_ACC_WRITE);
+	assert_int_equal(pages(f, 2), 1);
+	assert_int_equal(pages(f, 1), 0);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 0, NULL), 0);
+	munmap(p, 2 * MB);
+}
+
+/* M1, M2: a fault that takes long does not hold another up, not even on the next page. */
+static void faults_in_parallel(void **state)
+{
+	static const char *const places[] = {"fault-lookup", "fault-populate", "fault-populated"};
+	struct fixture *f = *state;
+	struct kl_vcpu_core second = {0};
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_vcpu_core_add(&f->vm, &second, 1), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		struct faulter t = {f, 2 * i * PG, KL_ACC_WRITE, -1};
+		pthread_t thread;
+
+		kl_racepoint_arm(places[i], 1);
+		pthread_create(&thread, NULL, fault_thread, &t);
+		assert_true(kl_racepoint_wait(places[i], TIMEOUT));
+		assert_int_equal(kl_mmu_fault(&second, (2 * i + 1) * PG, KL_ACC_WRITE),
+				 KL_FAULT_MAPPED);
+		assert_int_equal(pages(f, 1), 2 * i + 1);
+		kl_racepoint_release(places[i]);
+		pthread_join(thread, NULL);
+		assert_int_equal(t.r, KL_FAULT_MAPPED);
+		assert_int_equal(pages(f, 1), 2 * i + 2);
+	}
+	kl_vcpu_core_remove(&second);
+}
+
 /* N7: a page of a large leaf that went unseen: EFAULT, and the leaf goes with it. */
 static void vanished_page(void **state)
 {
@@ -791,7 +835,8 @@ static void trace(void **state)
 	r.cause = "munmap";
 	r.event = KL_EVENT_UNMAP;
 	assert_int_equal(kl_notifier_begin(&r), 0);
-	assert_int_equal(kl_mmu_fault(&g.vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
+	for (int i = 0; i < 1024; i++)
+		assert_int_equal(kl_mmu_fault(&g.vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
 	kl_notifier_end(&r);
 	fault_ok(&g, 0, KL_ACC_READ);
 	kl_vcpu_take_requests(&g.vcpu, KL_REQ_TLB_FLUSH);
@@ -810,7 +855,8 @@ static void trace(void **state)
 	assert_non_null(strstr(log, "invalidate #1 munmap unmap hva="));
 	assert_non_null(strstr(log, "gfn=0-0x2: 1 leaves"));
 	assert_non_null(strstr(log, "invalidate #1 over, open for"));
-	assert_non_null(strstr(log, "after #1, retries: 1 range of #1 in progress"));
+	assert_non_null(strstr(log, "vcpu3 fault gpa=0 r-- waits"));
+	assert_non_null(strstr(log, "after #1, retries: 1024 range of #1 in progress"));
 	log = strstr(log, "invalidate #2 ");
 	assert_non_null(log);
 	assert_non_null(strstr(log, "for 1 vCPUs, longest vcpu3"));
@@ -827,6 +873,8 @@ int main(void)
 		T(small_where_not_allowed),
 		T(end_of_file),
 		T(private_file),
+		T(hugetlb),
+		T(faults_in_parallel),
 		T(vanished_page),
 		T(fault_beside_bracket),
 		T(two_faults_in_one_range),
