@@ -368,6 +368,7 @@ static void brackets(void **state)
 	struct fixture *f = *state;
 	struct kvmlet_notifier_range r = range_of(f->ram, 0);
 	struct iovec iov[2];
+	uint64_t mapped;
 	unsigned n;
 
 	assert_int_equal(kvmlet_notifier_begin(&r), -EINVAL);
@@ -382,7 +383,9 @@ static void brackets(void **state)
 	}
 	r.may_block = 0;
 	assert_int_equal(kvmlet_window_lock(f->vm, 0, 0, PG, KVMLET_READ, iov, 2, &n), 0);
+	mapped = kl_stat_get(&f->vm->vm.stats.pages_4k);
 	assert_int_equal(in_thread(try_bracket, &r), -EAGAIN);
+	assert_int_equal(kl_stat_get(&f->vm->vm.stats.pages_4k), mapped); /* nothing changed */
 	kvmlet_window_unlock(f->vm);
 	assert_int_equal(in_thread(try_bracket, &r), 0);
 }
