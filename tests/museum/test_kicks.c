@@ -105,7 +105,7 @@ static void halted(void **state)
 	struct env *e = *state;
 	struct kl_vcpu_core *c = &e->v->core;
 	uint64_t before, halts;
-	bool asleep = false, undisturbed;
+	bool asleep, undisturbed;
 	pthread_t t;
 	pid_t tid;
 
@@ -116,8 +116,9 @@ static void halted(void **state)
 	while (!atomic_load(&c->sleeping))
 		sched_yield();
 	tid = atomic_load(&c->tid);
-	while (!asleep)
+	do
 		before = switches(tid, &asleep);
+	while (!asleep);
 	halts = kl_stat_get(&c->stats.halt_exits);
 	for (unsigned i = 0; i < ROUNDS; i++)
 		invalidate(e);
