@@ -178,7 +178,7 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 	struct kl_mmu_trace *t = c->vm->mmu->trace;
 	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
 	uint64_t number = number_of(t, gfn);
-	char outcome[32], retries[160] = "", after[40] = "";
+	char outcome[32], retries[160] = "", after[40] = "", name[16];
 	unsigned tries;
 
 	if (attempt.vcpu != c || attempt.gfn != gfn) {
@@ -212,8 +212,8 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 			 "changed",
 			 attempt.retries[KL_RETRY_IN_PROGRESS], ULL(attempt.awaited),
 			 attempt.retries[KL_RETRY_SEQ], attempt.retries[KL_RETRY_SLOTS]);
-	kl_trace_write("vm%llu vcpu%u fault gpa=%#llx %c%c%c %s, %llu ns%s%s", ULL(c->vm->serial),
-		       c->id, ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
+	kl_trace_write("vm%llu %s fault gpa=%#llx %c%c%c %s, %llu ns%s%s", ULL(c->vm->serial),
+		       name_of(c->id, name), ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
 		       access & KL_ACC_WRITE ? 'w' : '-', access & KL_ACC_EXEC ? 'x' : '-', outcome,
 		       ULL(kl_now_ns() - attempt.begun_ns), after, retries);
 	if (!rep->retry)
