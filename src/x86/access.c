@@ -683,15 +683,16 @@ int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writa
 }
 
 /*
- * The slots that hold the page decide: a fault on each of their frames populates the page
- * again or says why not. A page that is there, read populated, and still traps a second
- * time is one that may not be written.
+ * The slots that hold the page, in the address space that the vCPU runs in, decide: a fault on each
+ * of their frames populates the page again or says why not. A page that is there, read populated,
+ * and still traps a second time is one that may not be written.
  */
 int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison)
 {
 	uint64_t page = addr & KL_PAGE_MASK, gpas[8];
 	struct kl_vm *vm = v->core.vm;
 	unsigned n = 0, access;
+	struct kl_overlap o;
 	int idx;
 
 	if (poison)
@@ -708,13 +709,9 @@ int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison)
 	access = v->guard_repeat ? KL_ACC_WRITE : KL_ACC_READ;
 
 	idx = kl_srcu_read_lock(&vm->srcu);
-	for (unsigned as = 0; as < KL_NR_AS; as++) {
-		struct kl_overlap o;
-
-		kl_for_each_overlap (&o, kl_memslots(vm, as), page, page + KL_PAGE_SIZE)
-			if (n < KL_ARRAY_SIZE(gpas))
-				gpas[n++] = o.first << KL_PAGE_SHIFT;
-	}
+	kl_for_each_overlap (&o, kl_memslots(vm, v->core.as_id), page, page + KL_PAGE_SIZE)
+		if (n < KL_ARRAY_SIZE(gpas))
+			gpas[n++] = o.first << KL_PAGE_SHIFT;
 	kl_srcu_read_unlock(&vm->srcu, idx);
 	/* No slot any more: it was deleted, and the access that was under way goes through
 	 * stage 2 again. */

@@ -3,8 +3,10 @@
  * Memory as KVM_RUN sees it: read-only slots and host mappings, no slot, memory that is gone,
  * slots that come and go, address spaces. With KVMLET_TEST_REAL=1 on the real /dev/kvm.
  */
+#include <pthread.h>
 #include <sys/syscall.h>
 
+#include "base/racepoint.h"
 #include "uapi_guest.h"
 
 static struct guest g;
@@ -135,6 +137,46 @@ static void vanished(void **state)
 	close(fd);
 }
 
+static void *run_thread(void *arg)
+{
+	*(long *)arg = guest_run(&g);
+	return NULL;
+}
+
+/*
+ * N7: the page is gone, and back before the engine has looked. Which slots hold it is a question of
+ * the vCPU's own address space: what lies there at another one's guest address is of no interest.
+ */
+static void vanished_and_back(void **state)
+{
+	uint8_t *gone = mmap(NULL, KL_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pthread_t thread;
+	long r = -1;
+
+	(void)state;
+	assert_true(gone != MAP_FAILED);
+	if (!kl_racepoints_enabled() || on_real_kvm())
+		skip();
+	assert_int_equal(set_slot(&g, 1, 0, MMIO, KL_PAGE_SIZE, mem), 0);
+	assert_int_equal(set_slot(&g, 2, 0, 0x400000, KL_PAGE_SIZE, gone), 0);
+	assert_int_equal(set_slot(&g, 1 << 16, 0, 0x400000, KL_PAGE_SIZE, mem), 0);
+	guest_code(&g, 0xa0, 0x00, 0x00, 0xf4); /* mov al,[0]; hlt */
+	assert_exit(&g, KVM_EXIT_HLT);
+	protect(PROT_NONE);
+	guest_regs(&g);
+	kl_racepoint_arm("fault-populate", 1);
+	assert_int_equal(pthread_create(&thread, NULL, run_thread, &r), 0);
+	assert_true(kl_racepoint_wait("fault-populate", 10000));
+	protect(PROT_READ | PROT_WRITE);
+	mem[0] = 0x17;
+	kl_racepoint_release("fault-populate");
+	pthread_join(thread, NULL);
+	assert_int_equal(r, 0);
+	assert_int_equal(g.run->exit_reason, KVM_EXIT_HLT);
+	assert_int_equal(guest_get(&g).rax & 0xff, 0x17);
+	munmap(gone, KL_PAGE_SIZE);
+}
+
 /* M4: no slot is MMIO for data, and an emulation failure for code, before and after a slot. */
 static void no_slot(void **state)
 {
@@ -243,14 +285,9 @@ static void address_spaces(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(read_only_slot),
-		T(read_only_slot_and_mapping),
-		T(read_only_mapping),
-		T(vanished),
-		T(no_slot),
-		T(moved_slot),
-		T(slot_zap_all_quirk),
-		T(address_spaces),
+		T(read_only_slot), T(read_only_slot_and_mapping), T(read_only_mapping),
+		T(vanished),       T(vanished_and_back),          T(no_slot),
+		T(moved_slot),     T(slot_zap_all_quirk),         T(address_spaces),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
