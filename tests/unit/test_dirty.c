@@ -10,6 +10,8 @@
 #define GPA (1ul << 32)
 #define LOG KVM_MEM_LOG_DIRTY_PAGES
 
+#define ROUNDS 100
+
 static uint64_t get_log(struct fixture *f)
 {
 	uint64_t word = ~0ull;
@@ -270,12 +272,12 @@ static void copy_by_log(void **state)
 	assert_int_equal(log_on(f), 0);
 	assert_int_equal(kl_vcpu_core_add(&f->vm, &w.core, 5), 0);
 	pthread_create(&t, NULL, writer_thread, &w);
-	for (unsigned round = 0; round <= 2000; round++) {
+	for (unsigned round = 0; round <= ROUNDS; round++) {
 		uint64_t seen = atomic_load(&w.stores), word;
 
-		while (round < 2000 && atomic_load(&w.stores) == seen)
+		while (round < ROUNDS && atomic_load(&w.stores) == seen)
 			sched_yield();
-		if (round == 2000) {
+		if (round == ROUNDS) {
 			atomic_store(&w.stop, true);
 			pthread_join(t, NULL);
 		}
