@@ -14,7 +14,8 @@
  *     is destroyed. Not from a signal handler.
  *   - Signals are not held off: handlers run in the middle of a call, as they would anywhere, and
  *     the call goes on afterwards. A handler must not leave a call by longjmp or by ending the
- *     thread, and must not fault on purpose.
+ *     thread. Faults of its own go to the handlers of SIGSEGV and SIGBUS that were there when
+ *     the first VM was created.
  *   - In a forked child, a VM of the parent is unusable: -EIO.
  *   - `as` is the address space: 0, or 1 for that of system management mode.
  *   - `access` is KVMLET_READ, KVMLET_WRITE or both.

@@ -69,7 +69,11 @@ KL_ATOMIC_FN(32, "l", "r")
 KL_ATOMIC_FN(64, "q", "r")
 #undef KL_ATOMIC_FN
 
-/* Fault, or block, as a load or a store would; change nothing. No access for TSan. */
+/*
+ * Fault, or block, as a load or a store would; change nothing, whoever else writes the byte. Not
+ * an access to what the memory holds, and so not one for ThreadSanitizer: the memory may have
+ * become the program's own again.
+ */
 KL_INLINE void kl_touch(uint8_t *p, bool write)
 {
 	uint8_t byte;

@@ -53,13 +53,19 @@ static void redirect(ucontext_t *uc, enum kl_guard_reason reason)
 	g[REG_EFL] &= ~(1ll << 10); /* DF */
 }
 
+/* Or does @uc belong to a handler of the program's, which runs on top of the access? */
+static bool is_ours(const ucontext_t *uc)
+{
+	return !kl_self.only_listed || is_access((uint64_t)uc->uc_mcontext.gregs[REG_RIP]);
+}
+
 void kl_guard_abandon(void *context)
 {
 	ucontext_t *uc = context;
 
 	if (!kl_self.guard)
 		return;
-	if (kl_self.touching ||
+	if ((kl_self.touching && is_ours(uc)) ||
 	    (kl_self.running && is_access((uint64_t)uc->uc_mcontext.gregs[REG_RIP]))) {
 		kl_self.touching = 0;
 		redirect(uc, KL_GUARD_INTR);
@@ -74,7 +80,8 @@ bool kl_guard_signal(int sig, siginfo_t *info, void *context)
 		kl_guard_abandon(context);
 		return true;
 	}
-	if ((sig != SIGSEGV && sig != SIGBUS) || info->si_code <= 0 || !kl_self.guard)
+	if ((sig != SIGSEGV && sig != SIGBUS) || info->si_code <= 0 || !kl_self.guard ||
+	    !is_ours(context))
 		return false;
 	kl_self.fault_addr = (uint64_t)(uintptr_t)info->si_addr;
 	kl_self.touching = 0;

@@ -14,6 +14,10 @@
  * SIGSEGV and SIGBUS are synchronous and always land here while a guard is set. An
  * asynchronous abandon (KL_GUARD_INTR) happens only when the interrupted instruction is one
  * of host/access.h's, so that an interpreter never loses half of an instruction.
+ *
+ * Where handlers of the program run in the middle of the engine (it is linked, not preloaded),
+ * such a handler may fault itself. kl_self.only_listed tells the guard to take faults of listed
+ * instructions alone, and to leave others to the program.
  */
 #pragma once
 

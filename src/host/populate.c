@@ -6,25 +6,9 @@
 #include <errno.h>
 
 #include "base/failpoint.h"
+#include "host/atomic.h"
 #include "host/guard.h"
 #include "host/populate.h"
-
-/*
- * Touches are not accesses to what the page holds: in assembly, so that ThreadSanitizer does
- * not take them for a race with a program that writes to memory of a slot that has just gone.
- */
-static void touch_read(const uint8_t *p)
-{
-	uint8_t byte;
-
-	__asm__ volatile("movb %1, %0" : "=q"(byte) : "m"(*p));
-}
-
-/* A write that changes nothing, whoever else writes the byte at the same time. */
-static void touch_write(uint8_t *p)
-{
-	__asm__ volatile("lock orb $0, %0" : "+m"(*p) : : "cc");
-}
 
 static bool interrupted(void)
 {
@@ -58,10 +42,8 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 			atomic_signal_fence(memory_order_seq_cst);
 			if (interrupted())
 				why = KL_GUARD_INTR;
-			else if (write)
-				touch_write(p);
 			else
-				touch_read(p);
+				kl_touch(p, write);
 			atomic_signal_fence(memory_order_seq_cst);
 			kl_self.touching = 0;
 		}

@@ -33,6 +33,8 @@ struct kl_thread {
 	volatile sig_atomic_t sig_pending; /* a program signal waits for the engine to leave */
 	jmp_buf *volatile guard;           /* where a fault on guarded memory goes, or NULL */
 	volatile sig_atomic_t touching;    /* in kl_host_populate(): abandon wherever it is */
+	volatile sig_atomic_t
+		only_listed; /* of faults, only those of listed instructions are ours */
 	uint64_t fault_addr;
 	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
 	uint64_t saved_mask;          /* valid while sig_pending: kernel sigset to restore */

@@ -111,6 +111,7 @@ int kl_accessor_enter(struct kl_vm *vm, unsigned as, bool kick, struct kl_vcpu_c
 	a = claim(vm, all);
 	a->core.as_id = as;
 	kl_self.running = &a->core;
+	kl_self.only_listed = !KL_TSAN; /* which lists nothing */
 	if (kick)
 		atomic_store_explicit(&a->core.tid, kl_gettid(), memory_order_relaxed);
 	kl_accessor_flushed(&a->core); /* holding nothing yet */
@@ -121,6 +122,7 @@ int kl_accessor_enter(struct kl_vm *vm, unsigned as, bool kick, struct kl_vcpu_c
 void kl_accessor_leave(struct kl_vcpu_core *c)
 {
 	kl_self.running = NULL;
+	kl_self.only_listed = 0;
 	atomic_store_explicit(&c->tid, 0, memory_order_relaxed);
 	kl_vcpu_leave_guest(c);
 }
@@ -147,8 +149,11 @@ int kl_accessor_fault(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned acce
 {
 	uint64_t seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
 	struct kl_vcpu_core c = {.vm = vm, .as_id = as, .id = KL_ACCESSOR_ID};
-	int r = kl_mmu_fault(&c, gpa, access);
+	int r;
 
+	kl_self.only_listed = !KL_TSAN;
+	r = kl_mmu_fault(&c, gpa, access);
+	kl_self.only_listed = 0;
 	switch (r) {
 	case KL_FAULT_MMIO:
 		return -EFAULT;

@@ -567,14 +567,26 @@ static void all_accessors_block(void **state)
 }
 
 static _Atomic int handled;
+static volatile uint8_t *barrier; /* a page of the program's that it makes accessible by faults */
 
 static void on_signal(int sig)
 {
+	*barrier = 1;
 	atomic_fetch_add(&handled, 1);
 }
 
-/* M6: a signal of the program's in the middle of a blocked access: its handler runs, and the
- * access goes on. */
+/* The program's own handler of faults, from before the first VM. */
+static void on_fault(int sig, siginfo_t *info, void *uc)
+{
+	if (info->si_addr != (void *)barrier)
+		_exit(99);
+	mprotect((void *)barrier, PG, PROT_READ | PROT_WRITE);
+}
+
+/*
+ * M6, N7: a signal of the program's in the middle of a blocked access: its handler runs, faults
+ * on its own account, and the access goes on.
+ */
 static void signal_in_blocked_access(void **state)
 {
 	struct fixture *f = *state;
@@ -584,6 +596,7 @@ static void signal_in_blocked_access(void **state)
 	struct worker access;
 
 	NEED_UFFD(uffd);
+	barrier = new_memory(PG);
 	assert_int_equal(sigaction(SIGUSR1, &sa, &old), 0);
 	provide(uffd, f->ram + 8 * PG, page);
 	for (int round = 0; round < 2; round++) {
@@ -591,6 +604,7 @@ static void signal_in_blocked_access(void **state)
 			lose_page(f, 8 * PG);
 		start(&access, f, do_add, (8 + (unsigned)round) * PG); /* ... or in a fault */
 		next_fault(uffd);
+		mprotect((void *)barrier, PG, PROT_NONE);
 		pthread_kill(access.thread, SIGUSR1);
 		for (int i = 0; atomic_load(&handled) <= round; i++) {
 			assert_true(i < 10000000);
@@ -604,6 +618,7 @@ static void signal_in_blocked_access(void **state)
 			next_fault(uffd);
 	}
 	sigaction(SIGUSR1, &old, NULL);
+	munmap((void *)barrier, PG);
 	close(uffd);
 	free(page);
 }
@@ -671,6 +686,7 @@ static void crowd(void **state)
 
 int main(void)
 {
+	struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
 		T(unmap_during_access),       T(access_meets_bracket),     T(delete_during_access),
@@ -680,5 +696,6 @@ int main(void)
 		T(all_accessors_block),       T(signal_in_blocked_access), T(crowd),
 	};
 
+	sigaction(SIGSEGV, &sa, NULL);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
