@@ -25,8 +25,9 @@
 #define CODE   0x10000ul
 #define SPIN   0x11000ul /* a word that the guest raises while it spins */
 #define STACK  0x20000ul
-#define PLUG   0x200000ul /* slot 1, read while the guest spins */
-#define HOLE   0x400000ul /* no memory */
+#define PLUG   0x200000ul   /* slot 1, read while the guest spins */
+#define HOLE   0x400000ul   /* no memory */
+#define LARGE  0x40000000ul /* slots 2 and 3: 1 GiB here, 2 MiB behind it */
 #define IRQ    0x20
 #define ROUNDS 50
 
@@ -42,7 +43,9 @@ __asm__(".pushsection .rodata\n"
 	"	mov $3, %al; out %al, $0x10\n"    /* and an NMI here */
 	"	mov $4, %al; out %al, $0x10\n"
 	"	hlt\n"
-	"1:	mov 0x200000, %rax; incl 0x11000; jmp 1b\n"
+	"1:	mov 0x200000, %rax\n"
+	"	mov 0x800000, %ecx; mov 0xa00000, %ecx\n" /* a large page of each kind */
+	"	incl 0x11000; jmp 1b\n"
 	"pf:	addq $7, 8(%rsp)\n"
 	"	add $8, %rsp; iretq\n"
 	"irq:	incl 0x11004; iretq\n"
@@ -87,6 +90,22 @@ static void set_slot(unsigned slot, uint64_t gpa, uint64_t size, void *mem)
 	CALL(vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 
+/*
+ * Memory at a multiple of its size, all of it there: zeroes that the kernel shares, which cost
+ * nothing.
+ */
+static void set_large_slot(unsigned slot, uint64_t gpa, uint64_t size)
+{
+	char *p = map(2 * size);
+
+	p = (char *)(((uintptr_t)p + size - 1) & ~(size - 1));
+	madvise(p, size, MADV_HUGEPAGE); /* faster, where the kernel can */
+	if (madvise(p, size, 22 /* MADV_POPULATE_READ */))
+		for (uint64_t i = 0; i < size; i += 4096)
+			(void)((volatile char *)p)[i];
+	set_slot(slot, gpa, size, p);
+}
+
 static void set_gate(unsigned vector, uint64_t to)
 {
 	uint64_t *gate = (uint64_t *)(ram + IDT) + 2 * vector;
@@ -126,12 +145,16 @@ static void setup(void)
 	table[0x2000 / 8] = 0x3003;
 	for (uint64_t i = 0; i < 3; i++) /* 0x600000 is not present */
 		table[0x3000 / 8 + i] = i << 21 | 0x83;
+	table[0x3000 / 8 + 4] = LARGE | 0x83;
+	table[0x3000 / 8 + 5] = 2 * LARGE | 0x83;
 	table[GDT / 8 + 1] = 0x00af9b000000ffff;
 	table[GDT / 8 + 2] = 0x00cf93000000ffff;
 	set_gate(2, guest_addr(nmi));
 	set_gate(14, guest_addr(pf));
 	set_gate(IRQ, guest_addr(irq));
 	set_slot(0, 0, RAM, ram);
+	set_large_slot(2, LARGE, LARGE);
+	set_large_slot(3, 2 * LARGE, 0x200000);
 
 	vcpu = CALL(vm, KVM_CREATE_VCPU, 0);
 	run = mmap(NULL, (size_t)CALL(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE,
