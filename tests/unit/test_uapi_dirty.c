@@ -511,7 +511,7 @@ static void nothing_is_lost(void **state)
 	prepare_writers();
 	start(&r[1], &vcpu1, run1, 1); /* asks vCPU 0, which does not run yet */
 	start(&r[0], &g.vcpu, g.run, 0);
-	for (int i = 0; i < 100; i++) {
+	for (int i = 0; i < 50; i++) {
 		wait_for_stores(&r[i % NR_VCPUS], 20);
 		copy_dirty(copy);
 	}
@@ -536,7 +536,7 @@ static void toggled_while_running(void **state)
 	prepare_writers();
 	log_flag(false);
 	start(&r, &g.vcpu, g.run, 0);
-	for (int i = 0; i < 30; i++) {
+	for (int i = 0; i < 15; i++) {
 		wait_for_stores(&r, 50);
 		log_flag(true);
 		/* From here on all stores are in a log: a copy made now is brought up to date by
@@ -546,7 +546,7 @@ static void toggled_while_running(void **state)
 				__atomic_load_n((uint64_t *)(void *)(mem + n), __ATOMIC_RELAXED);
 		wait_for_stores(&r, 50);
 		copy_dirty(copy);
-		if (i < 29)
+		if (i < 14)
 			log_flag(false);
 	}
 	stop(&r);

@@ -229,7 +229,7 @@ static void signal_while_populating(void **state)
 	(void)state;
 	w.uffd = register_missing(mem + 2 * KL_PAGE_SIZE, KL_PAGE_SIZE);
 	if (w.uffd < 0) {
-		print_message("no userfaultfd here\n");
+		print_message("# no userfaultfd here\n");
 		return;
 	}
 	assert_int_equal(sigaction(SIGUSR1, &sa, &old), 0);
