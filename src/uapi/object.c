@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "host/guard.h"
 #include "host/sys.h"
@@ -76,7 +77,7 @@ int kl_object_open(struct kl_object *obj, enum kl_object_kind kind, const char *
 	struct stat st;
 	long fd, r;
 
-	fd = new_memfd(name, size);
+	fd = kl_failpoint("object-memfd") ? -EMFILE : new_memfd(name, size);
 	if (fd < 0)
 		return (int)fd;
 	if ((flags & O_ACCMODE) == O_RDONLY && (kind == KL_OBJ_STATS || kind == KL_OBJ_SYSTEM))

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "host/guard.h"
 #include "host/sys.h"
@@ -64,7 +65,9 @@ static void unreserve(struct kl_uvm *vm, struct kl_uvcpu *vc)
 static int make_engine_vcpu(struct kl_uvm *vm, struct kl_uvcpu *vc, int fd)
 {
 	const size_t size = KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE;
-	long run = kl_sys(SYS_mmap, NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	long run = kl_failpoint("vcpu-run-map") ? -ENOMEM
+						: kl_sys(SYS_mmap, NULL, size,
+							 PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	struct kl_vcpu *v;
 	int r;
 
@@ -93,7 +96,7 @@ int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id, struct kl_object **ne
 
 	if (id >= KL_MAX_VCPU_IDS)
 		return -EINVAL;
-	vc = calloc(1, sizeof(*vc));
+	vc = kl_failpoint("vcpu-alloc") ? NULL : calloc(1, sizeof(*vc));
 	if (!vc)
 		return -ENOMEM;
 	kl_mutex_init(&vc->lock, KL_RANK_VCPU);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "base/failpoint.h"
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/notifier_gate.h"
@@ -25,8 +26,10 @@ static int io_write(struct kl_x86_vm *kvm, bool pio, uint64_t addr, unsigned len
 
 static int ring_create(struct kl_uvm *vm)
 {
-	int fd = kl_sys_memfd("kvm-coalesced", KL_PAGE_SIZE,
-			      F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+	int fd = kl_failpoint("coalesced-memfd")
+			 ? -EMFILE
+			 : kl_sys_memfd("kvm-coalesced", KL_PAGE_SIZE,
+					F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
 	long p;
 
 	if (fd < 0)
@@ -76,7 +79,7 @@ int kl_uvm_create(unsigned long type, struct kl_object **new_obj)
 
 	if (type != KVM_X86_DEFAULT_VM)
 		return -EINVAL;
-	vm = calloc(1, sizeof(*vm));
+	vm = kl_failpoint("vm-alloc") ? NULL : calloc(1, sizeof(*vm));
 	if (!vm)
 		return -ENOMEM;
 	r = ring_create(vm);

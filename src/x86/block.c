@@ -11,6 +11,7 @@
  */
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "host/sys.h"
 #include "x86/block.h"
 #include "x86/decode.h"
@@ -29,7 +30,7 @@ int kl_blocks_create(struct kl_vcpu *v)
 {
 	kl_thunk_init();
 	/* Pages that come when they are used: a program may make thousands of vCPUs. */
-	v->blocks = kl_sys_map(sizeof(*v->blocks));
+	v->blocks = kl_failpoint("x86-blocks-map") ? NULL : kl_sys_map(sizeof(*v->blocks));
 	kl_not_leaked(v->blocks);
 	return v->blocks ? 0 : -12; /* ENOMEM */
 }

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "host/sys.h"
 #include "x86/control.h"
 #include "x86/guest_cpuid.h"
@@ -47,7 +48,7 @@ void kl_x86_vm_destroy(struct kl_x86_vm *vm)
 
 int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 {
-	struct kl_vcpu *v = kl_sys_map(sizeof(*v));
+	struct kl_vcpu *v = kl_failpoint("x86-vcpu-map") ? NULL : kl_sys_map(sizeof(*v));
 	uint32_t state = KVM_MP_STATE_RUNNABLE;
 	int r;
 
