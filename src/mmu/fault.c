@@ -174,6 +174,21 @@ static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct loo
 }
 
 /*
+ * A guest can touch more addresses without a slot than there is memory for tables: from some
+ * number of tables on, others are not cached any more until everything is zapped.
+ */
+static bool may_make_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
+{
+	struct kl_mmu *mmu = vm->mmu;
+	unsigned level;
+	uint64_t spte;
+
+	kl_stage2_walk(mmu, as, gfn, &level, &spte);
+	return level == 1 || atomic_fetch_add_explicit(&mmu->mmio_tables[as], 1,
+						       memory_order_relaxed) < KL_MAX_MMIO_TABLES;
+}
+
+/*
  * The MMIO entry only caches "no slot": if it cannot be made now (an update is under way, no
  * memory) the access is MMIO all the same, because the lookup said so.
  */
@@ -186,7 +201,8 @@ static void install_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t g
 		return;
 	racepoint("fault-mmio-tag");
 	kl_read_lock(&vm->mmu->lock);
-	if (kl_generation(vm, as) == generation && (p = kl_stage2_make(vm->mmu, as, gfn, &level))) {
+	if (kl_generation(vm, as) == generation && may_make_mmio(vm, as, gfn) &&
+	    (p = kl_stage2_make(vm->mmu, as, gfn, &level))) {
 		uint64_t old = atomic_load_explicit(p, memory_order_relaxed);
 
 		/* No leaf can be there, or get there, while the generation stands. */

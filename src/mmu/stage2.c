@@ -218,6 +218,7 @@ bool kl_stage2_detach_all(struct kl_vm *vm, unsigned as)
 			any = true;
 		}
 	}
+	atomic_store_explicit(&mmu->mmio_tables[as], 0, memory_order_relaxed);
 	for (unsigned level = 1; any && level <= KL_PT_LEAF_LEVEL; level++)
 		count_leaf(vm, as, level, -leaves_of(vm, as, level));
 	return any;

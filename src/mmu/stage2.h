@@ -29,6 +29,7 @@ struct kl_mmu {
 	 * root that is emptied at once takes its count with it.
 	 */
 	_Atomic uint64_t leaves[KL_NR_AS][KL_PT_LEAF_LEVEL + 1];
+	_Atomic uint64_t mmio_tables[KL_NR_AS]; /* how often one was missing for an MMIO entry */
 	struct kl_graveyard graveyard;
 	struct kl_mutex mapping_lock; /* mapping, below */
 	struct kl_mapping_cache {
@@ -37,6 +38,9 @@ struct kl_mmu {
 	} mapping;
 	struct kl_mmu_trace *trace; /* NULL: off */
 };
+
+/* 32 GiB of MMIO, if the guest touches it from end to end. */
+#define KL_MAX_MMIO_TABLES 16384
 
 /*
  * The entry of @gfn at @*level, creating tables on the way; or the leaf of a higher level that

@@ -391,6 +391,31 @@ static void mmio_after_zap_all(void **state)
 	assert_true(mmio_cached(f, GPA));
 }
 
+/* M4, M5: a guest cannot fill memory with tables by touching addresses without a slot. */
+static void mmio_tables_are_bounded(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t before = kl_pages_in_use(), gpa = GPA, full;
+
+	for (unsigned i = 0; i < KL_MAX_MMIO_TABLES; i++, gpa += 2 * MB)
+		assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MMIO);
+	assert_true(mmio_cached(f, gpa - 2 * MB));
+	full = kl_pages_in_use();
+	assert_true(full <= before + KL_MAX_MMIO_TABLES + 64);
+	for (unsigned i = 0; i < 100; i++, gpa += 2 * MB) {
+		assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MMIO);
+		assert_false(mmio_cached(f, gpa));
+	}
+	assert_int_equal(kl_pages_in_use(), full);
+	/* Where there is a table an entry costs nothing; and memory is mapped as before. */
+	assert_int_equal(kl_mmu_fault(&f->vcpu, GPA + PG, KL_ACC_READ), KL_FAULT_MMIO);
+	assert_true(mmio_cached(f, GPA + PG));
+	fault_ok(f, 0, KL_ACC_WRITE);
+	assert_int_equal(set(&f->vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MMIO);
+	assert_true(mmio_cached(f, gpa));
+}
+
 static void *delete_slot_1(void *arg)
 {
 	struct slot_change *c = arg;
@@ -881,6 +906,7 @@ int main(void)
 		T(address_spaces),
 		T(zap_slot_or_all),
 		T(mmio_after_zap_all),
+		T(mmio_tables_are_bounded),
 		T(zap_in_batches),
 		T(event_in_batches),
 		T(large_tree),
