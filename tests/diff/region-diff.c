@@ -690,6 +690,8 @@ static unsigned find_features(void)
 		f |= FEATURE_MANUAL;
 	if (f & FEATURE_LOG && !ioctl(v, KVM_CLEAR_DIRTY_LOG, &clear))
 		f |= FEATURE_CLEAR;
+	if (ioctl(v, KVM_CHECK_EXTENSION, KVM_CAP_MULTI_ADDRESS_SPACE) < 2)
+		f |= FEATURE_ONE;
 	close(v);
 	return f;
 }

@@ -51,7 +51,11 @@ static uint32_t any_id(struct gen *g)
 	static const uint32_t odd[] = {32764,   32765,   32766,   32767,      32768,      0xffff,
 				       0x20000, 0x20001, 0x30000, 0xffff0000, 0xffffffff, 0x7ffc};
 
-	return chance(g, 95) ? PICK(g, usual) : PICK(g, odd);
+	if (chance(g, 95))
+		return PICK(g, usual);
+	if (g->features & FEATURE_ONE && chance(g, 20))
+		return (1 << 16) + (uint32_t)below(g, 8);
+	return PICK(g, odd);
 }
 
 static uint64_t any_gpa(struct gen *g)

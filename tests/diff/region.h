@@ -38,6 +38,7 @@ enum {
 	FEATURE_LOG = 2,    /* KVM_MEM_LOG_DIRTY_PAGES */
 	FEATURE_MANUAL = 4, /* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
 	FEATURE_CLEAR = 8,  /* KVM_CLEAR_DIRTY_LOG of a log */
+	FEATURE_ONE = 16,   /* no second address space: one is refused */
 };
 
 enum what { SET, SET2, GET_LOG, CLEAR_LOG, MANUAL, GUEST, HOST };
