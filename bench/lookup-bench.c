@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What finding the slot of an address costs: through the library's kvmlet_memslot_find() and
- * inside the engine (kl_memslot_find() in an open reader section).
+ * inside the engine (kl_memslot_find() in an open reader section). And what a notifier bracket
+ * over memory of no slot costs, which is what kvmlet adds to such a munmap.
  *
- *   lookup-bench SLOTS THREADS    prints "api/random|repeated/SLOTS/THREADS value ns"
+ *   lookup-bench SLOTS THREADS    prints "what/random|repeated/SLOTS/THREADS value ns"
  */
 #include <err.h>
 #include <kvmlet/kvmlet.h>
@@ -68,6 +69,38 @@ static uint64_t find_internal(const uint64_t *gpa)
 	return sum;
 }
 
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void measure_bracket(void)
+{
+	double v[SAMPLES];
+	uint64_t t;
+
+	for (int s = -1; s < SAMPLES; s++) {
+		t = now();
+		for (uint64_t i = 0; i < LOOKUPS; i++) {
+			struct kvmlet_notifier_range r = {
+				.start = 0x7f0000000000 + i % 512 * KL_PAGE_SIZE,
+				.end = 0x7f0000000000 + i % 512 * KL_PAGE_SIZE + KL_PAGE_SIZE,
+				.may_block = 1,
+			};
+
+			if (kvmlet_notifier_begin(&r))
+				errx(1, "kvmlet_notifier_begin");
+			kvmlet_notifier_end(&r);
+		}
+		if (s >= 0)
+			v[s] = (double)(now() - t) / LOOKUPS;
+	}
+	qsort(v, SAMPLES, sizeof(*v), by_value);
+	printf("bracket/unrelated/%u/1 %.2f ns\n", slots, v[SAMPLES / 2]);
+}
+
 static void *work(void *arg)
 {
 	struct job *j = arg;
@@ -89,13 +122,6 @@ static void *work(void *arg)
 	}
 	free(gpa);
 	return NULL;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
 }
 
 static void measure(bool public_api, bool repeated, unsigned threads)
@@ -157,7 +183,9 @@ int main(int argc, char **argv)
 	for (int public_api = 0; public_api < 2; public_api++)
 		for (int repeated = 0; repeated < 2; repeated++)
 			measure(public_api, repeated, threads);
-	kl_vm_destroy(&engine);
+	kl_vm_destroy(&engine); /* brackets look at each VM */
+	if (threads == 1)
+		measure_bracket();
 	kvmlet_vm_destroy(vm);
 	return 0;
 }
