@@ -21,10 +21,15 @@
  * call, and one after it. In between a vCPU may fault the memory in again, as it is then, and may
  * keep what it found until the second bracket; whatever else is mapped there before that passes
  * a bracket of its own before the program learns its address.
+ *
+ * Without events mremap() sleeps all the same where locked memory grows: the new pages come from
+ * the monitor.
  */
 static bool may_sleep(uint64_t start, uint64_t end, enum kl_notifier_event ev)
 {
-	return ev != KL_EVENT_PROTECT && ev != KL_EVENT_TRUNCATE && kl_uffd_overlaps(start, end) &&
+	if (ev == KL_EVENT_PROTECT || ev == KL_EVENT_TRUNCATE || !kl_uffd_overlaps(start, end))
+		return false;
+	return ev == KL_EVENT_REMAP ||
 	       (kl_uffd_features() &
 		(UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE));
 }
@@ -49,9 +54,16 @@ static void end(struct kl_bracket *b)
 void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev,
 		     const char *cause)
 {
+	if (!kl_engine_active())
+		kl_bracket_open_inside(b, start, len, ev, cause);
+}
+
+void kl_bracket_open_inside(struct kl_bracket *b, uint64_t start, uint64_t len,
+			    enum kl_notifier_event ev, const char *cause)
+{
 	int saved = errno;
 
-	if (!len || start + len < start || kl_engine_active())
+	if (!len || start + len < start)
 		return;
 	b->r = (struct kl_notifier_range){
 		.start = start, .end = start + len, .event = ev, .may_block = true, .cause = cause};

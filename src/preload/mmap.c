@@ -199,7 +199,8 @@ WRAP(void *, mremap, (void *old, size_t old_len, size_t new_len, int flags, ...)
 	if (new_len != old_len || (flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)))
 		kl_bracket_begin(&b[0], old, old_len, KL_EVENT_REMAP, "mremap");
 	if (flags & MREMAP_FIXED)
-		kl_bracket_begin(&b[1], target, new_len, KL_EVENT_REPLACE, "mremap(MREMAP_FIXED)");
+		kl_bracket_begin_more(&b[1], b[0].state == KL_BRACKET_OPEN, target, new_len,
+				      KL_EVENT_REPLACE, "mremap(MREMAP_FIXED)");
 	kl_bracket_join(b, 2);
 	p = REAL(mremap)(old, old_len, new_len, flags, target);
 	if (p != MAP_FAILED && kl_uffd_any())
@@ -332,15 +333,18 @@ WRAP(ssize_t, process_madvise,
 	struct kl_bracket b[MAX_BRACKETS];
 	struct span spans[MAX_BRACKETS];
 	const char *cause = discards(advice);
+	bool inside = false;
 	unsigned nr;
 	ssize_t r;
 
 	if (!kl_notifier_active() || !cause)
 		return REAL(process_madvise)(pidfd, iov, n, advice, flags);
 	nr = read_iovec(spans, iov, n);
-	for (unsigned i = 0; i < nr; i++)
-		kl_bracket_begin(&b[i], (void *)(uintptr_t)spans[i].start,
-				 spans[i].end - spans[i].start, KL_EVENT_DISCARD, cause);
+	for (unsigned i = 0; i < nr; i++) {
+		kl_bracket_begin_more(&b[i], inside, (void *)(uintptr_t)spans[i].start,
+				      spans[i].end - spans[i].start, KL_EVENT_DISCARD, cause);
+		inside |= b[i].state == KL_BRACKET_OPEN;
+	}
 	kl_bracket_join(b, nr);
 	r = REAL(process_madvise)(pidfd, iov, n, advice, flags);
 	while (nr)

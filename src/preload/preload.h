@@ -144,6 +144,8 @@ struct kl_bracket {
 
 void kl_bracket_open(struct kl_bracket *b, uint64_t start, uint64_t len, enum kl_notifier_event ev,
 		     const char *cause);
+void kl_bracket_open_inside(struct kl_bracket *b, uint64_t start, uint64_t len,
+			    enum kl_notifier_event ev, const char *cause);
 void kl_bracket_close(struct kl_bracket *b);
 
 /*
@@ -171,6 +173,17 @@ KL_INLINE void kl_bracket_after(const void *p, uint64_t len, enum kl_notifier_ev
 
 	kl_bracket_begin(&b, p, len, ev, cause);
 	kl_bracket_end(&b);
+}
+/* The same for a call's second bracket, and those that follow. @inside: is one of them open? */
+KL_INLINE void kl_bracket_begin_more(struct kl_bracket *b, bool inside, const void *p, uint64_t len,
+				     enum kl_notifier_event ev, const char *cause)
+{
+	if (!inside) {
+		kl_bracket_begin(b, p, len, ev, cause);
+		return;
+	}
+	b->state = KL_BRACKET_NONE;
+	kl_bracket_open_inside(b, (uint64_t)(uintptr_t)p, len, ev, cause);
 }
 /* Brackets of one call: if it may sleep for one of them, none stays open. */
 void kl_bracket_join(struct kl_bracket *b, unsigned n);
