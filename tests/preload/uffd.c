@@ -217,7 +217,7 @@ static void events(void)
 		expect(0);
 	}
 	/* Nothing of it is registered any more where it was replaced: no sleep. */
-	anon_at(base, T_PAGE, MAP_FIXED);
+	SLEEPS(anon_at(base, T_PAGE, MAP_FIXED) == base);
 	before = nr_events;
 	CHECK(!munmap(base, T_PAGE) && nr_events == before);
 	close(pidfd);
