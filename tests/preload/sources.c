@@ -195,6 +195,10 @@ static void files(void)
 	TOUCHED(!fallocate(fd2, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, T_PAGE) ||
 		errno == EOPNOTSUPP);
 	TOUCHED(!fallocate(fd2, FALLOC_FL_ZERO_RANGE, 0, T_PAGE) || errno == EOPNOTSUPP);
+	TOUCHED(!fallocate(fd2, FALLOC_FL_COLLAPSE_RANGE, 0, T_PAGE) || errno == EOPNOTSUPP ||
+		errno == EINVAL);
+	TOUCHED(!fallocate(fd2, FALLOC_FL_INSERT_RANGE, 0, T_PAGE) || errno == EOPNOTSUPP ||
+		errno == EINVAL);
 	TIMES(0, !fallocate(fd2, 0, 0, T_PAGE) || errno == EOPNOTSUPP);
 	snprintf(by_fd, sizeof(by_fd), "/proc/self/fd/%d", fd2);
 	close(fd);
@@ -299,11 +303,14 @@ static void uffd(void)
 	struct uffdio_writeprotect wp = {.range = r.range};
 	struct uffdio_api api = {.api = UFFD_API};
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	struct uffdio_copy move = {.src = (uintptr_t)place, .len = T_PAGE};
 
 	if (fd < 0)
 		return;
 	fresh();
 	TIMES(0, !ioctl(fd, UFFDIO_API, &api));
+	/* UFFDIO_MOVE, where the kernel has it; its structure is that of COPY. */
+	TIMES(1, ioctl(fd, _IOWR(UFFDIO, 0x05, move), &move) == -1);
 	TIMES(1, !ioctl(fd, UFFDIO_REGISTER, &r));
 	TIMES(1, !ioctl(fd, UFFDIO_WRITEPROTECT, &wp));
 	TIMES(1, !syscall(SYS_ioctl, fd, UFFDIO_UNREGISTER, &r.range));
