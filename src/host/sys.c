@@ -14,16 +14,24 @@ int (*kl_sys_sigaction)(int, const struct sigaction *, struct sigaction *) = sig
 
 static KL_TLS pid_t cached_tid;
 
+/*
+ * The kernel orders an munmap before an mmap that gets the same addresses. ThreadSanitizer does not
+ * know of either, and would see a race between the old use and the new.
+ */
+static _Atomic unsigned unmaps;
+
 void *kl_sys_map(size_t len)
 {
 	long p = kl_sys(SYS_mmap, NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			-1, 0);
 
+	(void)atomic_load_explicit(&unmaps, memory_order_acquire);
 	return p < 0 ? NULL : (void *)p;
 }
 
 void kl_sys_unmap(void *p, size_t len)
 {
+	atomic_fetch_add_explicit(&unmaps, 1, memory_order_release);
 	kl_sys(SYS_munmap, p, len);
 }
 
