@@ -218,19 +218,22 @@ struct out {
 	char buf[4096];
 };
 
+/* @n: what snprintf() returned. */
+static void advance(struct out *o, int n)
+{
+	if (n > 0)
+		o->n = kl_min(o->n + (size_t)n, sizeof(o->buf) - 1);
+}
+
 static void put_row(struct out *o, const char *name, uint64_t value)
 {
-	int n = snprintf(o->buf + o->n, sizeof(o->buf) - o->n, "  %-28s %20llu\n", name,
-			 (unsigned long long)value);
-
-	o->n = kl_min(o->n + (size_t)kl_max(n, 0), sizeof(o->buf) - 1);
+	advance(o, snprintf(o->buf + o->n, sizeof(o->buf) - o->n, "  %-28s %20llu\n", name,
+			    (unsigned long long)value));
 }
 
 static void put_title(struct out *o, const char *title)
 {
-	int n = snprintf(o->buf + o->n, sizeof(o->buf) - o->n, "%s\n", title);
-
-	o->n = kl_min(o->n + (size_t)kl_max(n, 0), sizeof(o->buf) - 1);
+	advance(o, snprintf(o->buf + o->n, sizeof(o->buf) - o->n, "%s\n", title));
 }
 
 static uint64_t mips(const struct totals *t)

@@ -73,7 +73,7 @@ static struct regs host(uint32_t fn, uint32_t index)
 	struct regs x = {{0, 0, 0, 0}};
 	uint32_t base = fn & 0x80000000u;
 
-	if (fn <= __get_cpuid_max(base, NULL))
+	if (fn <= (uint32_t)__get_cpuid_max(base, NULL))
 		__cpuid_count(fn, index, x.r[0], x.r[1], x.r[2], x.r[3]);
 	return x;
 }
