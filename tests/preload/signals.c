@@ -13,7 +13,6 @@
 static struct vm v;
 static volatile sig_atomic_t hits;
 static siginfo_t last;
-static volatile int in_ioctl;
 
 static void count(int sig)
 {
