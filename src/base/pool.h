@@ -9,7 +9,7 @@
 
 /* A zeroed page, or NULL. Context: any but a signal handler. */
 void *kl_page_alloc(void);
-/* The page's contents may be anything. */
+/* The page's contents may be anything. Context: as alloc. */
 void kl_page_free(void *page);
 /* Pages handed out and not given back: tests check for leaks. */
 uint64_t kl_pages_in_use(void);
