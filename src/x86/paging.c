@@ -6,6 +6,7 @@
  * are set in them with compare-and-swap, after all rights were checked. Nothing is cached
  * here: the vCPU TLB is the only cache, and CR3 writes, INVLPG and friends empty it.
  */
+#include "host/atomic.h"
 #include "x86/paging.h"
 
 #define PTE_P    (1ull << 0)
@@ -167,19 +168,11 @@ static enum kl_walk_status set_bits(struct kl_vcpu *v, struct step *s, unsigned 
 		st = table_page(v, s[i].gpa, KL_ACC_WRITE, w, &s[i].ptr);
 		if (st != KL_WALK_OK)
 			return st;
-		if (entry_size == 8) {
-			uint64_t old = s[i].pte;
-
-			done = __atomic_compare_exchange_n((uint64_t *)(void *)s[i].ptr, &old, want,
-							   false, __ATOMIC_SEQ_CST,
-							   __ATOMIC_RELAXED);
-		} else {
-			uint32_t old = (uint32_t)s[i].pte;
-
-			done = __atomic_compare_exchange_n((uint32_t *)(void *)s[i].ptr, &old,
-							   (uint32_t)want, false, __ATOMIC_SEQ_CST,
-							   __ATOMIC_RELAXED);
-		}
+		if (entry_size == 8)
+			done = kl_cmpxchg64(s[i].ptr, s[i].pte, want) == s[i].pte;
+		else
+			done = kl_cmpxchg32(s[i].ptr, (uint32_t)s[i].pte, (uint32_t)want) ==
+			       (uint32_t)s[i].pte;
 		if (!done) {
 			*again = true;
 			return KL_WALK_OK;

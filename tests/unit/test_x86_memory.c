@@ -3,10 +3,17 @@
  * The vCPU TLB against the guest's page tables and against the program's changes: what must
  * be dropped, and when (M6, M9).
  */
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/racepoint.h"
+#include "host/thread.h"
+#include "mem/notifier.h"
 #include "x86_env.h"
 
 #define PTE(lin) (TABLES + 0x3000 + ((lin) >> 9))
@@ -435,6 +442,55 @@ static void linear_addresses_wrap(void **state)
 	munmap(top, 0x4000);
 }
 
+static void *run_guest(void *arg)
+{
+	return (void *)(intptr_t)env_run(arg);
+}
+
+/*
+ * M6: a vCPU that blocks while it sets an accessed bit in a page table (userfaultfd has the page
+ * write-protected) can be called out of guest mode, like one that blocks in a store.
+ */
+static void blocked_in_page_table(void **state)
+{
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP};
+	struct env *e = *state;
+	struct uffdio_register reg = {.range = {(uint64_t)e->mem + TABLES + 0x3000, KL_PAGE_SIZE},
+				      .mode = UFFDIO_REGISTER_MODE_WP};
+	struct uffdio_writeprotect wp = {.range = reg.range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+	struct kl_notifier_range r = {.start = (uint64_t)e->mem + A,
+				      .end = (uint64_t)e->mem + A + KL_PAGE_SIZE,
+				      .may_block = true};
+	struct uffd_msg msg;
+	pthread_t t;
+
+	/* TSan holds the kick back from a thread that blocks in a page fault. */
+	if (KL_TSAN || uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		skip();
+	/* 1: incq [A]; cmpb [A + 0x800], 0; je 1b; mov al, [B]; hlt */
+	env_code(e, 0x48, 0xff, 0x04, 0x25, 0, 0, 2, 0, 0x80, 0x3c, 0x25, 0, 8, 2, 0, 0, 0x74, 0xee,
+		 0x8a, 0x04, 0x25, 0, 0x10, 2, 0, 0xf4);
+	mode64(e, 0);
+	pthread_create(&t, NULL, run_guest, e);
+	while (!__atomic_load_n((uint64_t *)(e->mem + A), __ATOMIC_RELAXED))
+		sched_yield();
+	assert_int_equal(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	assert_int_equal(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp), 0);
+	__atomic_store_n(e->mem + A + 0x800, 1, __ATOMIC_RELAXED);
+	while (read(uffd, &msg, sizeof(msg)) != sizeof(msg)) /* it blocks */
+		sched_yield();
+	kl_engine_enter();
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_notifier_end(&r);
+	kl_engine_leave();
+	wp.mode = 0;
+	assert_int_equal(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp), 0);
+	pthread_join(t, NULL);
+	assert_true(e->mem[TABLES + 0x3000 + (B >> 9)] & 0x20);
+	close(uffd);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -452,6 +508,7 @@ int main(void)
 		TEST(split_store_is_whole),
 		TEST(store_across_neighbours),
 		TEST(linear_addresses_wrap),
+		TEST(blocked_in_page_table),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
