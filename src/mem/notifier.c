@@ -241,8 +241,11 @@ void kl_notifier_update_end(struct kl_notifier_update *u)
 
 /* ---- brackets ------------------------------------------------------------------------------ */
 
-static bool queued_behind_update(uint64_t range)
+/* One that found no cell counts as over all memory, so it queues behind every update. */
+static bool queued_behind_update(uint64_t range, int cell)
 {
+	if (cell == WILD)
+		range = LEN_ALL;
 	for (struct kl_notifier_update *u = updates; u; u = u->next)
 		if (update_overlaps(u, range))
 			return true;
@@ -263,16 +266,15 @@ static int wait_for_updates(const struct kl_notifier_range *r, uint64_t range, i
 	int ret = 0;
 
 	kl_mutex_lock(&gate);
-	while (queue && queued_behind_update(range)) {
+	while (queue && queued_behind_update(range, *cell)) {
 		retract(*cell);
 		pthread_cond_broadcast(&gate_cond);
-		*cell = WILD;
 		ret = -EAGAIN;
 		if (!r->may_block)
 			break;
 		do
 			gate_wait();
-		while (queued_behind_update(range));
+		while (queued_behind_update(range, *cell));
 		/* Under the gate: an update that comes next sees it. */
 		*cell = publish(range);
 		ret = 0;
@@ -448,6 +450,16 @@ static void park_own(bool parked)
 	wild_parked += (unsigned)(parked ? uncounted : -uncounted);
 }
 
+/* Those that will not find the VM when they end: our own, and those of parked threads. */
+static unsigned brackets_over(const struct kl_notifier_update *u)
+{
+	unsigned n = atomic_load(&wild);
+
+	for (unsigned i = 0; i < NR_CELLS; i++)
+		n += update_overlaps(u, atomic_load(&cells[i].range));
+	return n;
+}
+
 /*
  * Destruction inside a bracket of the same thread (B19): nobody else's bracket over the VM's
  * memory may be in flight, except of threads that wait here too; our own will not find the VM
@@ -467,6 +479,7 @@ void kl_notifier_remove_vm(struct kl_vm *vm)
 	/* It may have been removed already: uapi/ does so before it frees the vCPUs. */
 	for (struct kl_vm *i; (i = atomic_load_explicit(p, memory_order_relaxed)); p = &i->next)
 		if (i == vm) {
+			vm->brackets_at_removal = brackets_over(&u);
 			atomic_store_explicit(p, next_vm(vm), memory_order_release);
 			break;
 		}

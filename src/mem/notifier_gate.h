@@ -10,7 +10,10 @@ struct kl_vm;
 
 /* A VM that has no slot yet. */
 void kl_notifier_add_vm(struct kl_vm *vm);
-/* Waits for brackets of other threads. Afterwards no bracket knows the VM. */
+/*
+ * Waits for brackets of other threads over the VM's memory. Afterwards no bracket knows the VM.
+ * A second call does nothing.
+ */
 void kl_notifier_remove_vm(struct kl_vm *vm);
 /* @fn for the host memory in [@start, @end) of every slot of every VM, in a reader section. */
 void kl_notifier_walk_slots(uint64_t start, uint64_t end, void (*fn)(uint64_t, uint64_t));

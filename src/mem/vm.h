@@ -45,6 +45,7 @@ struct kl_vm {
 	struct kl_vm_stats stats;
 	uint64_t serial; /* for log and trace */
 
+	unsigned brackets_at_removal; /* open ones that never end for this VM (B19) */
 	_Atomic(struct kl_vm *) next; /* list of VMs that notifiers walk; mem/notifier.c */
 };
 

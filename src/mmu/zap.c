@@ -49,8 +49,8 @@ void kl_mmu_destroy(struct kl_vm *vm)
 {
 	struct kl_mmu *mmu = vm->mmu;
 
-	/* A bracket of this thread that will end later may be open (B19); no other. */
-	KL_WARN_ONCE(vm->mmu_invalidate_in_progress > kl_self.brackets,
+	/* Brackets of those who destroy VMs inside one may be open (B19); no other. */
+	KL_WARN_ONCE(vm->mmu_invalidate_in_progress > (int)vm->brackets_at_removal,
 		     "internal error: VM %llu dies with %d invalidations in progress",
 		     (unsigned long long)vm->serial, vm->mmu_invalidate_in_progress);
 	kl_write_lock(&mmu->lock);

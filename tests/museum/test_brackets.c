@@ -205,6 +205,58 @@ static void imbalance_is_reported(void **state)
 	free(vm);
 }
 
+struct destroyer {
+	struct kl_vm *own;
+	uint8_t *ram;
+	pthread_barrier_t *inside;
+};
+
+static void *destroy_in_bracket(void *arg)
+{
+	struct destroyer *d = arg;
+	struct kl_notifier_range r = range_of(d->ram, PG);
+
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	pthread_barrier_wait(d->inside);
+	kl_vm_destroy(d->own);
+	kl_notifier_end(&r);
+	return NULL;
+}
+
+/* B19: two threads, each in a bracket over the memory of two VMs, destroy one each: no report. */
+static void two_destroyers(void **state)
+{
+	struct kl_vm *vm[2] = {malloc(sizeof(*vm[0])), malloc(sizeof(*vm[0]))};
+	int saved = dup(STDERR_FILENO), log = memfd_create("log", MFD_CLOEXEC);
+	struct fixture *f = *state;
+	pthread_barrier_t inside;
+	struct destroyer d[2];
+	pthread_t t[2];
+	char text[512] = "";
+
+	pthread_barrier_init(&inside, NULL, 2);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(kl_vm_init(vm[i]), 0);
+		assert_int_equal(set(vm[i], 0, 0, 0, PG, f->ram), 0);
+	}
+	fflush(stderr);
+	dup2(log, STDERR_FILENO);
+	for (int i = 0; i < 2; i++) {
+		d[i] = (struct destroyer){vm[i], f->ram, &inside};
+		pthread_create(&t[i], NULL, destroy_in_bracket, &d[i]);
+	}
+	for (int i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	dup2(saved, STDERR_FILENO);
+	assert_int_equal(pread(log, text, sizeof(text) - 1, 0), 0);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+	close(saved);
+	close(log);
+	for (int i = 0; i < 2; i++)
+		free(vm[i]);
+	pthread_barrier_destroy(&inside);
+}
+
 /* B28, N5: not allowed to block, with a vCPU in guest mode and with none. */
 static void nonblocking(void **state)
 {
@@ -262,10 +314,15 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(slot_during_bracket),       T(bracket_before_it_looks),
-		T(nested_during_wait),        T(unrelated_bracket),
-		T(destroy_inside_bracket),    T(destroy_during_bracket),
-		T(imbalance_is_reported),     T(nonblocking),
+		T(slot_during_bracket),
+		T(bracket_before_it_looks),
+		T(nested_during_wait),
+		T(unrelated_bracket),
+		T(destroy_inside_bracket),
+		T(destroy_during_bracket),
+		T(two_destroyers),
+		T(imbalance_is_reported),
+		T(nonblocking),
 		T(nonblocking_behind_update),
 	};
 

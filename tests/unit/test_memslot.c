@@ -386,6 +386,52 @@ static void bracket_storm(void **state)
 	assert_int_equal(kl_generation(vm, 0) & 1, 0);
 }
 
+#define HOLDERS 80
+
+static void *hold_elsewhere(void *arg)
+{
+	pthread_barrier_t *b = arg;
+	struct kl_notifier_range r = {
+		.start = HVA + 64 * PG, .end = HVA + 65 * PG, .may_block = true};
+
+	if (kl_notifier_begin(&r))
+		abort();
+	pthread_barrier_wait(b);
+	pthread_barrier_wait(b);
+	kl_notifier_end(&r);
+	return NULL;
+}
+
+/*
+ * S7: more brackets than the gate has room for count as over all memory. While an update waits
+ * for them further ones queue, wherever they are, so that it comes to its turn.
+ */
+static void more_brackets_than_cells(void **state)
+{
+	struct bracket late = {.r = {.start = HVA + 70 * PG, .end = HVA + 71 * PG}};
+	struct kl_vm *vm = *state;
+	struct change c = {vm, 1};
+	pthread_t holder[HOLDERS], t, q;
+	pthread_barrier_t b;
+
+	pthread_barrier_init(&b, NULL, HOLDERS + 1);
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	for (int i = 0; i < HOLDERS; i++)
+		pthread_create(&holder[i], NULL, hold_elsewhere, &b);
+	pthread_barrier_wait(&b);
+	pthread_create(&t, NULL, delete_slot_0, &c);
+	while (late.begun != -EAGAIN) {
+		pthread_create(&q, NULL, open_and_close, &late);
+		pthread_join(q, NULL);
+	}
+	pthread_barrier_wait(&b);
+	pthread_join(t, NULL);
+	for (int i = 0; i < HOLDERS; i++)
+		pthread_join(holder[i], NULL);
+	assert_int_equal(c.r, 0);
+	pthread_barrier_destroy(&b);
+}
+
 /* S1, S5: a second address space has slots and generations of its own. */
 static void address_spaces(void **state)
 {
@@ -417,6 +463,7 @@ int main(void)
 		T(only_overlapping_ones_wait),
 		T(deep_nesting),
 		T(bracket_storm),
+		T(more_brackets_than_cells),
 		T(address_spaces),
 	};
 
