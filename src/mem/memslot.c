@@ -312,14 +312,23 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	/* Before a vCPU can use the memory, so that no event is missed. */
 	if (kl_uffd_source_on() && r->memory_size)
 		kl_uffd_source_watch(r->userspace_addr, r->userspace_addr + r->memory_size);
+	racepoint("memslot-watched");
 	kl_mutex_lock(&vm->slots_lock);
 	old = vm->slot_by_id[as][id];
 	hva = old ? old->hva : 0;
 	size = old ? old->npages << KL_PAGE_SHIFT : 0;
 	ret = set_region_locked(vm, as, id, r);
 	kl_mutex_unlock(&vm->slots_lock);
-	if (kl_uffd_source_on() && !ret && !r->memory_size)
-		kl_uffd_source_unwatch(hva, hva + size);
+	if (kl_uffd_source_on()) {
+		/* Once more: another slot over the same memory may have gone before ours was in. */
+		if (r->memory_size && !ret)
+			kl_uffd_source_watch(r->userspace_addr, r->userspace_addr + r->memory_size);
+		else if (r->memory_size)
+			kl_uffd_source_unwatch(r->userspace_addr,
+					       r->userspace_addr + r->memory_size);
+		else if (!ret)
+			kl_uffd_source_unwatch(hva, hva + size);
+	}
 	KL_TRACE("vm%llu memslot %u gpa=%#llx size=%#llx hva=%#llx flags=%#x -> %d",
 		 (unsigned long long)vm->serial, r->slot, (unsigned long long)r->guest_phys_addr,
 		 (unsigned long long)r->memory_size, (unsigned long long)r->userspace_addr,
