@@ -203,13 +203,95 @@ static void overlapping_brackets(void **state)
 	assert_true(mapped(f, 0, KL_ACC_READ));
 }
 
+/* ---- what a bracket may not do (N4): it may run inside the program's free() --------------- */
+
+#if !KL_TSAN && !defined(__SANITIZE_ADDRESS__)
+static KL_TLS volatile bool watched;
+static _Atomic int allocations;
+
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t size);
+__attribute__((visibility("default"))) void *malloc(size_t n);
+__attribute__((visibility("default"))) void *calloc(size_t n, size_t size);
+
+void *malloc(size_t n)
+{
+	if (watched)
+		allocations++;
+	return __libc_malloc(n);
+}
+
+void *calloc(size_t n, size_t size)
+{
+	if (watched)
+		allocations++;
+	return __libc_calloc(n, size);
+}
+
+/* N4: no bracket allocates, whether it touches a slot or not. */
+static void bracket_does_not_allocate(void **state)
+{
+	struct fixture *f = *state;
+	static uint8_t elsewhere[2 * PG];
+	struct kl_notifier_range near = range_of(f->ram, NPAGES * PG);
+	struct kl_notifier_range far = range_of(elsewhere, PG);
+	void *volatile p;
+
+	map_far_slot(f);
+	watched = true;
+	p = malloc(1);
+	watched = false;
+	assert_int_equal(allocations, 1); /* it would be seen */
+	free(p);
+	watched = true;
+	assert_int_equal(kl_notifier_begin(&near), 0);
+	assert_int_equal(kl_notifier_begin(&far), 0);
+	kl_notifier_end(&far);
+	kl_notifier_end(&near);
+	watched = false;
+	assert_int_equal(allocations, 1);
+}
+#else
+static void bracket_does_not_allocate(void **state)
+{
+	(void)state;
+	skip();
+}
+#endif
+
+/* N4: an event that touches no slot takes no lock that a vCPU takes. */
+static void unrelated_event_takes_no_lock(void **state)
+{
+	static uint8_t elsewhere[2 * PG];
+	struct fixture *f = *state;
+	struct kl_notifier_range far = range_of(elsewhere, PG);
+	struct worker w = {.f = f};
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	kl_racepoint_arm("mmu-zapped", 1);
+	pthread_create(&w.thread, NULL, invalidate, &w);
+	assert_true(kl_racepoint_wait("mmu-zapped", TIMEOUT)); /* with mmu_lock */
+	assert_int_equal(kl_notifier_begin(&far), 0);
+	kl_notifier_end(&far);
+	assert_false(atomic_load(&w.done));
+	kl_racepoint_release("mmu-zapped");
+	pthread_join(w.thread, NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(deletion_flushes),           T(flush_before_free), T(zap_before_request),
-		T(request_for_who_is_outside), T(every_vcpu),        T(update_waits_for_readers),
+		T(deletion_flushes),
+		T(flush_before_free),
+		T(zap_before_request),
+		T(request_for_who_is_outside),
+		T(every_vcpu),
+		T(update_waits_for_readers),
 		T(overlapping_brackets),
+		T(bracket_does_not_allocate),
+		T(unrelated_event_takes_no_lock),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
