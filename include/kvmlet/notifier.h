@@ -66,8 +66,8 @@ void kvmlet_notifier_end(struct kvmlet_notifier_range *range);
  *
  * @param start, end  host virtual addresses in bytes; rounded outwards to pages
  * @param young       out: 1 or 0
- * Context: any thread, no allocation; does not sleep. clear waits for holders of windows.
- * Returns: 0; -EINVAL an empty range; clear: -EDEADLK the calling thread holds a window.
+ * Context: any thread, no allocation. May wait for holders of windows.
+ * Returns: 0; -EINVAL an empty range; -EDEADLK the calling thread holds a window.
  */
 int kvmlet_notifier_test_young(uint64_t start, uint64_t end, int *young);
 /** The same, and from here on they count as not accessed. @young may be NULL. */
@@ -81,9 +81,10 @@ int kvmlet_notifier_clear_young(uint64_t start, uint64_t end, int *young);
  * protection, and memory that is registered with another userfaultfd, are not covered.
  *
  * @enable: 1: for all VMs from now on; 0: no more. Off at first.
- * Context: no lock that a bracket is opened under; not inside a bracket; may sleep.
- * Returns: 0; -EDEADLK inside a bracket; otherwise what userfaultfd(2) or pthread_create(3) fails
- * with: -EPERM not permitted, -ENOSYS or -EINVAL the kernel has no such events, -EMFILE, -EAGAIN.
+ * Context: no lock that a bracket is opened under; not inside a bracket or a window; may sleep.
+ * Returns: 0; -EDEADLK the calling thread has a bracket open or holds a window; otherwise what
+ * userfaultfd(2) or pthread_create(3) fails with: -EPERM not permitted, -ENOSYS or -EINVAL the
+ * kernel has no such events, -EMFILE, -EAGAIN.
  */
 int kvmlet_notifier_uffd_source(int enable);
 

@@ -49,7 +49,11 @@ int kvmlet_vm_create(struct kvmlet_vm **vm);
 
 /**
  * Destroy a VM. Waits for notifier brackets of other threads. Nobody holds a window of it.
- * Context: may sleep. NULL, and a VM of the parent of a forked child, are ignored.
+ *
+ * Context: may sleep. NULL, and a VM of the parent of a forked child, are ignored. So is, with a
+ * complaint on stderr, a call from a thread that holds a window, of whatever VM: what would be
+ * waited for may be waiting for the holder. The VM is then as good as before, and still to be
+ * destroyed.
  */
 void kvmlet_vm_destroy(struct kvmlet_vm *vm);
 
@@ -158,8 +162,8 @@ int kvmlet_vm_fetch_and(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigne
  *     or a slot change (allocators unmap memory: under `kvmlet run` that includes theirs);
  *   - does not change memory mappings;
  *   - holds no second window, and calls nothing of this library but kvmlet_vm_translate,
- *     kvmlet_memslot_find, kvmlet_memslot_generation and kvmlet_notifier_test_young; what could
- *     wait for the holder is -EDEADLK;
+ *     kvmlet_memslot_find and kvmlet_memslot_generation; what could wait for the holder is
+ *     -EDEADLK, and kvmlet_vm_destroy does nothing;
  *   - does not end its thread or leave by longjmp.
  * Memory that vanishes without a bracket while a window is held is the holder's SIGSEGV or
  * SIGBUS; when it had vanished before, lock fails. If the memory is registered with

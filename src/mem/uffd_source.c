@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <kvmlet/kvmlet.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
@@ -326,19 +325,4 @@ void kl_uffd_source_after_fork(void)
 	}
 	stop_fd = -1;
 	atomic_store(&helper_alive, 0);
-}
-
-KL_EXPORT int kvmlet_notifier_uffd_source(int enable)
-{
-	int r = 0;
-
-	kl_engine_enter();
-	if (kl_self.brackets)
-		r = -EDEADLK;
-	else if (enable)
-		r = kl_uffd_source_start();
-	else
-		kl_uffd_source_stop();
-	kl_engine_leave();
-	return r;
 }

@@ -10,7 +10,9 @@
 #include <string.h>
 
 #include "base/config.h"
+#include "base/log.h"
 #include "mem/notifier.h"
+#include "mem/uffd_source.h"
 #include "mmu/accessor.h"
 #include "mmu/api.h"
 
@@ -88,6 +90,9 @@ KL_EXPORT void kvmlet_vm_destroy(struct kvmlet_vm *vm)
 {
 	/* A parent's: its locks may be held by threads that do not exist here. */
 	if (!vm || vm->forks != kl_api_forks)
+		return;
+	/* Brackets that it would wait for may be waiting for this thread. */
+	if (KL_WARN_ONCE(kl_api_window, "kvmlet_vm_destroy inside a window; ignored"))
 		return;
 	kl_engine_enter();
 	kl_vm_destroy(&vm->vm);
@@ -240,6 +245,9 @@ KL_EXPORT int kvmlet_notifier_test_young(uint64_t start, uint64_t end, int *youn
 {
 	if (start >= end)
 		return -EINVAL;
+	/* Whoever waits for this thread's window may hold what the look takes. */
+	if (kl_api_window)
+		return -EDEADLK;
 	kl_engine_enter();
 	*young = kl_notifier_test_young(start, end);
 	kl_engine_leave();
@@ -260,4 +268,20 @@ KL_EXPORT int kvmlet_notifier_clear_young(uint64_t start, uint64_t end, int *you
 	if (young)
 		*young = was;
 	return 0;
+}
+
+KL_EXPORT int kvmlet_notifier_uffd_source(int enable)
+{
+	int r = 0;
+
+	/* The helper, and changes of slots, may be waiting for this thread. */
+	if (kl_self.brackets || kl_api_window)
+		return -EDEADLK;
+	kl_engine_enter();
+	if (enable)
+		r = kl_uffd_source_start();
+	else
+		kl_uffd_source_stop();
+	kl_engine_leave();
+	return r;
 }

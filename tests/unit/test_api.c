@@ -310,6 +310,8 @@ static void assert_all_edeadlk(struct fixture *f)
 	assert_int_equal(kvmlet_vm_fetch_add(f->vm, 0, 0, 8, 1, &v), -EDEADLK);
 	assert_int_equal(kvmlet_window_lock(f->vm, 0, 0, 8, KVMLET_READ, iov, 2, &n), -EDEADLK);
 	assert_int_equal(kvmlet_memslot_set(f->vm, 5, 0, 0x200000, PG, kl_hva(f->ram)), -EDEADLK);
+	assert_int_equal(kvmlet_notifier_uffd_source(0), -EDEADLK);
+	assert_int_equal(kvmlet_notifier_uffd_source(1), -EDEADLK);
 }
 
 /* S7, N2: inside one's own window or bracket what could only wait for oneself is refused. */
@@ -433,9 +435,10 @@ static void ageing(void **state)
 	assert_int_equal(clear_young(f->ram + PG, PG), 1);
 
 	assert_int_equal(kvmlet_window_lock(f->vm, 0, PG, 8, KVMLET_READ, iov, 2, &n), 0);
-	assert_int_equal(young(f->ram + PG, PG), 1);
+	assert_int_equal(kvmlet_notifier_test_young(start, start + PG, &y), -EDEADLK);
 	assert_int_equal(kvmlet_notifier_clear_young(start, start + PG, &y), -EDEADLK);
 	kvmlet_window_unlock(f->vm);
+	assert_int_equal(young(f->ram + PG, PG), 1);
 	assert_int_equal(kvmlet_notifier_clear_young(start, start + NPAGES * PG, NULL), 0);
 	assert_int_equal(young(f->ram, NPAGES * PG), 0);
 	assert_int_equal(kvmlet_notifier_test_young(start, start, &y), -EINVAL);

@@ -309,6 +309,47 @@ static void window_against_delete(void **state)
 	assert_int_equal(f->ram[0], 0x44);
 }
 
+/* What a holder of a window may try while a bracket waits for him. */
+static int hold_and_ask(struct worker *w)
+{
+	uint64_t at = kl_hva(w->f->ram).addr;
+	struct worker change;
+	struct kvmlet_vm *vm;
+	struct iovec iov[2];
+	int young = -1;
+	unsigned n;
+
+	assert_int_equal(kvmlet_vm_create(&vm), 0);
+	assert_int_equal(kvmlet_memslot_set(vm, 0, 0, 0, PG, kl_hva(w->f->ram + 8 * PG)), 0);
+	assert_int_equal(kvmlet_window_lock(w->f->vm, 0, 0, PG, KVMLET_WRITE, iov, 2, &n), 0);
+	start(&change, w->f, do_bracket, 0);
+	assert_waits(w->f, &change);
+	assert_int_equal(kvmlet_notifier_test_young(at, at + PG, &young), -EDEADLK);
+	assert_int_equal(kvmlet_notifier_clear_young(at, at + PG, &young), -EDEADLK);
+	assert_int_equal(kvmlet_notifier_uffd_source(0), -EDEADLK);
+	kvmlet_vm_destroy(vm); /* complained about, and ignored */
+	assert_int_equal(atomic_load(&change.done), 0);
+	kvmlet_window_unlock(w->f->vm);
+	assert_int_equal(finish(&change), 0);
+	assert_int_equal(young, -1);
+	assert_int_equal(kvmlet_vm_load(vm, 0, 0, 8, &w->val), 0);
+	kvmlet_vm_destroy(vm);
+	return 0;
+}
+
+/* S7, N6: nothing that the holder of a window calls waits for a bracket that waits for him. */
+static void holder_never_waits(void **state)
+{
+	struct worker holder;
+
+	start(&holder, *state, hold_and_ask, 0);
+	for (int i = 0; !atomic_load(&holder.done); i++) {
+		assert_true(i < TIMEOUT);
+		usleep(1000);
+	}
+	assert_int_equal(finish(&holder), 0);
+}
+
 static int do_get_log(struct worker *w)
 {
 	w->val = 0;
@@ -694,6 +735,7 @@ int main(void)
 		T(window_against_delete),     T(writes_are_logged),        T(flush_while_locking),
 		T(flush_between_pages),       T(first_use_during_bracket), T(kick_blocked_access),
 		T(all_accessors_block),       T(signal_in_blocked_access), T(crowd),
+		T(holder_never_waits),
 	};
 
 	sigaction(SIGSEGV, &sa, NULL);
