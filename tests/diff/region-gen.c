@@ -309,7 +309,7 @@ static void make_guest(struct gen *g, struct call *c)
 	 */
 	c->value = returning(c->value);
 	if (c->op == ADD4)
-		c->value &= ~0xffull;
+		c->value &= ~0xffffull;
 	if (c->op == FETCH && !chance(g, 40))
 		c->op = chance(g, 50) ? LOAD8 : STORE8;
 	if (c->op == FETCH)
