@@ -185,11 +185,14 @@ static void run_to_end(void)
 
 static void *spin(void *arg)
 {
-	run_to_end();
+	if (kvm)
+		run_to_end();
+	while (!kvm && !__atomic_load_n((uint32_t *)(ram + FLAG), __ATOMIC_RELAXED))
+		;
 	return NULL;
 }
 
-/* @mode: "run" starts a vCPU that runs until stop(). */
+/* @mode: "run" starts a vCPU that runs until stop(); where there is no VM, a mere thread. */
 static bool start(const char *mode)
 {
 	if (strcmp(mode, "run")) {
@@ -197,7 +200,8 @@ static bool start(const char *mode)
 			errx(2, "'%s' is neither idle nor run", mode);
 		return false;
 	}
-	enter(g_spin, FLAG + 8, 0, 0);
+	if (kvm)
+		enter(g_spin, FLAG + 8, 0, 0);
 	if (pthread_create(&thread, NULL, spin, NULL))
 		errx(1, "pthread_create");
 	usleep(20000); /* into the guest */
@@ -319,8 +323,10 @@ static void unmap(const char *slot_count, const char *mode)
 	if (strcmp(slot_count, "none")) {
 		setup();
 		make_others((unsigned)strtoul(slot_count, NULL, 0) - 1);
-		running = start(mode);
+	} else {
+		ram = map(RAM);
 	}
+	running = start(mode);
 	area = map(2 * N * PAGE);
 	for (int s = 0; s < SAMPLES; s++) {
 		uint64_t t;
