@@ -16,6 +16,11 @@
  *     the call goes on afterwards. A handler must not leave a call by longjmp or by ending the
  *     thread. Faults of its own go to the handlers of SIGSEGV and SIGBUS that were there when
  *     the first VM was created.
+ *   - A thread's first access unblocks SIGSEGV, SIGBUS and SIGRTMAX for the thread, which the
+ *     library needs: a thread may be created with all signals blocked. It must not block them again
+ *     later. The library looks again where an access meets a page that was not accessed
+ *     before, or not since it was last changed; elsewhere memory that vanishes under a thread that
+ *     blocks them ends the process, and a change may wait for as long as an access of its does.
  *   - In a forked child, a VM of the parent is unusable: -EIO.
  *   - `as` is the address space: 0, or 1 for that of system management mode.
  *   - `access` is KVMLET_READ, KVMLET_WRITE or both.

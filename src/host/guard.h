@@ -27,6 +27,13 @@
 int kl_guard_init(void);
 
 /*
+ * Let the guard's three signals through to the calling thread, for good: it may block all that
+ * there are, and a fault whose signal is blocked ends the process. Nothing where somebody else owns
+ * the handlers, who then sees to it.
+ */
+void kl_guard_unblock(void);
+
+/*
  * Somebody else (the preload library) owns the process's handlers and calls
  * kl_guard_signal(): kl_guard_init() then installs nothing. Before the first VM.
  */

@@ -39,6 +39,7 @@ struct kl_thread {
 	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
 	uint64_t saved_mask;          /* valid while sig_pending: kernel sigset to restore */
 	uint64_t deferred;            /* signals that were put off (sig_pending) */
+	bool unblocked;               /* kl_guard_unblock() was called */
 	int brackets;                 /* notifier brackets that this thread has open (S7) */
 };
 

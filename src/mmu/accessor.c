@@ -103,6 +103,8 @@ int kl_accessor_enter(struct kl_vm *vm, unsigned as, bool kick, struct kl_vcpu_c
 	struct kl_accessor *all = atomic_load_explicit(&vm->accessors, memory_order_acquire);
 	struct kl_accessor *a;
 
+	if (KL_UNLIKELY(!kl_self.unblocked))
+		kl_guard_unblock();
 	if (KL_UNLIKELY(!all)) {
 		all = create(vm);
 		if (!all)
@@ -151,6 +153,7 @@ int kl_accessor_fault(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned acce
 	struct kl_vcpu_core c = {.vm = vm, .as_id = as, .id = KL_ACCESSOR_ID};
 	int r;
 
+	kl_guard_unblock(); /* in case that the thread has blocked them again */
 	kl_self.only_listed = !KL_TSAN;
 	r = kl_mmu_fault(&c, gpa, access);
 	kl_self.only_listed = 0;

@@ -577,6 +577,82 @@ static void kick_blocked_access(void **state)
 	free(page);
 }
 
+static int read_with_all_blocked(struct worker *w)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	assert_int_equal(pthread_sigmask(SIG_SETMASK, &all, NULL), 0);
+	return do_read(w);
+}
+
+/* A page that stage 2 has, then one that it has not, after blocking everything again. */
+static int read_and_block_again(struct worker *w)
+{
+	uint64_t gpa = w->gpa;
+
+	w->gpa = 0;
+	assert_int_equal(read_with_all_blocked(w), 0);
+	w->gpa = gpa;
+	return read_with_all_blocked(w);
+}
+
+/*
+ * N7: a thread that was created with all signals blocked, as workers are, gets -EFAULT for memory
+ * that has vanished, and does not end the process: with SIGSEGV and with SIGBUS.
+ */
+static void all_signals_blocked(void **state)
+{
+	struct fixture *f = *state;
+	int fd = memfd_create("blocked", MFD_CLOEXEC);
+	struct worker access;
+	uint8_t *file;
+
+	assert_int_equal(kvmlet_vm_store(f->vm, 0, PG, 8, 1), 0);
+	vanish(f->ram + PG, 3 * PG);
+	start(&access, f, read_with_all_blocked, PG);
+	assert_int_equal(finish(&access), -EFAULT);
+
+	assert_int_equal(ftruncate(fd, PG), 0);
+	file = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, 0x100000, PG, kl_hva(file)), 0);
+	assert_int_equal(kvmlet_vm_store(f->vm, 0, 0x100000, 8, 1), 0);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	start(&access, f, read_with_all_blocked, 0x100000);
+	assert_int_equal(finish(&access), -EFAULT);
+
+	start(&access, f, read_and_block_again, 3 * PG);
+	assert_int_equal(finish(&access), -EFAULT);
+	munmap(file, PG);
+	close(fd);
+}
+
+/* M6: and it is kicked out of an access that blocks: nobody waits for the page to come. */
+static void kick_with_all_blocked(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *page = calloc(1, PG);
+	int uffd = uffd_on(f->ram + 8 * PG, PG), waited = 0;
+	struct worker access, change;
+
+	NEED_UFFD(uffd);
+	provide(uffd, f->ram + 8 * PG, page);
+	lose_page(f, 8 * PG);
+	assert_int_equal(kvmlet_vm_store(f->vm, 0, 0, 8, 1), 0);
+	start(&access, f, read_with_all_blocked, 8 * PG);
+	next_fault(uffd);
+	start(&change, f, do_bracket, 0);
+	while (!atomic_load(&change.done) && waited++ < TIMEOUT)
+		usleep(1000);
+	assert_int_equal(atomic_load(&access.done), 0);
+	provide(uffd, f->ram + 8 * PG, page);
+	assert_int_equal(finish(&access), 0);
+	assert_int_equal(finish(&change), 0);
+	assert_true(waited < TIMEOUT);
+	close(uffd);
+	free(page);
+}
+
 /*
  * M6: every accessor is taken by a thread that waits for a page; whoever brings the page reads
  * guest memory first.
@@ -735,7 +811,7 @@ int main(void)
 		T(window_against_delete),     T(writes_are_logged),        T(flush_while_locking),
 		T(flush_between_pages),       T(first_use_during_bracket), T(kick_blocked_access),
 		T(all_accessors_block),       T(signal_in_blocked_access), T(crowd),
-		T(holder_never_waits),
+		T(holder_never_waits),        T(all_signals_blocked),      T(kick_with_all_blocked),
 	};
 
 	sigaction(SIGSEGV, &sa, NULL);
