@@ -7,10 +7,12 @@
  * stray pointer. The vCPU itself (mode and requests) is not modelled: the zap stands for zap
  * and flush.
  *
- * Switches: BUG BUG_SEQ BUG_ORDER
+ * Switches: BUG BUG_SEQ BUG_ORDER BUG_CHECK BUG_LATE
  *   BUG        no test of the generation under mmu_lock
  *   BUG_SEQ    end() does not raise the sequence
- *   BUG_ORDER  end() drops in_progress in one step and raises the sequence in another, later
+ *   BUG_ORDER  end() lowers in_progress before it raises the sequence; neither is under the lock
+ *   BUG_CHECK  a fault tests the sequence before it tests in_progress
+ *   BUG_LATE   a fault reads the sequence after it has populated
  */
 #ifdef BUG
 #define GEN_MOVED false
@@ -54,11 +56,13 @@ inline read_unlock()
 proctype vcpu()
 {
 	byte s, g, what, page;
+	bool retry;
 	byte tries = 0;
 
 	do
 	:: tries < 2 && spte == 0 ->
 		tries++;
+		retry = false;
 		s = seq;
 		readers++;
 		g = gen;
@@ -69,10 +73,21 @@ proctype vcpu()
 			/* racepoint("fault-populate") */
 			page = version;
 			/* racepoint("fault-populated") */
+#ifdef BUG_LATE
+			s = seq;
+#endif
 			read_lock();
+#ifdef BUG_CHECK
+			retry = retry || seq != s;
+			retry = retry || in_progress > 0;
+#else
+			retry = retry || in_progress > 0;
+			retry = retry || seq != s;
+#endif
+			retry = retry || GEN_MOVED;
 			if
-			:: in_progress > 0 || seq != s || GEN_MOVED -> skip
-			:: else -> spte = page
+			:: !retry -> spte = page
+			:: else
 			fi;
 			read_unlock()
 		:: else
@@ -113,21 +128,13 @@ active proctype bracket()
 	version = version + 1;
 	assert(spte == 0);
 #if defined(BUG_ORDER)
-	write_lock();
 	in_progress--;
-	write_unlock();
-	write_lock();
-	seq++;
-	write_unlock()
+	seq++
 #elif defined(BUG_SEQ)
-	write_lock();
-	in_progress--;
-	write_unlock()
+	in_progress--
 #else
-	write_lock();
 	seq++;
-	in_progress--;
-	write_unlock()
+	in_progress--
 #endif
 }
 
