@@ -318,6 +318,7 @@ static int begin_all(const struct kl_notifier_range *r)
 			ret = kl_mmu_invalidate_begin(vm, r);
 			if (!ret)
 				kl_stat_add(&vm->stats.mmu_invalidations, 1);
+			racepoint("notifier-begun-one");
 			n++;
 		}
 		kl_srcu_read_unlock(&vm->srcu, token);

@@ -26,7 +26,7 @@ struct kl_vm {
 	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */
 
 	/* Invalidations in flight; see mmu/invalidate.c. */
-	int mmu_invalidate_in_progress;                    /* mmu_lock for writing */
+	_Atomic int mmu_invalidate_in_progress;            /* raised under mmu_lock for writing */
 	kl_gfn_t mmu_invalidate_start, mmu_invalidate_end; /* mmu_lock for writing */
 	_Atomic uint64_t mmu_invalidate_seq;
 

@@ -101,14 +101,18 @@ static bool in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 	       last > vm->mmu_invalidate_start;
 }
 
-/* Context: mmu lock for reading. */
+/*
+ * The order counts: a bracket ends without the lock, seq++ then in_progress--.
+ * Context: mmu lock for reading, so none begins.
+ */
 static enum kl_fault_retry must_retry(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t seq,
 				      uint64_t generation)
 {
 	kl_assert_held(&vm->mmu->lock);
 	if (in_progress(vm, gfn, gfn + 1))
 		return KL_RETRY_IN_PROGRESS;
-	if (atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_relaxed) != seq)
+	racepoint("fault-not-in-progress");
+	if (atomic_load(&vm->mmu_invalidate_seq) != seq) /* PAIR(inval-seq) */
 		return KL_RETRY_SEQ;
 	if ((generation & 1) || kl_generation(vm, as) != generation)
 		return KL_RETRY_SLOTS;
@@ -245,8 +249,10 @@ static int map(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup 
 			level = kl_huge_host_level(vm, gfn, l->hva, goal, seq);
 			racepoint("fault-huge");
 			kl_read_lock(&vm->mmu->lock);
-			rep->retry = must_retry(vm, as, gfn, seq, l->generation);
+			/* First whether a bracket is over some of it, then whether one was. */
 			level = lower_level(vm, gfn, l->hva, level);
+			racepoint("fault-huge-level");
+			rep->retry = must_retry(vm, as, gfn, seq, l->generation);
 		}
 	}
 	if (!rep->retry) {

@@ -2,10 +2,12 @@
 /*
  * Notifier events (N2, N3, N5) and ageing (N6).
  *
- * Bookkeeping of events, all under the write lock, read by faults under the read lock:
- *   begin: in_progress++, range widened.   end: seq++, then in_progress--.
- * in_progress is raised before the first SPTE goes, so between the batches of a zap nothing is
- * installed behind it.
+ * Bookkeeping of events, read by faults under the read lock:              PAIR(inval-seq)
+ *   begin: in_progress++, range widened, under the write lock, before the first SPTE goes. So
+ *          between the batches of a zap nothing is installed behind it.
+ *   end:   seq++, then in_progress--, without the lock: it never waits.
+ * A fault reads in_progress first and seq second: if it misses the count, it sees the sequence.
+ * The range only ever shrinks when the count has been 0; wider than needed does no harm.
  *
  * An event that must not sleep does all its work in one hold of the lock. It may find, after it
  * has zapped, that a vCPU entered guest mode meanwhile: it fails, the flush is owed, and the next
@@ -22,7 +24,7 @@
 /* Overlapping events share one range: the smallest that holds all of them. */
 static void raise_in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 {
-	if (vm->mmu_invalidate_in_progress++) {
+	if (atomic_fetch_add(&vm->mmu_invalidate_in_progress, 1)) {
 		first = kl_min(first, vm->mmu_invalidate_start);
 		last = kl_max(last, vm->mmu_invalidate_end);
 	}
@@ -118,8 +120,8 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 		zap_in_batches(vm, r, &f);
 	else
 		ret = zap_at_once(vm, r, &f);
-	if (ret)
-		vm->mmu_invalidate_in_progress--; /* what was zapped will be faulted in again */
+	if (ret) /* what was zapped will be faulted in again */
+		atomic_fetch_sub(&vm->mmu_invalidate_in_progress, 1);
 	kl_write_unlock(&mmu->lock);
 	kl_graveyard_reap(&mmu->graveyard, 2);
 	if (KL_UNLIKELY(mmu->trace) && !ret)
@@ -129,14 +131,10 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 
 void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
 {
-	struct kl_mmu *mmu = vm->mmu;
-
-	kl_write_lock(&mmu->lock);
-	/* Before in_progress falls: a fault sees one or the other. */
-	atomic_fetch_add(&vm->mmu_invalidate_seq, 1);
-	KL_BUG_ON(--vm->mmu_invalidate_in_progress < 0, vm);
-	kl_write_unlock(&mmu->lock);
-	if (KL_UNLIKELY(mmu->trace))
+	atomic_fetch_add(&vm->mmu_invalidate_seq, 1); /* PAIR(inval-seq) */
+	racepoint("mmu-end-seq");
+	KL_BUG_ON(atomic_fetch_sub(&vm->mmu_invalidate_in_progress, 1) <= 0, vm);
+	if (KL_UNLIKELY(vm->mmu->trace))
 		kl_mmu_trace_end(vm, r);
 }
 

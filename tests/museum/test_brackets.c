@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "mem/subscribers.h"
+#include "mmu/stage2.h"
 #include "unit/mmu_env.h"
 
 /* A bracket over page 0 of the RAM, on a thread of its own. */
@@ -205,6 +206,51 @@ static void imbalance_is_reported(void **state)
 	free(vm);
 }
 
+struct nonblocking_bracket {
+	struct kl_notifier_range r;
+	int ret;
+};
+
+static void *begin_nonblocking(void *arg)
+{
+	struct nonblocking_bracket *b = arg;
+
+	b->ret = kl_notifier_begin(&b->r);
+	return NULL;
+}
+
+/*
+ * N5, N3: one VM has begun, the next says EAGAIN, and the way back does not wait for the lock
+ * of the first, which somebody may hold for long.
+ */
+static void way_back_does_not_sleep(void **state)
+{
+	struct kl_vm *vm = malloc(sizeof(*vm));
+	struct fixture *f = *state;
+	struct nonblocking_bracket b = {range_of(f->ram, PG), 1};
+	pthread_t t;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_vm_init(vm), 0); /* the newer one comes first */
+	assert_int_equal(set(vm, 0, 0, 0, PG, f->ram), 0);
+	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
+	kl_vcpu_enter_guest(&f->vcpu);
+	b.r.may_block = false;
+	kl_racepoint_arm("notifier-begun-one", 1);
+	pthread_create(&t, NULL, begin_nonblocking, &b);
+	assert_true(kl_racepoint_wait("notifier-begun-one", TIMEOUT));
+	assert_int_equal(vm->mmu_invalidate_in_progress, 1);
+	kl_read_lock(&vm->mmu->lock);
+	kl_racepoint_release("notifier-begun-one");
+	pthread_join(t, NULL);
+	kl_read_unlock(&vm->mmu->lock);
+	kl_vcpu_leave_guest(&f->vcpu);
+	assert_int_equal(b.ret, -EAGAIN);
+	assert_int_equal(vm->mmu_invalidate_in_progress, 0);
+	kl_vm_destroy(vm);
+	free(vm);
+}
+
 struct destroyer {
 	struct kl_vm *own;
 	uint8_t *ram;
@@ -314,15 +360,11 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(slot_during_bracket),
-		T(bracket_before_it_looks),
-		T(nested_during_wait),
-		T(unrelated_bracket),
-		T(destroy_inside_bracket),
-		T(destroy_during_bracket),
-		T(two_destroyers),
-		T(imbalance_is_reported),
-		T(nonblocking),
+		T(slot_during_bracket),       T(bracket_before_it_looks),
+		T(nested_during_wait),        T(unrelated_bracket),
+		T(destroy_inside_bracket),    T(destroy_during_bracket),
+		T(way_back_does_not_sleep),   T(two_destroyers),
+		T(imbalance_is_reported),     T(nonblocking),
 		T(nonblocking_behind_update),
 	};
 

@@ -88,6 +88,32 @@ static void bracket_during_populate(void **state)
 	assert_false(mapped(f, PG, KL_ACC_READ));
 }
 
+/* N3: a fault meets a bracket halfway through its end, and cannot see neither of the two. */
+static void fault_while_bracket_ends(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, 0, KL_ACC_WRITE, -1};
+	struct bracket b = {.f = f};
+	pthread_t thread, ender;
+
+	NEED_RACEPOINTS;
+	kl_racepoint_arm("fault-populated", 1);
+	pthread_create(&thread, NULL, fault_thread, &t);
+	assert_true(kl_racepoint_wait("fault-populated", TIMEOUT));
+	pthread_create(&ender, NULL, bracket_thread, &b);
+	while (!atomic_load(&b.begun))
+		sched_yield();
+	kl_racepoint_arm("mmu-end-seq", 1);
+	atomic_store(&b.finish, true);
+	assert_true(kl_racepoint_wait("mmu-end-seq", TIMEOUT));
+	kl_racepoint_release("fault-populated");
+	pthread_join(thread, NULL);
+	assert_false(mapped(f, 0, KL_ACC_READ));
+	kl_racepoint_release("mmu-end-seq");
+	pthread_join(ender, NULL);
+	assert_int_equal(f->vm.mmu_invalidate_in_progress, 0);
+}
+
 /* M2, N3: inside the bracket faults on the range do not install; others do. */
 static void fault_inside_bracket(void **state)
 {
@@ -395,6 +421,7 @@ int main(void)
 		T(no_memory),
 		T(mmio_sptes),
 		T(bracket_during_populate),
+		T(fault_while_bracket_ends),
 		T(fault_inside_bracket),
 		T(fault_meets_invalid_slot),
 		T(begin_waits_for_guest_mode),

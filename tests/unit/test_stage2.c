@@ -317,6 +317,35 @@ static void two_faults_in_one_range(void **state)
 	munmap(p, 2 * MB);
 }
 
+/*
+ * M1, N3: a bracket over another page of the range began after the host was asked about it, and
+ * ends between the fault's look at the range and its look at the sequence.
+ */
+static void bracket_ends_over_large_fault(void **state)
+{
+	struct fixture *f = *state;
+	struct faulter t = {f, GPA, KL_ACC_READ, -1};
+	uint8_t *p = resident(2 * MB);
+	struct kl_notifier_range r = range_of(p + 50 * PG, PG);
+	pthread_t thread;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);
+	kl_racepoint_arm("fault-huge", 1);
+	kl_racepoint_arm("fault-huge-level", 1);
+	pthread_create(&thread, NULL, fault_thread, &t);
+	assert_true(kl_racepoint_wait("fault-huge", TIMEOUT));
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	kl_racepoint_release("fault-huge");
+	assert_true(kl_racepoint_wait("fault-huge-level", TIMEOUT));
+	kl_notifier_end(&r);
+	kl_racepoint_release("fault-huge-level");
+	pthread_join(thread, NULL);
+	assert_int_equal(pages(f, 2), 0);
+	assert_false(mapped(f, GPA, KL_ACC_READ));
+	munmap(p, 2 * MB);
+}
+
 /* S1, M1: each address space has its own table, and its own count of leaves. */
 static void address_spaces(void **state)
 {
@@ -834,6 +863,7 @@ int main(void)
 		T(vanished_page),
 		T(fault_beside_bracket),
 		T(two_faults_in_one_range),
+		T(bracket_ends_over_large_fault),
 		T(address_spaces),
 		T(zap_slot_or_all),
 		T(mmio_after_zap_all),
