@@ -93,6 +93,43 @@ static bool filled(const struct state *s)
 	return s->kind == ANON && s->prot == PROT_RW;
 }
 
+/* ---- host calls ------------------------------------------------------------------------ */
+
+/* Through libc, and now and then by number. */
+static bool by_number(void)
+{
+	static __thread unsigned n;
+
+	return n++ % 8 == 0;
+}
+
+static void *host_mmap(void *p, size_t len, int prot, int flags, int fd, off_t off)
+{
+	return by_number() ? (void *)syscall(SYS_mmap, p, len, prot, flags, fd, off)
+			   : mmap(p, len, prot, flags, fd, off);
+}
+
+static int host_munmap(void *p, size_t len)
+{
+	return by_number() ? (int)syscall(SYS_munmap, p, len) : munmap(p, len);
+}
+
+static int host_mprotect(void *p, size_t len, int prot)
+{
+	return by_number() ? (int)syscall(SYS_mprotect, p, len, prot) : mprotect(p, len, prot);
+}
+
+static int host_madvise(void *p, size_t len, int advice)
+{
+	return by_number() ? (int)syscall(SYS_madvise, p, len, advice) : madvise(p, len, advice);
+}
+
+static void *host_mremap(void *p, size_t old, size_t len, int flags, void *to)
+{
+	return by_number() ? (void *)syscall(SYS_mremap, p, old, len, flags, to)
+			   : mremap(p, old, len, flags, to);
+}
+
 /* ---- contents ------------------------------------------------------------------------- */
 
 static void refill(struct range *r, const char *what)
@@ -124,11 +161,11 @@ static void map_anon(struct range *r, int flags, const char *what)
 {
 	fresh(r, PROT_RW);
 	begin(r, what);
-	NEED(mmap(addr(r), bytes(r), PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0) ==
+	NEED(host_mmap(addr(r), bytes(r), PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0) ==
 	     addr(r));
 	end(r);
 	if (r->n == BIG)
-		madvise(addr(r), bytes(r), MADV_HUGEPAGE);
+		host_madvise(addr(r), bytes(r), MADV_HUGEPAGE);
 }
 
 static void unmap(struct range *r, const char *what)
@@ -136,7 +173,7 @@ static void unmap(struct range *r, const char *what)
 	for (unsigned i = 0; i < r->n; i++)
 		r->next[i] = (struct state){.kind = AWAY};
 	begin(r, what);
-	NEED(!munmap(addr(r), bytes(r)));
+	NEED(!host_munmap(addr(r), bytes(r)));
 	end(r);
 }
 
@@ -175,8 +212,8 @@ static void op_file(struct range *r, uint64_t *rng)
 			.page = (uint16_t)(q + i),
 		};
 	begin(r, "mmap file");
-	NEED(mmap(addr(r), bytes(r), prot, MAP_SHARED | MAP_FIXED, files[f].fd, (off_t)q * PAGE) ==
-	     addr(r));
+	NEED(host_mmap(addr(r), bytes(r), prot, MAP_SHARED | MAP_FIXED, files[f].fd,
+		       (off_t)q * PAGE) == addr(r));
 	end(r);
 }
 
@@ -207,7 +244,7 @@ static void op_protect(struct range *r, uint64_t *rng)
 	begin(r, prot == PROT_NONE   ? "mprotect none"
 		 : prot == PROT_READ ? "mprotect r"
 				     : "mprotect rw");
-	NEED(!mprotect(addr(r), bytes(r), prot));
+	NEED(!host_mprotect(addr(r), bytes(r), prot));
 	end(r);
 	/* What nobody can read does no good for long. */
 	if (prot == PROT_RW || below(rng, 2))
@@ -215,7 +252,7 @@ static void op_protect(struct range *r, uint64_t *rng)
 	for (unsigned i = 0; i < r->n; i++)
 		r->next[i].prot = PROT_RW;
 	begin(r, "mprotect rw");
-	NEED(!mprotect(addr(r), bytes(r), PROT_RW));
+	NEED(!host_mprotect(addr(r), bytes(r), PROT_RW));
 	end(r);
 }
 
@@ -226,7 +263,7 @@ static void op_advise(struct range *r, uint64_t *rng)
 		MADV_PAGEOUT,    MADV_COLD,          MADV_WILLNEED,       MADV_HUGEPAGE,
 		MADV_NOHUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, 25 /* COLLAPSE */};
 
-	(void)madvise(addr(r), bytes(r), advices[below(rng, 8)]);
+	(void)host_madvise(addr(r), bytes(r), advices[below(rng, 8)]);
 }
 
 static void op_dontneed(struct range *r, uint64_t *rng)
@@ -240,7 +277,7 @@ static void op_dontneed(struct range *r, uint64_t *rng)
 			r->next[i].maybe_zero = false;
 		}
 	begin(r, "DONTNEED");
-	err = madvise(addr(r), bytes(r), below(rng, 4) ? MADV_DONTNEED : 24 /* _LOCKED */);
+	err = host_madvise(addr(r), bytes(r), below(rng, 4) ? MADV_DONTNEED : 24 /* _LOCKED */);
 	NEED(!err || (!all && errno == ENOMEM));
 	end(r);
 	if (below(rng, 2))
@@ -255,7 +292,7 @@ static void op_free(struct range *r, uint64_t *rng)
 		r->next[i].maybe_zero = true;
 	}
 	begin(r, "FREE");
-	NEED(!madvise(addr(r), bytes(r), MADV_FREE));
+	NEED(!host_madvise(addr(r), bytes(r), MADV_FREE));
 	end(r);
 	if (below(rng, 2))
 		refill(r, "fill");
@@ -298,7 +335,7 @@ static void op_move(struct range *r, uint64_t *rng)
 	}
 	begin(r, keep ? "mremap keep" : "mremap away");
 	begin(to, "mremap here");
-	if (mremap(addr(r), bytes(r), bytes(r), flags, addr(to)) == addr(to)) {
+	if (host_mremap(addr(r), bytes(r), bytes(r), flags, addr(to)) == addr(to)) {
 		end(to);
 		end(r);
 		goto out;
@@ -324,7 +361,7 @@ static void op_resize(struct range *r, uint64_t *rng)
 	for (unsigned i = 0; i < tail->n; i++)
 		tail->next[i] = (struct state){.kind = AWAY};
 	begin(tail, "mremap shrink");
-	if (mremap(addr(r), bytes(r), (size_t)keep * PAGE, 0) != addr(r)) {
+	if (host_mremap(addr(r), bytes(r), (size_t)keep * PAGE, 0, NULL) != addr(r)) {
 		/* A hole in it */
 		NEED(errno == EFAULT);
 		unmap(tail, "munmap");
@@ -340,7 +377,7 @@ static void op_resize(struct range *r, uint64_t *rng)
 		tail->next[i] =
 			(struct state){.kind = ANON, .prot = r->next[0].prot, .inst = new_inst()};
 	begin(tail, "mremap grow");
-	if (mremap(addr(r), PAGE, (size_t)(1 + tail->n) * PAGE, 0) != addr(r))
+	if (host_mremap(addr(r), PAGE, (size_t)(1 + tail->n) * PAGE, 0, NULL) != addr(r))
 		cancel(tail);
 	else
 		end(tail);
@@ -501,7 +538,7 @@ static void op_content(struct range *r, uint64_t *rng)
 			p = addr(r);
 		}
 		file_begin(f, a, n, false, 0, "REMOVE");
-		NEED(!madvise(p, (size_t)n * PAGE, MADV_REMOVE));
+		NEED(!host_madvise(p, (size_t)n * PAGE, MADV_REMOVE));
 		file_end(f, a, n);
 		break;
 	default:
@@ -618,7 +655,7 @@ void files_init(void)
 		} else {
 			f->fd = memfd_create("stress", MFD_CLOEXEC);
 			NEED(f->fd >= 0 && !ftruncate(f->fd, SMALL * PAGE));
-			f->alias = mmap(NULL, SMALL * PAGE, PROT_RW, MAP_SHARED, f->fd, 0);
+			f->alias = host_mmap(NULL, SMALL * PAGE, PROT_RW, MAP_SHARED, f->fd, 0);
 			NEED(f->alias != MAP_FAILED);
 		}
 		for (unsigned q = 0; q < SMALL; q++) {
@@ -664,12 +701,12 @@ void places_init(uint64_t seed)
 void places_free(void)
 {
 	for (unsigned i = 0; i < NPLACES; i++)
-		NEED(!munmap(places[i].base, (size_t)places[i].npages * PAGE));
+		NEED(!host_munmap(places[i].base, (size_t)places[i].npages * PAGE));
 	for (unsigned i = 0; i < NFILES; i++)
 		if (files[i].shm) {
 			NEED(!shmdt(files[i].alias));
 		} else {
-			NEED(!munmap(files[i].alias, SMALL * PAGE));
+			NEED(!host_munmap(files[i].alias, SMALL * PAGE));
 			close(files[i].fd);
 		}
 }

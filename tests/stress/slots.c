@@ -224,7 +224,7 @@ void slot_op(uint64_t *rng)
 	pthread_mutex_lock(&vm->slots);
 	if (!windows[vm->id][win].slot)
 		op_create(vm, win, rng);
-	else if (pick < 5)
+	else if (pick < 4)
 		delete (vm, win, rng);
 	else if (pick < 10)
 		op_move(vm, win, rng);
