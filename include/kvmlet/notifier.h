@@ -59,7 +59,8 @@ void kvmlet_notifier_end(struct kvmlet_notifier_range *range);
 
 /**
  * Has some page of host memory [start, end) been accessed through a slot since it was last
- * cleared (or since it was faulted in)? By a vCPU or by a call of this library, of any VM.
+ * cleared? By a vCPU or by a call of this library, of any VM. A large page is young as a whole, and
+ * what was unmapped from the guest for whatever reason counts as not accessed.
  *
  * Nothing is taken away and no access is delayed for long; what the program does through its own
  * pointers is not seen.

@@ -123,7 +123,11 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 	/* One that is not among these had its barrier with our zap: mmu/accessor.c. */
 	uint64_t used = atomic_load_explicit(&vm->accessors_used, memory_order_acquire);
 	struct kl_accessor *accessors = atomic_load_explicit(&vm->accessors, memory_order_acquire);
-	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
+	/*
+	 * Not a load: the zap's stores come before it. A vCPU that is not counted yet sees them
+	 * when it first enters guest mode.
+	 */
+	unsigned n = atomic_fetch_add(&vm->nr_vcpus, 0);
 	struct kl_vcpu_core *a;
 	int r = 0;
 
@@ -182,7 +186,7 @@ int kl_vcpu_core_add(struct kl_vm *vm, struct kl_vcpu_core *c, unsigned id)
 		c->id = id;
 		c->index = n;
 		atomic_store_explicit(&vm->vcpus[n], c, memory_order_release);
-		atomic_store_explicit(&vm->nr_vcpus, n + 1, memory_order_release);
+		atomic_store(&vm->nr_vcpus, n + 1);
 	}
 	kl_mutex_unlock(&vm->vcpus_lock);
 	return r;

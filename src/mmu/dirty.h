@@ -24,16 +24,6 @@ KL_INLINE void kl_dirty_set(_Atomic uint64_t *dirty, uint64_t index)
 }
 
 /*
- * Who writes guest memory without an SPTE marks the page after the store is visible, and before
- * the reader section ends in which @slot was found.
- */
-KL_INLINE void kl_dirty_mark(const struct kl_memslot *slot, kl_gfn_t gfn)
-{
-	if (KL_UNLIKELY(slot->dirty))
-		kl_dirty_set(slot->dirty, gfn - slot->base_gfn);
-}
-
-/*
  * KVM_GET_DIRTY_LOG: the log of slot @id into the program's @bitmap, and cleared.
  * Context: may sleep; no lock.
  * Returns: 0; -EINVAL: no such @as or @id; -ENOENT: no such slot, or it has no log; -EFAULT.

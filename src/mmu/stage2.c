@@ -123,6 +123,12 @@ static bool is_empty(struct kl_pt *pt)
 	return true;
 }
 
+/* Who only looks need not look further. */
+static bool found(const struct kl_sweep *s)
+{
+	return s->hit && (s->what == KL_SWEEP_MAPPED || s->what == KL_SWEEP_YOUNG);
+}
+
 /* @base: first gfn of @pt. Stops when the budget is used up; s->next tells where. */
 static void sweep_table(struct kl_sweep *s, struct kl_pt *pt, unsigned level, kl_gfn_t base)
 {
@@ -142,7 +148,7 @@ static void sweep_table(struct kl_sweep *s, struct kl_pt *pt, unsigned level, kl
 			struct kl_pt *child = kl_spte_table(spte);
 
 			sweep_table(s, child, level - 1, lo);
-			if (s->next < kl_min(hi, s->last))
+			if (s->next < kl_min(hi, s->last) || found(s))
 				return;
 			if (s->what == KL_SWEEP_ZAP && !s->keep_tables && is_empty(child)) {
 				atomic_store_explicit(p, 0, memory_order_release);
@@ -151,7 +157,7 @@ static void sweep_table(struct kl_sweep *s, struct kl_pt *pt, unsigned level, kl
 		} else if (spte && sweep_entry(s, p, spte, level)) {
 			s->hit = true;
 			s->leaves++;
-			if (s->what == KL_SWEEP_MAPPED || s->what == KL_SWEEP_YOUNG) {
+			if (found(s)) {
 				s->next = s->last;
 				return;
 			}
