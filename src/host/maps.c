@@ -1,17 +1,113 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * The descriptors are kept, high and hidden: one that comes and goes among the program's own could
+ * meet its dup2() or its close(). Each reader claims one to itself, because two readers of one open
+ * file disturb each other: the kernel finds the place to go on by counting bytes, of text that
+ * changes.
+ *
+ * They are for one process. Its child by fork() throws them away (kl_maps_after_fork()); others
+ * that run this code, a child of vfork() or clone(), see from the pid that they are not theirs, and
+ * open one of their own each time: nobody else is there whom it could meet.
+ */
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
-#include "base/syscall.h"
 #include "host/maps.h"
+#include "host/sys.h"
+
+#define NR_KEPT    8
+#define MAX_ROUNDS 1000 /* then better a low descriptor than none */
+
+static struct kl_maps_kept {
+	_Atomic bool claimed;
+	/* who has claimed it */
+	bool open;
+	int fd;
+	dev_t dev;
+	ino_t ino;
+} kept[NR_KEPT];
+static _Atomic pid_t owner; /* 0: nobody yet */
+
+static long open_low(void)
+{
+	return kl_sys(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
+}
+
+/* A program that is not preloaded may have closed it, and the number may be another file's. */
+static bool still_there(const struct kl_maps_kept *k)
+{
+	struct stat st;
+
+	return k->open && !kl_sys(SYS_fstat, k->fd, &st) && st.st_dev == k->dev &&
+	       st.st_ino == k->ino;
+}
+
+static bool keep(struct kl_maps_kept *k)
+{
+	struct stat st;
+	long low = open_low();
+
+	k->open = false;
+	if (low < 0)
+		return false;
+	k->fd = kl_sys_dup((int)low);
+	kl_sys(SYS_close, low);
+	if (k->fd < 0)
+		return false;
+	if (kl_sys(SYS_fstat, k->fd, &st)) {
+		kl_sys_close(k->fd);
+		return false;
+	}
+	k->dev = st.st_dev;
+	k->ino = st.st_ino;
+	k->open = true;
+	return true;
+}
+
+/* NULL: there is none to have. */
+static struct kl_maps_kept *claim(void)
+{
+	pid_t pid = (pid_t)kl_sys(SYS_getpid, 0), none = 0;
+
+	if (atomic_load_explicit(&owner, memory_order_relaxed) != pid &&
+	    !atomic_compare_exchange_strong(&owner, &none, pid) && none != pid)
+		return NULL;
+	for (unsigned round = 0; round < MAX_ROUNDS; round++) {
+		for (struct kl_maps_kept *k = kept; k < kept + NR_KEPT; k++) {
+			bool free = false;
+
+			if (!atomic_compare_exchange_strong(&k->claimed, &free, true))
+				continue;
+			if (still_there(k) || keep(k))
+				return k;
+			atomic_store(&k->claimed, false);
+			return NULL;
+		}
+		kl_sys(SYS_sched_yield, 0);
+	}
+	return NULL;
+}
+
+void kl_maps_after_fork(void)
+{
+	for (struct kl_maps_kept *k = kept; k < kept + NR_KEPT; k++) {
+		if (still_there(k))
+			kl_sys_close(k->fd);
+		k->open = false;
+		atomic_store(&k->claimed, false);
+	}
+	atomic_store(&owner, 0);
+}
 
 static int next_char(struct kl_maps *m)
 {
 	if (m->pos == m->len) {
-		long n = kl_sys(SYS_read, m->fd, m->buf, sizeof(m->buf));
+		long n = kl_sys(SYS_pread64, m->fd, m->buf, sizeof(m->buf), m->off);
 
 		if (n <= 0)
 			return -1;
+		m->off += (uint64_t)n;
 		m->len = (unsigned)n;
 		m->pos = 0;
 	}
@@ -66,8 +162,10 @@ static int permissions(struct kl_maps *m, struct kl_maps_entry *e)
 
 bool kl_maps_open(struct kl_maps *m)
 {
+	m->off = 0;
 	m->pos = m->len = 0;
-	m->fd = (int)kl_sys(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	m->kept = claim();
+	m->fd = m->kept ? m->kept->fd : (int)open_low();
 	return m->fd >= 0;
 }
 
@@ -86,5 +184,8 @@ bool kl_maps_next(struct kl_maps *m, struct kl_maps_entry *e)
 
 void kl_maps_close(struct kl_maps *m)
 {
-	kl_sys(SYS_close, m->fd);
+	if (m->kept)
+		atomic_store(&m->kept->claimed, false);
+	else
+		kl_sys(SYS_close, m->fd);
 }

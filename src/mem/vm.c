@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/pool.h"
 #include "host/guard.h"
+#include "host/maps.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -70,6 +71,7 @@ void kl_vms_after_fork(void)
 {
 	kl_notifier_after_fork();
 	kl_uffd_source_after_fork();
+	kl_maps_after_fork();
 	kl_pool_after_fork();
 	kl_rank_forget();
 	kl_thread_after_fork();
