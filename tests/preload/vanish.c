@@ -171,7 +171,9 @@ static void page_tables(void)
 	s.cr3 = PD;
 	code(read32, sizeof(read32));
 	data[0] = 4;
-	for (int way = 0; way < 4; way++) {
+	/* ThreadSanitizer's compare-and-swap holds a lock, which a fault inside it would leave
+	 * held. */
+	for (int way = 0; way < (dlsym(RTLD_DEFAULT, "__tsan_init") ? 2 : 4); way++) {
 		uint8_t *table = way & 1 ? pd : pt;
 
 		memset(pd, 0, T_PAGE);
