@@ -366,13 +366,15 @@ static void stops(void **state)
 	free(vm);
 }
 
-static void *unmap_bracketed(void *arg)
+/* No hole is left, where a thread that is just being made could get its memory. */
+static void *replace_bracketed(void *arg)
 {
 	struct fixture *f = arg;
 	struct kl_notifier_range r = range_of(f->ram + PG, PG);
 
 	assert_int_equal(kl_notifier_begin(&r), 0);
-	unmap_raw(f->ram + PG, PG); /* sleeps until the helper has read the event */
+	/* Sleeps until the helper has read the event. */
+	map_raw(f->ram + PG, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	kl_notifier_end(&r);
 	return NULL;
 }
@@ -396,14 +398,12 @@ static void no_deadlock_with_updates(void **state)
 		pthread_t t[3];
 
 		use(f, PG);
-		pthread_create(&t[0], NULL, unmap_bracketed, f);
+		pthread_create(&t[0], NULL, replace_bracketed, f);
 		pthread_create(&t[1], NULL, delete_slot, f);
-		unmap_raw(f->ram + 2 * PG, PG);
-		pthread_create(&t[2], NULL, unmap_bracketed, f);
+		map_raw(f->ram + 2 * PG, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		pthread_create(&t[2], NULL, replace_bracketed, f);
 		for (int j = 0; j < 3; j++)
 			pthread_join(t[j], NULL);
-		map_raw(f->ram + PG, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-		map_raw(f->ram + 2 * PG, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 		kl_uffd_source_rewatch(0, ~0ul);
 	}
 }
