@@ -25,6 +25,7 @@
 #include "mmu/stage2.h"
 
 #define ROUNDS_BEFORE_KICK 64
+#define MAX_LOOKS          32 /* for memory that is missing while brackets come and go */
 
 _Static_assert(KL_NR_ACCESSORS == 64, "one bit each in kl_vm.accessors_used");
 
@@ -129,42 +130,47 @@ void kl_accessor_leave(struct kl_vcpu_core *c)
 	kl_vcpu_leave_guest(c);
 }
 
+enum { NOT_CHANGED, CHANGED, CHANGING };
+
 /*
  * Inside a bracket the memory may be in any state: a failure of then says nothing (several host
  * calls may be needed to replace a mapping). What is true is seen after its end.
  */
-static bool changed_meanwhile(struct kl_vm *vm, kl_gfn_t gfn, uint64_t seq)
+static int changed_meanwhile(struct kl_vm *vm, kl_gfn_t gfn, uint64_t seq)
 {
-	bool now, since;
+	int r = NOT_CHANGED;
 
 	kl_read_lock(&vm->mmu->lock);
-	now = vm->mmu_invalidate_in_progress && gfn >= vm->mmu_invalidate_start &&
-	      gfn < vm->mmu_invalidate_end;
-	since = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_relaxed) != seq;
+	if (vm->mmu_invalidate_in_progress && gfn >= vm->mmu_invalidate_start &&
+	    gfn < vm->mmu_invalidate_end)
+		r = CHANGING;
+	else if (atomic_load(&vm->mmu_invalidate_seq) != seq)
+		r = CHANGED;
 	kl_read_unlock(&vm->mmu->lock);
-	if (now)
-		sched_yield();
-	return now || since;
+	return r;
 }
 
 int kl_accessor_fault(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned access)
 {
-	uint64_t seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
 	struct kl_vcpu_core c = {.vm = vm, .as_id = as, .id = KL_ACCESSOR_ID};
-	int r;
+	unsigned looks = 0;
+	uint64_t seq;
+	int r, now;
 
 	kl_guard_unblock(); /* in case that the thread has blocked them again */
-	kl_self.only_listed = !KL_TSAN;
-	r = kl_mmu_fault(&c, gpa, access);
-	kl_self.only_listed = 0;
-	switch (r) {
-	case KL_FAULT_MMIO:
-		return -EFAULT;
-	case -EFAULT:
-		return changed_meanwhile(vm, gpa >> KL_PAGE_SHIFT, seq) ? 0 : r;
-	case -EINTR:
-		return 0;
-	default:
-		return r;
-	}
+	do {
+		seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
+		kl_self.only_listed = !KL_TSAN;
+		r = kl_mmu_fault(&c, gpa, access);
+		kl_self.only_listed = 0;
+		if (r == KL_FAULT_MMIO)
+			return -EFAULT;
+		if (r != -EFAULT)
+			return r == -EINTR ? 0 : r;
+		now = changed_meanwhile(vm, gpa >> KL_PAGE_SHIFT, seq);
+		if (now == CHANGING)
+			sched_yield();
+		/* The sequence is that of all memory: brackets elsewhere may never cease. */
+	} while (now == CHANGING || (now == CHANGED && ++looks < MAX_LOOKS));
+	return r;
 }

@@ -191,6 +191,40 @@ static void access_meets_bracket(void **state)
 	assert_int_equal(access.val, 0x5555555555555555);
 }
 
+/*
+ * N7: memory that is missing is -EFAULT also if there is no moment without a bracket elsewhere; not
+ * so long as one is over it.
+ */
+static void missing_among_brackets(void **state)
+{
+	struct fixture *f = *state;
+	struct kvmlet_notifier_range elsewhere = range_of(f->ram + 8 * PG, PG);
+	static const char *const places[] = {"fault-lookup", "fault-populate"};
+	struct worker access;
+	int rounds = 0;
+
+	NEED_RACEPOINTS;
+	vanish(f->ram, PG);
+	kl_racepoint_arm(places[0], 1);
+	start(&access, f, do_load, 0);
+	for (int at = 0; rounds < 1000; at ^= 1, rounds++) {
+		while (!kl_racepoint_wait(places[at], 10) && !atomic_load(&access.done))
+			;
+		if (atomic_load(&access.done))
+			break;
+		/* One comes between each look at the sequence and the next. */
+		assert_int_equal(kvmlet_notifier_begin(&elsewhere), 0);
+		kvmlet_notifier_end(&elsewhere);
+		kl_racepoint_arm(places[at ^ 1], 1);
+		kl_racepoint_release(places[at]);
+	}
+	for (int i = 0; i < 2; i++)
+		kl_racepoint_release(places[i]);
+	assert_int_equal(finish(&access), -EFAULT);
+	assert_true(rounds < 1000);
+	assert_true(rounds > 2); /* it did look again */
+}
+
 /* S4, S8: the same with a slot that is deleted. */
 static void delete_during_access(void **state)
 {
@@ -811,7 +845,8 @@ int main(void)
 		T(window_against_delete),     T(writes_are_logged),        T(flush_while_locking),
 		T(flush_between_pages),       T(first_use_during_bracket), T(kick_blocked_access),
 		T(all_accessors_block),       T(signal_in_blocked_access), T(crowd),
-		T(holder_never_waits),        T(all_signals_blocked),      T(kick_with_all_blocked),
+		T(missing_among_brackets),    T(holder_never_waits),       T(all_signals_blocked),
+		T(kick_with_all_blocked),
 	};
 
 	sigaction(SIGSEGV, &sa, NULL);
