@@ -182,7 +182,8 @@ KL_INLINE int translate(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, kl_hva_
 	if (KL_LIKELY(as < KL_NR_AS &&
 		      f->generation ==
 			      atomic_load_explicit(&vm->vm.generation[as], memory_order_acquire) &&
-		      f->serial == vm->vm.serial && gpa - f->gpa < f->size)) {
+		      f->serial == vm->vm.serial && gpa - f->gpa < f->size &&
+		      !atomic_load_explicit(&vm->vm.dead, memory_order_relaxed))) {
 		hva->addr = f->hva + (gpa - f->gpa);
 		if (len)
 			*len = f->size - (gpa - f->gpa);

@@ -540,9 +540,14 @@ static void dead_vm(void **state)
 	struct fixture *f = *state;
 	struct iovec iov;
 	uint64_t v;
+	kl_hva_t h;
 	unsigned n;
 
+	/* One that is remembered does not hide it. */
+	assert_int_equal(kvmlet_vm_translate(f->vm, 0, 8, &h, NULL), 0);
 	atomic_store(&f->vm->vm.dead, true);
+	assert_int_equal(kvmlet_vm_translate(f->vm, 0, 8, &h, NULL), -EIO);
+	assert_int_equal(kvmlet_memslot_find(f->vm, 8, &h), -EIO);
 	assert_int_equal(kvmlet_vm_read(f->vm, 0, 0, &v, 8, NULL), -EIO);
 	assert_int_equal(kvmlet_vm_store(f->vm, 0, 0, 8, 1), -EIO);
 	assert_int_equal(kvmlet_window_lock(f->vm, 0, 0, 8, KVMLET_READ, &iov, 1, &n), -EIO);
