@@ -184,18 +184,6 @@ void kl_guard_kick(pid_t tid)
 	kl_sys(SYS_rt_tgsigqueueinfo, getpid(), tid, KL_KICK_SIGNAL, &info);
 }
 
-static int guard_error(enum kl_guard_reason why)
-{
-	switch (why) {
-	case KL_GUARD_HWPOISON:
-		return -EHWPOISON;
-	case KL_GUARD_INTR:
-		return -EINTR;
-	default:
-		return -EFAULT;
-	}
-}
-
 int kl_guard_copy(void *dst, const void *src, size_t len)
 {
 	jmp_buf *outer = kl_self.guard;
@@ -206,5 +194,5 @@ int kl_guard_copy(void *dst, const void *src, size_t len)
 	if (why == KL_GUARD_NONE)
 		kl_access_copy(dst, src, len);
 	kl_guard_leave(outer);
-	return why == KL_GUARD_NONE ? 0 : guard_error(why);
+	return kl_guard_errno(why);
 }

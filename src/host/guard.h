@@ -11,15 +11,17 @@
  *     if (why == KL_GUARD_NONE) { ...access...; }
  *     kl_guard_leave(saved);
  *
- * SIGSEGV and SIGBUS are synchronous and always land here while a guard is set. An
- * asynchronous abandon (KL_GUARD_INTR) happens only when the interrupted instruction is one
- * of host/access.h's, so that an interpreter never loses half of an instruction.
+ * SIGSEGV and SIGBUS are synchronous and land here while a guard is set, with the exception below.
+ * An asynchronous abandon (KL_GUARD_INTR) happens only when the interrupted instruction is one of
+ * host/access.h's, so that an interpreter never loses half of an instruction.
  *
  * Where handlers of the program run in the middle of the engine (it is linked, not preloaded),
  * such a handler may fault itself. kl_self.only_listed tells the guard to take faults of listed
  * instructions alone, and to leave others to the program.
  */
 #pragma once
+
+#include <errno.h>
 
 #include "host/thread.h"
 
@@ -59,6 +61,20 @@ KL_INLINE void kl_guard_leave(jmp_buf *outer)
 	kl_self.guard = outer;
 }
 
+KL_INLINE int kl_guard_errno(enum kl_guard_reason why)
+{
+	switch (why) {
+	case KL_GUARD_NONE:
+		return 0;
+	case KL_GUARD_INTR:
+		return -EINTR;
+	case KL_GUARD_HWPOISON:
+		return -EHWPOISON;
+	default:
+		return -EFAULT;
+	}
+}
+
 /* Copies between the engine and program memory. 0, -EFAULT, -EINTR, or -EHWPOISON. */
 int kl_guard_copy(void *dst, const void *src, size_t len) KL_MUST_CHECK;
 
@@ -68,9 +84,9 @@ int kl_guard_copy(void *dst, const void *src, size_t len) KL_MUST_CHECK;
  */
 KL_INLINE int KL_MUST_CHECK kl_copy_from_user(void *dst, const void *uptr, size_t len)
 {
-	return kl_guard_copy(dst, uptr, len) ? -14 : 0;
+	return kl_guard_copy(dst, uptr, len) ? -EFAULT : 0;
 }
 KL_INLINE int KL_MUST_CHECK kl_copy_to_user(void *uptr, const void *src, size_t len)
 {
-	return kl_guard_copy(uptr, src, len) ? -14 : 0;
+	return kl_guard_copy(uptr, src, len) ? -EFAULT : 0;
 }

@@ -11,8 +11,8 @@
 /*
  * Touch the page at @hva so that it is resident; for writing if @write.
  *
- * On success *writable says whether the mapping can be written (a read populate tries the
- * write protection of the mapping only if @want_writable).
+ * On success *writable says whether the page may be written from here on: as @write says. Whether
+ * a page that was read could be written, too, is not tried; that would break copy-on-write.
  *
  * Context: no lock, no reader section; may sleep for as long as a userfaultfd handler
  * pleases; interruptible by a program signal while the thread runs a vCPU.

@@ -28,18 +28,9 @@ struct copy {
 
 #define RESOLVE 1 /* the page that comes next must be made accessible */
 
-static int after_guard(enum kl_guard_reason why)
+static int outcome(bool hit, enum kl_guard_reason why)
 {
-	switch (why) {
-	case KL_GUARD_NONE:
-		return 0;
-	case KL_GUARD_INTR:
-		return RESOLVE;
-	case KL_GUARD_HWPOISON:
-		return -EHWPOISON;
-	default:
-		return -EFAULT;
-	}
+	return hit && why != KL_GUARD_INTR ? kl_guard_errno(why) : RESOLVE;
 }
 
 static bool copy_page(struct copy *c, struct kl_vcpu_core *core)
@@ -81,7 +72,7 @@ static int copy_stay(struct copy *c)
 		}
 	kl_guard_leave(outer);
 	kl_accessor_leave(core);
-	return hit ? after_guard(why) : RESOLVE;
+	return outcome(hit, why);
 }
 
 static int copy(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, void *buf, size_t len,
@@ -212,7 +203,7 @@ static int atomic_stay(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned acc
 	}
 	kl_guard_leave(outer);
 	kl_accessor_leave(core);
-	return hit ? after_guard(why) : RESOLVE;
+	return outcome(hit, why);
 }
 
 static int atomic(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, struct atomic_op *op)

@@ -36,9 +36,9 @@ struct window {
 
 static int add(struct window *w, uint8_t *p, uint64_t len)
 {
-	struct iovec *last = &w->iov[w->n - 1];
+	struct iovec *last = w->n ? &w->iov[w->n - 1] : NULL;
 
-	if (w->n && (uint8_t *)last->iov_base + last->iov_len == p) {
+	if (last && (uint8_t *)last->iov_base + last->iov_len == p) {
 		last->iov_len += len;
 		return 0;
 	}
@@ -92,10 +92,8 @@ static int stay(struct window *w, struct kl_vcpu_core **core)
 	if (why == KL_GUARD_NONE)
 		result = walk(w, *core);
 	kl_guard_leave(outer);
-	if (why == KL_GUARD_FAULT)
-		result = -EFAULT;
-	else if (why == KL_GUARD_HWPOISON)
-		result = -EHWPOISON;
+	if (why != KL_GUARD_NONE && why != KL_GUARD_INTR)
+		result = kl_guard_errno(why);
 	if (result != LOCKED || w->prefault)
 		kl_accessor_leave(*core);
 	return result;
