@@ -334,7 +334,9 @@ void check_record(struct vcpu *v, unsigned i)
 	collect(&cands, v->vm, win, page, r.before, r.after);
 	if ((v->skipped[i] & 1) && SERIAL(r.value) == MMIO_SERIAL)
 		return;
-	if (c->op == OP_XADD && SERIAL(r.value) < SMALL && SERIAL(r.value) > 0 && !v->skipped[i])
+	/* After a device's answer it may have begun anew, on memory; after a device's write not. */
+	if (c->op == OP_XADD && SERIAL(r.value) < SMALL && SERIAL(r.value) > 0 &&
+	    !(v->skipped[i] & 2))
 		v->xadds[SERIAL(r.value)]++;
 	for (unsigned k = 0; k < cands.n && !ok; k++)
 		ok = may_hold(&cands.c[k], c->addr & (PAGE - 1), r.value, to);
