@@ -24,8 +24,10 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 
 	if (kl_failpoint("populate"))
 		return -EFAULT;
-	if (kl_failpoint("populate-hwpoison"))
+	if (kl_failpoint("populate-hwpoison")) {
+		kl_self.fault_addr = hva.addr;
 		return -EHWPOISON;
+	}
 	/*
 	 * Between the caller's last look for signals and the touch, a signal may be deferred; it
 	 * leaves all others blocked, and the touch could then sleep for ever. So: from

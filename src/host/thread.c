@@ -16,6 +16,7 @@
 
 KL_TLS struct kl_thread kl_self;
 void (*kl_thread_on_unblock)(uint64_t signals);
+void (*kl_thread_on_poison)(uint64_t addr);
 
 static uint64_t sig_bit(int sig)
 {
@@ -126,4 +127,12 @@ void kl_thread_mask_end(uint64_t old)
 		kl_self.saved_mask = old;
 	else
 		set_mask(old, NULL);
+}
+
+bool kl_thread_poisoned(uint64_t addr)
+{
+	if (!kl_thread_on_poison)
+		return false;
+	kl_thread_on_poison(addr);
+	return true;
 }

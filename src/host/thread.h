@@ -96,5 +96,12 @@ extern void (*kl_thread_on_unblock)(uint64_t signals);
 void kl_thread_mask_begin(uint64_t mask, uint64_t *old);
 void kl_thread_mask_end(uint64_t old);
 
+/*
+ * A vCPU met a page at @addr that the host has poisoned: the program gets the SIGBUS that KVM
+ * sends, when the engine has been left. False where nobody has set the hook.
+ */
+extern void (*kl_thread_on_poison)(uint64_t addr);
+bool kl_thread_poisoned(uint64_t addr);
+
 /* In a forked child: this thread is the only one, and its tid is new. */
 void kl_thread_after_fork(void);

@@ -325,6 +325,21 @@ static void hold(uint64_t signals)
 	}
 }
 
+/* As KVM does it; delivered with the signals that came while the engine was busy. */
+static void send_poison(uint64_t addr)
+{
+	siginfo_t *info;
+
+	if (kl_pl_self.nr_parked == KL_ARRAY_SIZE(kl_pl_self.parked))
+		return;
+	info = &kl_pl_self.parked[kl_pl_self.nr_parked++];
+	memset(info, 0, sizeof(*info));
+	info->si_signo = SIGBUS;
+	info->si_code = BUS_MCEERR_AR;
+	info->si_addr = (void *)(uintptr_t)addr;
+	info->si_addr_lsb = KL_PAGE_SHIFT;
+}
+
 void kl_signals_take_over(void)
 {
 	struct sigaction sa;
@@ -336,6 +351,7 @@ void kl_signals_take_over(void)
 	kl_guard_external_handlers();
 	kl_sys_sigaction = engine_sigaction;
 	kl_thread_on_unblock = hold;
+	kl_thread_on_poison = send_poison;
 	old = lock_signals();
 	if (!atomic_exchange(&taken, true)) {
 		for (int i = 0; atomic_load(&forwarding) && i < 1000; i++)
@@ -442,7 +458,8 @@ static void die(int sig, siginfo_t *info, ucontext_t *uc)
 	memset(&dfl, 0, sizeof(dfl));
 	REAL(sigaction)(sig, &dfl, NULL);
 	memcpy(&uc->uc_sigmask, &m, sizeof(m));
-	if (!synchronous(sig, info))
+	/* The one that send_poison() made does not come again by itself. */
+	if (!synchronous(sig, info) || (sig == SIGBUS && info->si_code == BUS_MCEERR_AR))
 		kl_signal_requeue(sig, info);
 }
 

@@ -272,6 +272,8 @@ static int enter(struct kl_uvcpu *vc)
 		take_answer(v, run);
 	}
 	r = kl_x86_run(v);
+	if (r == -EHWPOISON && kl_thread_poisoned(kl_self.fault_addr))
+		r = -EINTR;
 	if (KL_LIKELY(!r)) {
 		exit_out(run, &v->exit);
 		if (v->exit.reason < KL_NR_EXIT_REASONS)
