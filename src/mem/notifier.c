@@ -139,8 +139,17 @@ static void retract(int cell)
 static struct kl_mutex gate = KL_MUTEX_INITIALIZER(NOTIFIER);
 static pthread_cond_t gate_cond = PTHREAD_COND_INITIALIZER;
 static struct kl_notifier_update *updates; /* gate */
-static _Atomic unsigned nr_updates;        /* changed under the gate */
-static _Atomic(struct kl_vm *) vms;        /* changed under the gate */
+
+/*
+ * What a bracket reads first, in one cache line; changed under the gate. Outside [lo, hi) there
+ * has never been a slot: an update widens it between its last look and its change, so a bracket
+ * that finds no update announced finds the range of every slot that it could meet.
+ */
+static struct {
+	_Atomic unsigned nr_updates;
+	_Atomic uint64_t lo, hi;
+} seen KL_CACHELINE = {.lo = UINT64_MAX};
+static _Atomic(struct kl_vm *) vms; /* changed under the gate */
 static struct kl_srcu vms_srcu = KL_SRCU_INITIALIZER;
 
 bool kl_notifier_active(void)
@@ -205,7 +214,7 @@ static void announce(struct kl_notifier_update *u)
 	kl_assert_held(&gate);
 	u->next = updates;
 	updates = u;
-	atomic_fetch_add(&nr_updates, 1); /* PAIR(notifier-cells) */
+	atomic_fetch_add(&seen.nr_updates, 1); /* PAIR(notifier-cells) */
 	while (bracket_in_flight(u)) {
 		racepoint("notifier-update-waits");
 		gate_wait();
@@ -220,7 +229,7 @@ static void withdraw(struct kl_notifier_update *u)
 	while (*p != u)
 		p = &(*p)->next;
 	*p = u->next;
-	atomic_fetch_sub(&nr_updates, 1);
+	atomic_fetch_sub(&seen.nr_updates, 1);
 	pthread_cond_broadcast(&gate_cond);
 }
 
@@ -231,6 +240,10 @@ void kl_notifier_update_begin(struct kl_notifier_update *u)
 	kl_rank_wait(KL_RANK_NOTIFIER_WAIT);
 	kl_mutex_lock(&gate);
 	announce(u);
+	if (u->start < atomic_load_explicit(&seen.lo, memory_order_relaxed))
+		atomic_store(&seen.lo, u->start);
+	if (u->end > atomic_load_explicit(&seen.hi, memory_order_relaxed))
+		atomic_store(&seen.hi, u->end);
 }
 
 void kl_notifier_update_end(struct kl_notifier_update *u)
@@ -287,7 +300,7 @@ static void leave(int cell)
 {
 	retract(cell);
 	kl_self.brackets--;
-	if (KL_UNLIKELY(atomic_load(&nr_updates))) { /* PAIR(notifier-cells) */
+	if (KL_UNLIKELY(atomic_load(&seen.nr_updates))) { /* PAIR(notifier-cells) */
 		kl_mutex_lock(&gate);
 		pthread_cond_broadcast(&gate_cond);
 		kl_mutex_unlock(&gate);
@@ -348,7 +361,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 	round_to_pages(r);
 	range = encode(r->start, r->end);
 	cell = publish(nr_open < MAX_DEPTH ? range : 0);
-	if (KL_UNLIKELY(atomic_load(&nr_updates))) { /* PAIR(notifier-cells) */
+	if (KL_UNLIKELY(atomic_load(&seen.nr_updates))) { /* PAIR(notifier-cells) */
 		int ret = wait_for_updates(r, range, &cell);
 
 		if (ret)
@@ -357,7 +370,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 	kl_self.brackets++;
 	racepoint("notifier-begin-counted");
 	/* Which slots overlap is settled from here to the end of the bracket. */
-	n = begin_all(r);
+	n = r->end > atomic_load(&seen.lo) && r->start < atomic_load(&seen.hi) ? begin_all(r) : 0;
 	if (n < 0) {
 		leave(cell);
 		return n;
@@ -520,7 +533,7 @@ void kl_notifier_after_fork(void)
 	kl_self.brackets = nr_open = 0;
 	my_cell = 0;
 	updates = NULL;
-	atomic_store(&nr_updates, 0);
+	atomic_store(&seen.nr_updates, 0);
 	atomic_store(&vms, NULL);
 	kl_srcu_init(&vms_srcu);
 }
