@@ -137,31 +137,54 @@ static struct kl_memslot *new_slot(void)
 		       : aligned_alloc(_Alignof(struct kl_memslot), sizeof(struct kl_memslot));
 }
 
-#define BITMAP_HEAP_MAX 4096 /* bytes; what is larger has a mapping */
+/*
+ * Bitmaps have mappings of their own. To map and unmap one whenever a log is turned on or off costs
+ * an interrupt to every other running thread, so the last one is kept, if it is not large.
+ */
+#define SPARE_MAX (256ul << 10)
 
 static size_t bitmap_size(const struct kl_memslot *slot)
 {
-	return (slot->npages + 63) / 64 * sizeof(uint64_t);
+	size_t bytes = (slot->npages + 63) / 64 * sizeof(uint64_t);
+
+	return (bytes + KL_PAGE_SIZE - 1) & KL_PAGE_MASK;
 }
 
-static int alloc_bitmap(struct kl_memslot *slot)
+/* Context: slots_lock. */
+static int alloc_bitmap(struct kl_vm *vm, struct kl_memslot *slot)
 {
 	size_t size = bitmap_size(slot);
 
 	if (kl_failpoint("memslot-dirty-alloc"))
 		return -ENOMEM;
-	slot->dirty = size > BITMAP_HEAP_MAX ? kl_sys_map(size) : calloc(1, size);
+	if (vm->spare_bitmap && vm->spare_bitmap_size == size) {
+		slot->dirty = memset(vm->spare_bitmap, 0, size);
+		vm->spare_bitmap = NULL;
+	} else {
+		slot->dirty = kl_sys_map(size);
+	}
 	return slot->dirty ? 0 : -ENOMEM;
 }
 
-static void free_bitmap(const struct kl_memslot *slot)
+static void drop_spare_bitmap(struct kl_vm *vm)
+{
+	if (vm->spare_bitmap)
+		kl_sys_unmap(vm->spare_bitmap, vm->spare_bitmap_size);
+	vm->spare_bitmap = NULL;
+}
+
+/* Context: slots_lock, or nobody else uses @vm. */
+static void free_bitmap(struct kl_vm *vm, const struct kl_memslot *slot)
 {
 	size_t size = bitmap_size(slot);
 
-	if (size > BITMAP_HEAP_MAX)
+	if (size > SPARE_MAX) {
 		kl_sys_unmap((void *)slot->dirty, size);
-	else
-		free((void *)slot->dirty);
+		return;
+	}
+	drop_spare_bitmap(vm);
+	vm->spare_bitmap = (void *)slot->dirty;
+	vm->spare_bitmap_size = size;
 }
 
 enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
@@ -201,7 +224,7 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 	vm->slot_by_id[as][old ? old->id : slot->id] = slot;
 	free(invalid);
 	if (old && old->dirty && !(slot && slot->dirty))
-		free_bitmap(old);
+		free_bitmap(vm, old);
 	free((void *)old);
 	kl_stat_add(&vm->stats.memslot_changes, 1);
 	return 0;
@@ -267,7 +290,7 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 	};
 	if (r->flags & KVM_MEM_LOG_DIRTY_PAGES) {
 		slot->dirty = old ? old->dirty : NULL;
-		ret = slot->dirty ? 0 : alloc_bitmap(slot);
+		ret = slot->dirty ? 0 : alloc_bitmap(vm, slot);
 		if (ret)
 			goto fail;
 	}
@@ -277,7 +300,7 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 	return 0;
 fail:
 	if (slot->dirty && !(old && old->dirty))
-		free_bitmap(slot);
+		free_bitmap(vm, slot);
 	free(slot);
 	return ret;
 }
@@ -367,10 +390,10 @@ int kl_memslots_init(struct kl_vm *vm)
 	return 0;
 }
 
-static void free_slot(const struct kl_memslot *slot)
+static void free_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 {
 	if (slot->dirty)
-		free_bitmap(slot);
+		free_bitmap(vm, slot);
 	free((void *)slot);
 }
 
@@ -380,8 +403,9 @@ void kl_memslots_destroy(struct kl_vm *vm)
 		if (!vm->slot_by_id[as])
 			continue;
 		while (vm->memslot_sets[as][0].by_gfn.n)
-			free_slot(kl_btree_remove(&vm->memslot_sets[as][0].by_gfn,
-						  vm->memslot_sets[as][0].by_gfn.root->key[0]));
+			free_slot(vm, kl_btree_remove(&vm->memslot_sets[as][0].by_gfn,
+						      vm->memslot_sets[as][0].by_gfn.root->key[0]));
 		kl_sys_unmap(vm->slot_by_id[as], store_size());
 	}
+	drop_spare_bitmap(vm);
 }

@@ -23,6 +23,8 @@ struct kl_vm {
 	struct kl_memslots memslot_sets[KL_NR_AS][2];
 	const struct kl_memslot **slot_by_id[KL_NR_AS]; /* slots_lock */
 	_Atomic uint64_t generation[KL_NR_AS];
+	void *spare_bitmap; /* slots_lock */
+	size_t spare_bitmap_size;
 	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */
 
 	/* Invalidations in flight; see mmu/invalidate.c. */
