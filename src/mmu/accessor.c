@@ -141,8 +141,7 @@ static int changed_meanwhile(struct kl_vm *vm, kl_gfn_t gfn, uint64_t seq)
 	int r = NOT_CHANGED;
 
 	kl_read_lock(&vm->mmu->lock);
-	if (vm->mmu_invalidate_in_progress && gfn >= vm->mmu_invalidate_start &&
-	    gfn < vm->mmu_invalidate_end)
+	if (kl_in_bracket(vm, gfn, gfn + 1))
 		r = CHANGING;
 	else if (atomic_load(&vm->mmu_invalidate_seq) != seq)
 		r = CHANGED;

@@ -95,7 +95,7 @@ static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 	return l;
 }
 
-static bool in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
+bool kl_in_bracket(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 {
 	return vm->mmu_invalidate_in_progress && first < vm->mmu_invalidate_end &&
 	       last > vm->mmu_invalidate_start;
@@ -109,7 +109,7 @@ static enum kl_fault_retry must_retry(struct kl_vm *vm, unsigned as, kl_gfn_t gf
 				      uint64_t generation)
 {
 	kl_assert_held(&vm->mmu->lock);
-	if (in_progress(vm, gfn, gfn + 1))
+	if (kl_in_bracket(vm, gfn, gfn + 1))
 		return KL_RETRY_IN_PROGRESS;
 	racepoint("fault-not-in-progress");
 	if (atomic_load(&vm->mmu_invalidate_seq) != seq) /* PAIR(inval-seq) */
@@ -137,7 +137,7 @@ static unsigned lower_level(struct kl_vm *vm, kl_gfn_t gfn, kl_hva_t hva, unsign
 		uint64_t start = hva.addr & ~(bytes - 1);
 
 		gfn &= ~(span - 1);
-		if (!in_progress(vm, gfn, gfn + span) && !kl_uffd_overlaps(start, start + bytes))
+		if (!kl_in_bracket(vm, gfn, gfn + span) && !kl_uffd_overlaps(start, start + bytes))
 			break;
 	}
 	return level;

@@ -117,3 +117,9 @@ uint64_t kl_stage2_leaves(struct kl_vm *vm, unsigned as);
  */
 bool kl_stage2_detach_all(struct kl_vm *vm, unsigned as);
 void kl_stage2_bury_detached(struct kl_vm *vm, unsigned as);
+
+/*
+ * Is a bracket open over some of the gfns [first, last), or over ranges on both sides of them?
+ * Context: mmu->lock, so none begins. One may end: look at mmu_invalidate_seq afterwards.
+ */
+bool kl_in_bracket(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last);
