@@ -53,14 +53,5 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	kl_guard_leave(outer);
 	/* A read does not try to write: that would break copy-on-write for nothing. */
 	*writable = write;
-	switch (why) {
-	case KL_GUARD_NONE:
-		return 0;
-	case KL_GUARD_HWPOISON:
-		return -EHWPOISON;
-	case KL_GUARD_INTR:
-		return -EINTR;
-	default:
-		return -EFAULT;
-	}
+	return kl_guard_errno(why);
 }

@@ -31,10 +31,10 @@ static void *map(int prot)
 	return p;
 }
 
-/* Its protection, or -1: nothing is mapped there; -2: maps cannot be read. */
+/* Its protection, or -1: nothing is mapped there; -2: maps cannot be read; -3: nonsense. */
 static int prot_of(const void *p)
 {
-	uint64_t addr = (uint64_t)(uintptr_t)p, last = 0;
+	uint64_t addr = (uint64_t)(uintptr_t)p;
 	struct kl_maps_entry e;
 	struct kl_maps m;
 	int prot = -1;
@@ -42,9 +42,10 @@ static int prot_of(const void *p)
 	if (!kl_maps_open(&m))
 		return -2;
 	while (kl_maps_next(&m, &e)) {
-		if (e.start < last || e.end <= e.start)
+		/* (One that was joined to its neighbour between two reads is shown again, whole.)
+		 */
+		if (e.end <= e.start)
 			prot = -3;
-		last = e.end;
 		if (e.start <= addr && addr < e.end && prot == -1)
 			prot = (int)e.prot;
 	}
