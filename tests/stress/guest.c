@@ -119,10 +119,9 @@ static void vcpu_create(struct vm *vm, unsigned id, uint64_t seed)
 		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
 	struct kvm_segment data = {
 		.limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 entries[128];
-	} cpuid = {.head.nent = 128};
+	char room[sizeof(struct kvm_cpuid2) + 128 * sizeof(struct kvm_cpuid_entry2)]
+		__attribute__((aligned(8))) = {0};
+	struct kvm_cpuid2 *cpuid = (struct kvm_cpuid2 *)room;
 	struct kvm_sregs s;
 	struct kvm_regs regs = {
 		.rip = CODE,
@@ -135,18 +134,20 @@ static void vcpu_create(struct vm *vm, unsigned id, uint64_t seed)
 
 	v->vm = vm;
 	v->id = id;
-	v->rng = seed ^ (0x9e3779b97f4a7c15ull * (vm->id * MAX_VCPUS + id + 1));
+	/* Never 0, from which the generator would not come back */
+	v->rng = (seed ^ (0xbf58476d1ce4e5b9ull * (vm->id * MAX_VCPUS + id + 1))) | 1;
 	v->cmds = (struct cmd *)(vm->stable + AREA(id));
 	v->records = (struct record *)(vm->stable + AREA(id) + RECORDS);
 	v->masked = id % 4 == 1;
 	memset(v->xadds, 0, sizeof(v->xadds));
+	cpuid->nent = 128;
 	v->fd = ioctl(vm->fd, KVM_CREATE_VCPU, id);
 	NEED(v->fd >= 0);
 	v->run_size = (size_t)ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	v->run = mmap(NULL, v->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
 	NEED(v->run != MAP_FAILED);
-	NEED(!ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, &cpuid));
-	NEED(!ioctl(v->fd, KVM_SET_CPUID2, &cpuid));
+	NEED(!ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, cpuid));
+	NEED(!ioctl(v->fd, KVM_SET_CPUID2, cpuid));
 	NEED(!ioctl(v->fd, KVM_GET_SREGS, &s));
 	s.cs = code;
 	s.ds = s.es = s.ss = s.fs = s.gs = data;
@@ -361,16 +362,15 @@ static void vcpu_misc(struct vcpu *v)
 
 static void mask_signals(struct vcpu *v)
 {
-	struct {
-		struct kvm_signal_mask head;
-		uint64_t set;
-	} m = {.head.len = 8};
+	char room[sizeof(struct kvm_signal_mask) + 8] __attribute__((aligned(8))) = {0};
+	struct kvm_signal_mask *m = (struct kvm_signal_mask *)room;
 	sigset_t s;
 
 	sigemptyset(&s);
 	sigaddset(&s, SIGUSR1);
 	pthread_sigmask(SIG_BLOCK, &s, NULL);
-	NEED(!ioctl(v->fd, KVM_SET_SIGNAL_MASK, &m));
+	m->len = 8; /* none is blocked in KVM_RUN */
+	NEED(!ioctl(v->fd, KVM_SET_SIGNAL_MASK, m));
 }
 
 void *vcpu_thread(void *arg)

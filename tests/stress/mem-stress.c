@@ -191,7 +191,7 @@ static void run_round(void)
 			NEED(!pthread_create(&v->thread, NULL, vcpu_main, v));
 		}
 	for (unsigned i = 0; i < opt.mutators; i++) {
-		m[i].rng = rng + (i + 1) * 0xd1342543de82ef95ull;
+		m[i].rng = 1 | (rng + (i + 1) * 0xd1342543de82ef95ull);
 		NEED(!pthread_create(&m[i].thread, NULL, mutator_thread, &m[i]));
 	}
 	for (unsigned n = 0; n < opt.ops / 4; n++)

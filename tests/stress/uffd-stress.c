@@ -6,7 +6,7 @@
  *
  * A hang is the failure: the watchdog calls it one after minutes.
  *
- *     uffd-stress [--steps N] [--seed N]
+ *     uffd-stress [--steps N] [--seed N] [--limit SECONDS]
  */
 #include <getopt.h>
 #include <poll.h>
@@ -29,9 +29,10 @@
 static struct vm v, vcpus[NVCPUS];
 static uint8_t *watched, *other, *spare, *source;
 static int uffd, quit_fd;
-static unsigned steps = 300;
+static unsigned steps = 300, limit = 180;
 static uint64_t seed = 1;
 static _Atomic bool stop;
+static _Atomic unsigned long faults, other_events;
 static _Atomic unsigned long progress;
 static _Atomic(const char *) doing[8];
 static bool events;
@@ -55,12 +56,15 @@ static void *watchdog(void *arg)
 		if (progress != seen) {
 			seen = progress;
 			still = 0;
-		} else if (++still == 180) {
+		} else if (++still == limit) {
 			for (unsigned i = 0; i < 8; i++)
 				if (doing[i])
 					fprintf(stderr, "thread %u: %s\n", i, doing[i]);
 			fprintf(stderr, "uffd-stress: FAILED: deadlock (seed %llu)\n",
 				(unsigned long long)seed);
+			/* For a debugger */
+			if (getenv("STRESS_STOP"))
+				raise(SIGSTOP);
 			_exit(1);
 		}
 	}
@@ -162,8 +166,12 @@ static void write_protect(uint8_t *p, bool on)
 		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
 	};
 
-	/* ENOENT, EAGAIN: not registered, or an event is being read. */
-	CHECK(!ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) || errno == ENOENT || errno == EAGAIN);
+	if (!ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
+		return;
+	/* Not registered, or an event is to be read first. Who waits for the page tries again. */
+	CHECK(errno == ENOENT || errno == EAGAIN);
+	if (!on)
+		(void)ioctl(uffd, UFFDIO_WAKE, &wp.range);
 }
 
 static void mischief(uint64_t *rng, uint8_t *page)
@@ -211,8 +219,8 @@ static void resolve(const struct uffd_msg *m)
 	} else {
 		struct uffdio_copy c = {.dst = page, .src = (uintptr_t)source, .len = T_PAGE};
 
-		while (ioctl(uffd, UFFDIO_COPY, &c) && errno == EAGAIN && !stop)
-			break; /* an event is due first; the fault comes again */
+		/* It may be there by now, or an event is due first: who waits tries again. */
+		(void)ioctl(uffd, UFFDIO_COPY, &c);
 		if (c.copy != T_PAGE) {
 			struct uffdio_range r = {page, T_PAGE};
 
@@ -241,8 +249,11 @@ static void *handler(void *arg)
 		note(0, "handler reads");
 		if (read(uffd, &m, sizeof(m)) != sizeof(m))
 			continue;
-		if (m.event != UFFD_EVENT_PAGEFAULT)
+		if (m.event != UFFD_EVENT_PAGEFAULT) {
+			other_events++;
 			continue;
+		}
+		faults++;
 		note(0, "handler, before it resolves");
 		mischief(&rng, (uint8_t *)(uintptr_t)(m.arg.pagefault.address & ~4095ull));
 		note(0, "handler resolves");
@@ -393,7 +404,9 @@ static void run(void)
 	for (unsigned i = 0; i < NVCPUS; i++)
 		NEED(!pthread_create(&r[i], NULL, runner, &vcpus[i]));
 	NEED(!pthread_create(&c, NULL, changer, NULL));
-	for (unsigned i = 0; i < steps && !stop; i++)
+	/* Until some vCPU has waited for the handler, however late its thread was. */
+	faults = other_events = 0;
+	for (unsigned i = 0; (i < steps || !faults) && !stop; i++)
 		step(&rng);
 	stop = true;
 	doing[6] = "join";
@@ -402,6 +415,7 @@ static void run(void)
 	pthread_join(c, NULL);
 	NEED(write(quit_fd, &one, sizeof(one)) == sizeof(one));
 	pthread_join(h, NULL);
+	CHECK(!events || other_events);
 	close(uffd);
 	close(quit_fd);
 	for (unsigned i = 1; i < NVCPUS; i++) {
@@ -413,13 +427,16 @@ static void run(void)
 
 int main(int argc, char **argv)
 {
-	static const struct option longs[] = {{"steps", 1, NULL, 'n'}, {"seed", 1, NULL, 's'}, {0}};
+	static const struct option longs[] = {
+		{"steps", 1, NULL, 'n'}, {"seed", 1, NULL, 's'}, {"limit", 1, NULL, 'l'}, {0}};
 	pthread_t dog;
 	int o;
 
 	while ((o = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		if (o == 'n')
 			steps = (unsigned)atoi(optarg);
+		else if (o == 'l')
+			limit = (unsigned)atoi(optarg);
 		else if (o == 's')
 			seed = strtoul(optarg, NULL, 0);
 		else
