@@ -58,7 +58,8 @@ static void memory_goes_back(void **state)
 	for (unsigned i = 0; i < N; i++)
 		kl_page_free(page[(i * 7919ull) % N]);
 	assert_int_equal(kl_pages_in_use(), before);
-	assert_true(resident_pages() < resident + N / 4);
+	if (!KL_TSAN) /* whose shadow grows with it, and stays */
+		assert_true(resident_pages() < resident + N / 4);
 }
 
 /* Pages that were used before are zero again; holes are filled. */
