@@ -158,6 +158,7 @@ static struct totals {
 	uint64_t run_ns;
 } gone;
 static _Atomic uint64_t nr_vms, nr_vcpus;
+static bool forked;
 
 static void add_up(uint64_t *to, const struct kl_stat_desc *d, unsigned n, const void *base,
 		   bool dying)
@@ -210,6 +211,7 @@ void kl_stats_after_fork(void)
 	memset(&gone, 0, sizeof(gone));
 	atomic_store(&nr_vms, 0);
 	atomic_store(&nr_vcpus, 0);
+	forked = true;
 }
 
 struct out {
@@ -255,6 +257,12 @@ void kl_uapi_print_stats(int fd)
 	struct totals t = gone;
 	struct out o = {.fd = fd};
 
+	/* A child that only inherited /dev/kvm has nothing to tell. */
+	if (forked && !atomic_load(&nr_vms)) {
+		if (locked)
+			kl_mutex_unlock(&kl_objects_lock);
+		return;
+	}
 	for (struct kl_uvm *vm = locked ? kl_uvms : NULL; vm; vm = vm->next)
 		add_vm(&t, vm, false);
 	if (locked)
