@@ -430,6 +430,7 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 	struct page p[2];
 	unsigned first = translate_range(v, lin, len, KL_ACC_WRITE, mode, system, p);
 
+	racepoint("write-translated");
 	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
 		if (system)
 			kl_emulation_failure(v);
@@ -507,8 +508,10 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 	unsigned first = translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode,
 					 false, p);
 
-	if (p[0].mmio || p[1].mmio || (first < size && p[0].ptr + first != p[1].ptr))
+	if (p[0].mmio || p[1].mmio || (first < size && p[0].ptr + first != p[1].ptr)) {
+		racepoint("rmw-no-pointer");
 		return NULL;
+	}
 	(void)kl_load8(p[0].ptr);
 	if (first < size)
 		(void)kl_load8(p[1].ptr);

@@ -493,6 +493,42 @@ static void blocked_in_page_table(void **state)
 	close(uffd);
 }
 
+/*
+ * M4: an exchange finds no memory; a slot appears there before it reads; another thread stores
+ * before it writes. It is one access all the same: what was stored is what it gets.
+ */
+static void memory_appears_under_exchange(void **state)
+{
+	struct env *e = *state;
+	uint32_t *page = mmap(NULL, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pthread_t t;
+
+	assert_true(page != MAP_FAILED);
+	*page = 5;
+	env_code(e, 0x87, 0x07, 0xf4); /* xchg [rdi], eax; hlt */
+	mode64(e, 0);
+	e->v->gpr[KL_RDI] = P_MMIO;
+	e->v->gpr[KL_RAX] = 1;
+	if (kl_racepoints_enabled()) {
+		kl_racepoint_arm("rmw-no-pointer", 1);
+		kl_racepoint_arm("write-translated", 1);
+		pthread_create(&t, NULL, run_guest, e);
+		assert_true(kl_racepoint_wait("rmw-no-pointer", 10000));
+		assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, KL_PAGE_SIZE, page), 0);
+		kl_racepoint_release("rmw-no-pointer");
+		assert_true(kl_racepoint_wait("write-translated", 10000));
+		__atomic_store_n(page, 100, __ATOMIC_SEQ_CST);
+		kl_racepoint_release("write-translated");
+		pthread_join(t, NULL);
+		assert_int_equal(e->v->exit.reason, KVM_EXIT_HLT);
+		assert_int_equal(e->v->gpr[KL_RAX], 100);
+		assert_int_equal(*page, 1);
+		assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0, NULL), 0);
+	}
+	munmap(page, KL_PAGE_SIZE);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -511,6 +547,7 @@ int main(void)
 		TEST(store_across_neighbours),
 		TEST(linear_addresses_wrap),
 		TEST(blocked_in_page_table),
+		TEST(memory_appears_under_exchange),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
