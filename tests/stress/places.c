@@ -413,7 +413,7 @@ static void op_fork(struct range *r, uint64_t *rng)
 static void op_shm(struct range *r, uint64_t *rng)
 {
 	unsigned f = FIRST_SHM + below(rng, NFILES - FIRST_SHM);
-	unsigned found = NFILES;
+	uint32_t inst = new_inst(), found = 0;
 
 	if (r->p->npages != SMALL)
 		return;
@@ -424,26 +424,31 @@ static void op_shm(struct range *r, uint64_t *rng)
 			r->next[i] = (struct state){.kind = FILE_PAGE,
 						    .prot = PROT_RW,
 						    .file = (uint16_t)f,
-						    .page = (uint16_t)i};
+						    .page = (uint16_t)i,
+						    .inst = inst};
 		begin(r, "shmat");
 		NEED(shmat(files[f].fd, r->p->base, SHM_REMAP) == r->p->base);
 		end(r);
 		return;
 	}
-	/* The first piece that looks attached here says which segment goes; all its pieces go. */
+	/*
+	 * The first piece that looks attached here says which attachment goes, with all its
+	 * pieces. A piece of another one, moved here by mremap(), stays, though of the same
+	 * segment.
+	 */
 	load(r);
 	for (unsigned i = 0; i < SMALL; i++) {
 		const struct state *s = &r->next[i];
 
 		if (s->kind != FILE_PAGE || s->file < FIRST_SHM || s->page != i)
 			continue;
-		if (found == NFILES)
-			found = s->file;
-		if (found == s->file)
+		if (!found)
+			found = s->inst;
+		if (found == s->inst)
 			r->next[i] = (struct state){.kind = AWAY};
 	}
 	begin(r, "shmdt");
-	NEED(!shmdt(r->p->base) || (errno == EINVAL && found == NFILES));
+	NEED(!shmdt(r->p->base) || (errno == EINVAL && !found));
 	end(r);
 }
 
