@@ -64,6 +64,7 @@ stress: build
 
 bench: build
 	@bench/run $(BUILD)
+	@bench/run-mem $(BUILD)
 
 install: build
 	@DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild
