@@ -106,9 +106,20 @@ KL_INLINE void kl_read_unlock(struct kl_rwlock *l)
 	kl_rank_release(l->rank);
 }
 
+/*
+ * A fault holds the lock for less time than it takes to fall asleep and be woken (30 us on a
+ * virtual machine), so a writer looks again for a while first.
+ */
+#define KL_WRITE_SPINS 100
+
 KL_INLINE void kl_write_lock(struct kl_rwlock *l)
 {
 	kl_rank_acquire(l->rank);
+	for (unsigned n = 0; n < KL_WRITE_SPINS; n++) {
+		if (!pthread_rwlock_trywrlock(&l->rw))
+			return;
+		kl_cpu_relax();
+	}
 	pthread_rwlock_wrlock(&l->rw);
 }
 
