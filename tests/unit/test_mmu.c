@@ -247,11 +247,11 @@ static void refused_after_zap(void **state)
 	pthread_join(t, NULL);
 	assert_int_equal(n.r, -EAGAIN);
 	/* Nothing is mapped any more, and yet the next event has to wait. */
+	kl_racepoint_arm("vcpu-awaited", 1);
 	pthread_create(&t, NULL, bracket_thread, &b);
-	for (int i = 0; i < 2000; i++) {
-		assert_false(atomic_load(&b.begun));
-		sched_yield();
-	}
+	assert_true(kl_racepoint_wait("vcpu-awaited", TIMEOUT));
+	assert_false(atomic_load(&b.begun));
+	kl_racepoint_release("vcpu-awaited");
 	kl_vcpu_leave_guest(&f->vcpu);
 	while (!atomic_load(&b.begun))
 		sched_yield();
