@@ -13,8 +13,8 @@
  *   DELETE, MOVE         publish(old slot marked invalid); zap and flush; publish(final)
  *
  *   publish(edit): edit the hidden set ; gate (no bracket over the slot in flight, S7)
- *                  { generation odd ; swap } ; wait for readers ; generation even ; edit the other
- * set
+ *                  { generation odd ; swap } ; wait for readers ; generation even ; edit the
+ *                  other set
  *
  * Slots themselves are immutable: a change of flags, or "invalid", is another slot object.
  */

@@ -81,13 +81,6 @@ static uint64_t encode(uint64_t start, uint64_t end)
 	return first << LEN_BITS | kl_min(n, LEN_ALL);
 }
 
-static bool range_overlaps(uint64_t range, uint64_t start, uint64_t end)
-{
-	uint64_t first = range >> LEN_BITS << KL_PAGE_SHIFT, n = range & LEN_ALL;
-
-	return range && first < end && (n == LEN_ALL || first + (n << KL_PAGE_SHIFT) > start);
-}
-
 static bool claim(unsigned i, uint64_t range)
 {
 	uint64_t none = 0;
@@ -188,12 +181,12 @@ static bool vm_overlaps(struct kl_vm *vm, uint64_t start, uint64_t end)
 /* A slot's update cares for the slot's memory, a VM's death for that of all its slots. */
 static bool update_overlaps(const struct kl_notifier_update *u, uint64_t range)
 {
-	uint64_t first = range >> LEN_BITS << KL_PAGE_SHIFT, n = range & LEN_ALL;
+	uint64_t start = range >> LEN_BITS << KL_PAGE_SHIFT, n = range & LEN_ALL;
+	uint64_t end = n == LEN_ALL ? UINT64_MAX : start + (n << KL_PAGE_SHIFT);
 
-	if (!u->vm)
-		return range_overlaps(range, u->start, u->end);
-	return range &&
-	       vm_overlaps(u->vm, first, n == LEN_ALL ? UINT64_MAX : first + (n << KL_PAGE_SHIFT));
+	if (!range)
+		return false;
+	return u->vm ? vm_overlaps(u->vm, start, end) : start < u->end && end > u->start;
 }
 
 static bool bracket_in_flight(const struct kl_notifier_update *u)
