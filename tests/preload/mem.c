@@ -22,37 +22,13 @@ static struct vm v;
 /* A page at a fixed place that holds @value, as slot DATA; the guest has read it. */
 static uint8_t *place;
 
-static void expect(int value)
-{
-	int got = t_out(&v);
-
-	if (!CHECK(got == value))
-		fprintf(stderr, "  guest read %d, expected %d\n", got, value);
-}
-
 static void use(uint8_t *p, uint8_t value)
 {
 	NEED(!t_slot(&v, SLOT_DATA, DATA, 0, NULL) || errno == EINVAL);
 	*p = value;
 	NEED(!t_slot(&v, SLOT_DATA, DATA, T_PAGE, p));
 	t_rewind(&v);
-	expect(value);
-}
-
-static void gone(void)
-{
-	int r = t_run(&v);
-
-	/* A KVM that emulates real mode sees no memory, hence a device: complete its read. */
-	if (!r && !t_preloaded()) {
-		CHECK(v.run->exit_reason == KVM_EXIT_MMIO);
-		v.run->immediate_exit = 1;
-		t_run(&v);
-		v.run->immediate_exit = 0;
-	} else {
-		CHECK(r == -1 && errno == EFAULT);
-	}
-	t_rewind(&v);
+	t_expect(&v, value);
 }
 
 static void *anon_at(void *at, int flags)
@@ -76,17 +52,17 @@ static void unmaps(void)
 
 	fresh(1);
 	CHECK(!munmap(place, T_PAGE));
-	gone();
+	t_gone(&v);
 	/* Something else appears there. */
 	p = mmap(place, T_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(p == place);
 	place[0] = 9;
-	expect(9);
+	t_expect(&v, 9);
 	CHECK(!syscall(SYS_munmap, place, T_PAGE));
-	gone();
+	t_gone(&v);
 	CHECK(mmap(place, T_PAGE, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == place);
-	expect(0);
+	t_expect(&v, 0);
 	/* Refused calls change nothing. */
 	FAILS(munmap(place + 1, T_PAGE), EINVAL);
 	FAILS(munmap(place, ~0ul), EINVAL);
@@ -94,7 +70,7 @@ static void unmaps(void)
 	FAILS((long)mmap(place, T_PAGE, PROT_READ,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
 	      EEXIST);
-	expect(0);
+	t_expect(&v, 0);
 }
 
 static void replaces(void)
@@ -105,16 +81,16 @@ static void replaces(void)
 	NEED(!ftruncate(fd, T_PAGE) && pwrite(fd, "\x21", 1, 0) == 1);
 	fresh(1);
 	CHECK(mmap(place, T_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == place);
-	expect(0x21);
+	t_expect(&v, 0x21);
 	anon_at(place, MAP_FIXED);
-	expect(0);
+	t_expect(&v, 0);
 	CHECK(mmap64(place, T_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
 	      place);
-	expect(0x21);
+	t_expect(&v, 0x21);
 	p = syscall(SYS_mmap, place, T_PAGE, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	CHECK(p == (long)place);
-	expect(0);
+	t_expect(&v, 0);
 	close(fd);
 }
 
@@ -126,18 +102,18 @@ static void remaps(void)
 	fresh(3);
 	q = mremap(place, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, anon_at(NULL, 0));
 	CHECK(q != MAP_FAILED && q[0] == 3);
-	gone();
+	t_gone(&v);
 	/* And back, over what is there. */
 	fresh(4);
 	CHECK(mremap(q, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
-	expect(3);
+	t_expect(&v, 3);
 	/* Grown where it cannot grow. */
 	fresh(5);
 	r = mmap(place + T_PAGE, T_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	NEED(r != MAP_FAILED);
 	q = mremap(place, T_PAGE, 2 * T_PAGE, MREMAP_MAYMOVE);
 	CHECK(q != MAP_FAILED && q != place);
-	gone();
+	t_gone(&v);
 	munmap(q, 2 * T_PAGE);
 	/* Shrunk, and by number. */
 	fresh(6);
@@ -145,13 +121,13 @@ static void remaps(void)
 	use(q, 7);
 	CHECK(syscall(SYS_mremap, q, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) ==
 	      (long)place);
-	gone();
+	t_gone(&v);
 	use(place, 8);
 	/* Refused: all is as it was. */
 	FAILS((long)mremap(place, T_PAGE, 3 * T_PAGE, 0), ENOMEM);
-	expect(8);
+	t_expect(&v, 8);
 	FAILS((long)mremap(place + 1, T_PAGE, T_PAGE, 0), EINVAL);
-	expect(8);
+	t_expect(&v, 8);
 	munmap(r, T_PAGE);
 }
 
@@ -162,13 +138,13 @@ static void discards(void)
 
 	fresh(11);
 	CHECK(!madvise(place, T_PAGE, MADV_DONTNEED));
-	expect(0);
+	t_expect(&v, 0);
 	use(place, 12);
 	CHECK(!syscall(SYS_madvise, place, T_PAGE, MADV_DONTNEED));
-	expect(0);
+	t_expect(&v, 0);
 	use(place, 13);
 	if (!madvise(place, T_PAGE, MADV_DONTNEED_LOCKED))
-		expect(0);
+		t_expect(&v, 0);
 	use(place, 14);
 	CHECK(!madvise(place, T_PAGE, MADV_FREE));
 	CHECK(t_out(&v) == 14 || place[0] == 0);
@@ -176,15 +152,15 @@ static void discards(void)
 	NEED(mmap(place, T_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == place);
 	use(place, 15);
 	CHECK(!madvise(place, T_PAGE, MADV_REMOVE));
-	expect(0);
+	t_expect(&v, 0);
 	FAILS(madvise(place + 1, T_PAGE, MADV_DONTNEED), EINVAL);
 	FAILS(madvise(place, T_PAGE, 9999), EINVAL);
 	fresh(16);
 	/* Not allowed on every kernel; where it is, the guest must see it. */
 	if (process_madvise(pidfd, &iov, 1, MADV_DONTNEED, 0) == T_PAGE)
-		expect(0);
+		t_expect(&v, 0);
 	else
-		expect(16);
+		t_expect(&v, 16);
 	CHECK(process_madvise(pidfd, &iov, 1, MADV_PAGEOUT, 0) == T_PAGE || errno == EINVAL);
 	FAILS(process_madvise(pidfd, (struct iovec *)8, 1, MADV_PAGEOUT, 0), EFAULT);
 	close(fd);
@@ -195,19 +171,19 @@ static void protections(void)
 {
 	fresh(20);
 	CHECK(!mprotect(place, T_PAGE, PROT_NONE));
-	gone();
+	t_gone(&v);
 	CHECK(!mprotect(place, T_PAGE, PROT_READ));
-	expect(20);
+	t_expect(&v, 20);
 	CHECK(!syscall(SYS_mprotect, place, T_PAGE, PROT_NONE));
-	gone();
+	t_gone(&v);
 	CHECK(!mprotect(place, T_PAGE, PROT_READ | PROT_WRITE));
-	expect(20);
+	t_expect(&v, 20);
 	CHECK(!pkey_mprotect(place, T_PAGE, PROT_NONE, -1));
-	gone();
+	t_gone(&v);
 	CHECK(!pkey_mprotect(place, T_PAGE, PROT_READ | PROT_WRITE, -1));
-	expect(20);
+	t_expect(&v, 20);
 	FAILS(mprotect(place + 1, T_PAGE, PROT_READ), EINVAL);
-	expect(20);
+	t_expect(&v, 20);
 }
 
 static void files(void)
@@ -220,21 +196,21 @@ static void files(void)
 	     place);
 	use(place, 30);
 	CHECK(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, T_PAGE, T_PAGE));
-	expect(0);
+	t_expect(&v, 0);
 	use(place, 31);
 	CHECK(!fallocate64(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, T_PAGE));
-	expect(31);
+	t_expect(&v, 31);
 	CHECK(!syscall(SYS_fallocate, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, T_PAGE,
 		       T_PAGE));
-	expect(0);
+	t_expect(&v, 0);
 	use(place, 32);
 	CHECK(!ftruncate(fd, T_PAGE));
-	gone();
+	t_gone(&v);
 	CHECK(!ftruncate64(fd, 2 * T_PAGE));
-	expect(0);
+	t_expect(&v, 0);
 	use(place, 33);
 	CHECK(!syscall(SYS_ftruncate, fd, T_PAGE));
-	gone();
+	t_gone(&v);
 	close(fd);
 	/* By name, and with the descriptor closed. */
 	tmp = mkstemp(path);
@@ -243,9 +219,9 @@ static void files(void)
 	close(tmp);
 	use(place, 34);
 	CHECK(!truncate(path, 0));
-	gone();
+	t_gone(&v);
 	CHECK(!truncate64(path, T_PAGE));
-	expect(0);
+	t_expect(&v, 0);
 	FAILS(truncate("/nonexistent/x", 0), ENOENT);
 	FAILS(ftruncate(-1, 0), EBADF);
 	FAILS(fallocate(-1, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1), EBADF);
@@ -263,17 +239,17 @@ static void system_v(void)
 	NEED(p != (void *)-1);
 	use(p, 40);
 	CHECK(!shmdt(p));
-	gone();
+	t_gone(&v);
 	fresh(41);
 	CHECK(shmat(id, place, SHM_REMAP) == place);
-	expect(40);
+	t_expect(&v, 40);
 	CHECK(!shmdt(place));
-	gone();
+	t_gone(&v);
 	CHECK(shmat(id, place, 0) == place);
-	expect(40);
+	t_expect(&v, 40);
 	FAILS(shmdt(place + 1), EINVAL);
 	CHECK(syscall(SYS_shmdt, place) == 0);
-	gone();
+	t_gone(&v);
 	shmctl(id, IPC_RMID, NULL);
 }
 
@@ -287,7 +263,7 @@ static void heap(void)
 	NEED(!posix_memalign((void **)&p, T_PAGE, big));
 	use(p, 50);
 	free(p);
-	gone();
+	t_gone(&v);
 	p = aligned_alloc(T_PAGE, big);
 	use(p + 8 * T_PAGE, 51);
 	/* Blocks change places. */
@@ -295,14 +271,14 @@ static void heap(void)
 	NEED(q);
 	CHECK(q[8 * T_PAGE] == 51);
 	if (q != p)
-		gone();
+		t_gone(&v);
 	use((uint8_t *)(((uintptr_t)q + T_PAGE) & ~(uintptr_t)(T_PAGE - 1)), 52);
 	p = reallocarray(q, 128, big);
 	NEED(p);
 	if (p != q)
-		gone();
+		t_gone(&v);
 	free(p);
-	gone();
+	t_gone(&v);
 	free(NULL);
 	p = realloc(NULL, 10);
 	free(p);
@@ -318,11 +294,11 @@ static void breaks(void)
 	page = (uint8_t *)(((uintptr_t)p + T_PAGE - 1) & ~(uintptr_t)(T_PAGE - 1));
 	use(page, 60);
 	CHECK(sbrk(-(intptr_t)room) == p + room);
-	gone();
+	t_gone(&v);
 	CHECK(!brk(p + room));
 	use(page, 61);
 	CHECK(!brk(p));
-	gone();
+	t_gone(&v);
 }
 
 /* A vCPU that never leaves the guest, and memory that comes and goes under it. */

@@ -179,3 +179,28 @@ static inline int t_out(struct vm *v)
 		return -1;
 	return ((uint8_t *)v->run)[v->run->io.data_offset];
 }
+
+static inline void t_expect(struct vm *v, int value)
+{
+	int got = t_out(v);
+
+	if (!CHECK(got == value))
+		fprintf(stderr, "  guest read %d, expected %d\n", got, value);
+}
+
+/* The memory that the guest reads is not there; it is about to read it again. */
+static inline void t_gone(struct vm *v)
+{
+	int r = t_run(v);
+
+	/* A KVM that emulates real mode sees no memory, hence a device: complete its read. */
+	if (!r && !t_preloaded()) {
+		CHECK(v->run->exit_reason == KVM_EXIT_MMIO);
+		v->run->immediate_exit = 1;
+		t_run(v);
+		v->run->immediate_exit = 0;
+	} else {
+		CHECK(r == -1 && errno == EFAULT);
+	}
+	t_rewind(v);
+}

@@ -130,30 +130,6 @@ static void with_monitor(void (*fn)(void))
 	alarm(0);
 }
 
-static void expect(int value)
-{
-	int got = t_out(&v);
-
-	if (!CHECK(got == value))
-		fprintf(stderr, "  guest read %d, expected %d\n", got, value);
-}
-
-static void gone(void)
-{
-	int r = t_run(&v);
-
-	/* A KVM that emulates real mode sees no memory, hence a device: complete its read. */
-	if (!r && !t_preloaded()) {
-		CHECK(v.run->exit_reason == KVM_EXIT_MMIO);
-		v.run->immediate_exit = 1;
-		t_run(&v);
-		v.run->immediate_exit = 0;
-	} else {
-		CHECK(r == -1 && errno == EFAULT);
-	}
-	t_rewind(&v);
-}
-
 /* Memory at @p, registered, in use by the guest. */
 static void fresh(uint8_t *p, uint8_t value, uint64_t mode)
 {
@@ -164,7 +140,7 @@ static void fresh(uint8_t *p, uint8_t value, uint64_t mode)
 	t_slot(&v, SLOT_DATA, DATA, 0, NULL);
 	NEED(!t_slot(&v, SLOT_DATA, DATA, T_PAGE, p));
 	t_rewind(&v);
-	expect(value);
+	t_expect(&v, value);
 }
 
 static uint8_t *base;
@@ -186,17 +162,17 @@ static void events(void)
 	})
 	fresh(base, 1, UFFDIO_REGISTER_MODE_WP);
 	SLEEPS(!munmap(base, T_PAGE));
-	gone();
+	t_gone(&v);
 	fresh(base, 2, UFFDIO_REGISTER_MODE_WP);
 	SLEEPS(mmap(base, T_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
 		    -1, 0) == base);
-	expect(0);
+	t_expect(&v, 0);
 	fresh(base, 3, UFFDIO_REGISTER_MODE_WP);
 	SLEEPS(!madvise(base, T_PAGE, MADV_DONTNEED));
-	expect(0);
+	t_expect(&v, 0);
 	fresh(base, 4, UFFDIO_REGISTER_MODE_WP);
 	SLEEPS(mremap(base, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, away) == away);
-	gone();
+	t_gone(&v);
 	/* The registration has moved along. */
 	CHECK(away[0] == 4);
 	SLEEPS(!munmap(away, T_PAGE));
@@ -205,7 +181,7 @@ static void events(void)
 	away = anon_at(NULL, T_PAGE, 0);
 	away[0] = 6;
 	SLEEPS(mremap(away, T_PAGE, T_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, base) == base);
-	expect(6);
+	t_expect(&v, 6);
 	/* One of two ranges is registered. */
 	fresh(base, 7, UFFDIO_REGISTER_MODE_WP);
 	iov[0] = (struct iovec){other, T_PAGE};
@@ -214,7 +190,7 @@ static void events(void)
 	if (process_madvise(pidfd, iov, 2, MADV_DONTNEED, 0) == 2 * T_PAGE) {
 		while (nr_events == before)
 			sched_yield();
-		expect(0);
+		t_expect(&v, 0);
 	}
 	/* Nothing of it is registered any more where it was replaced: no sleep. */
 	SLEEPS(anon_at(base, T_PAGE, MAP_FIXED) == base);
@@ -236,12 +212,12 @@ static void heap_block(void)
 	t_slot(&v, SLOT_DATA, DATA, 0, NULL);
 	NEED(!t_slot(&v, SLOT_DATA, DATA, T_PAGE, p));
 	t_rewind(&v);
-	expect(50);
+	t_expect(&v, 50);
 	before = nr_events;
 	free(p);
 	while (nr_events == before)
 		sched_yield();
-	gone();
+	t_gone(&v);
 }
 
 /* N1, M2, M6: a vCPU waits for its page; slots, mappings and the page's protection change. */
@@ -251,16 +227,16 @@ static void faults(void)
 
 	fresh(base, 9, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 	CHECK(!madvise(base, T_PAGE, MADV_DONTNEED));
-	expect(77);
+	t_expect(&v, 77);
 	CHECK(nr_faults == before + 1);
 	/* Present and protected: the guest's store faults, and gets through in the end. */
 	memcpy(v.code, code_write, sizeof(code_write));
 	t_rewind(&v);
-	expect(7);
+	t_expect(&v, 7);
 	CHECK(base[0] == 7 && nr_faults == before + 2);
 	memcpy(v.code, code_read, sizeof(code_read));
 	t_rewind(&v);
-	expect(7);
+	t_expect(&v, 7);
 }
 
 /* Protected behind the vCPU's back: its next store must fault, not go through an old pointer. */
@@ -274,14 +250,14 @@ static void write_protects(void)
 	fresh(base, 10, UFFDIO_REGISTER_MODE_WP);
 	memcpy(v.code, code_write, sizeof(code_write));
 	t_rewind(&v);
-	expect(7);
+	t_expect(&v, 7);
 	before = nr_faults;
 	CHECK(!ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));
-	expect(7);
+	t_expect(&v, 7);
 	CHECK(nr_faults == before + 1);
 	CHECK(!syscall(SYS_ioctl, uffd, UFFDIO_WRITEPROTECT, &wp));
 	CHECK(!ioctl(uffd, UFFDIO_UNREGISTER, &r));
-	expect(7);
+	t_expect(&v, 7);
 	CHECK(nr_faults == before + 1);
 	memcpy(v.code, code_read, sizeof(code_read));
 	t_rewind(&v);
@@ -300,11 +276,11 @@ static void grows_locked(void)
 	if (syscall(SYS_mlock, base, T_PAGE))
 		return;
 	reg(base, T_PAGE, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
-	expect(11);
+	t_expect(&v, 11);
 	CHECK(mremap(base, T_PAGE, 2 * T_PAGE, 0) == base);
 	CHECK(nr_faults > before && base[T_PAGE] == 77);
 	munmap(base, 2 * T_PAGE);
-	gone();
+	t_gone(&v);
 }
 
 /* Answers are the kernel's, whatever the arguments. */
