@@ -13,10 +13,10 @@
 #include <sys/mman.h>
 #include <cmocka.h>
 
-#include "base/failpoint.h"
 #include "base/pool.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
+#include "failpoint_sites.h"
 
 #define PG     KL_PAGE_SIZE
 #define NPAGES 16
@@ -154,24 +154,6 @@ static void live(struct life *l)
 	assert_int_equal(kl_pages_in_use(), pages);
 }
 
-struct site {
-	const char *name;
-	unsigned passed;
-};
-
-struct sites {
-	struct site s[64];
-	unsigned n;
-};
-
-static void note(const char *name, unsigned passed, void *arg)
-{
-	struct sites *sites = arg;
-
-	assert_true(sites->n < KL_ARRAY_SIZE(sites->s));
-	sites->s[sites->n++] = (struct site){name, passed};
-}
-
 static int errno_of(const char *name)
 {
 	if (!strcmp(name, "populate"))
@@ -192,7 +174,7 @@ static void fail_each_in_turn(void **state)
 	kl_failpoint_count_start();
 	live(l);
 	kl_failpoint_count_stop();
-	kl_failpoint_each(note, &sites);
+	kl_failpoint_each(note_site, &sites);
 	assert_true(sites.n >= 4);
 	for (unsigned i = 0; i < sites.n; i++) {
 		unsigned silent = 0;

@@ -5,9 +5,9 @@
  */
 #include <stdio.h>
 
-#include "base/failpoint.h"
 #include "base/pool.h"
 #include "uapi_util.h"
+#include "failpoint_sites.h"
 
 #define GPA 0x1000ul
 
@@ -69,24 +69,6 @@ static void live(struct life *l)
 	assert_int_equal(after.fds, before.fds);
 }
 
-struct site {
-	const char *name;
-	unsigned passed;
-};
-
-struct sites {
-	struct site s[64];
-	unsigned n;
-};
-
-static void note(const char *name, unsigned passed, void *arg)
-{
-	struct sites *sites = arg;
-
-	assert_true(sites->n < KL_ARRAY_SIZE(sites->s));
-	sites->s[sites->n++] = (struct site){name, passed};
-}
-
 /* S2, U4: each failure is reported, and leaves no descriptor and no page. */
 static void fail_each_in_turn(void **state)
 {
@@ -104,7 +86,7 @@ static void fail_each_in_turn(void **state)
 	kl_failpoint_count_start();
 	live(&l);
 	kl_failpoint_count_stop();
-	kl_failpoint_each(note, &sites);
+	kl_failpoint_each(note_site, &sites);
 	for (unsigned i = 0; i < KL_ARRAY_SIZE(ours); i++) {
 		bool passed = false;
 
