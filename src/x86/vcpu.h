@@ -234,6 +234,10 @@ struct kl_msr_entry; /* msr.c */
 struct kl_x86_vm;
 struct kl_block_cache; /* block.c */
 struct kl_op;
+struct kl_pic;
+struct kl_ioapic;
+struct kl_pit;
+struct kl_irq_routing;
 
 struct kl_vcpu {
 	struct kl_vcpu_core core;
@@ -356,8 +360,12 @@ struct kl_vcpu {
 struct kl_x86_vm {
 	struct kl_vm mem;     /* first */
 	struct kl_mutex lock; /* rank VM */
-	bool irqchip;
-	bool pit;
+	/* In-engine interrupt controllers (irqchip.h); set once, before the first vCPU. */
+	_Atomic bool irqchip; /* local APICs: KVM_CREATE_IRQCHIP or KVM_CAP_SPLIT_IRQCHIP */
+	struct kl_pic *pic;   /* these two: KVM_CREATE_IRQCHIP only */
+	struct kl_ioapic *ioapic;
+	_Atomic(struct kl_pit *) pit; /* KVM_CREATE_PIT2, at any time */
+	struct kl_irq_routing *routing;
 	uint64_t tss_addr, identity_map_addr;
 	uint32_t boot_cpu_id, max_vcpu_ids;
 	_Atomic uint64_t disabled_quirks;
