@@ -99,6 +99,12 @@ int kl_futex_wait(_Atomic uint32_t *addr, uint32_t val, const struct timespec *t
 	return (int)kl_sys(SYS_futex, addr, FUTEX_WAIT_PRIVATE, val, timeout);
 }
 
+int kl_futex_wait_until(_Atomic uint32_t *addr, uint32_t val, const struct timespec *deadline)
+{
+	return (int)kl_sys(SYS_futex, addr, FUTEX_WAIT_BITSET_PRIVATE, val, deadline, NULL,
+			   FUTEX_BITSET_MATCH_ANY);
+}
+
 void kl_futex_wake(_Atomic uint32_t *addr, int n)
 {
 	kl_sys(SYS_futex, addr, FUTEX_WAKE_PRIVATE, n);

@@ -30,6 +30,8 @@ void kl_sys_close(int fd);
 
 /* *addr != val: -EAGAIN; signal: -EINTR; timeout: -ETIMEDOUT. @timeout relative or NULL. */
 int kl_futex_wait(_Atomic uint32_t *addr, uint32_t val, const struct timespec *timeout);
+/* @deadline: absolute, CLOCK_MONOTONIC, or NULL. */
+int kl_futex_wait_until(_Atomic uint32_t *addr, uint32_t val, const struct timespec *deadline);
 void kl_futex_wake(_Atomic uint32_t *addr, int n);
 
 /* Our pid and tid, cached; correct in a forked child. */

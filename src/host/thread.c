@@ -136,3 +136,17 @@ bool kl_thread_poisoned(uint64_t addr)
 	kl_thread_on_poison(addr);
 	return true;
 }
+
+/* It inherits the mask: no signal finds it before it could block them itself. */
+int kl_thread_create(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
+{
+	uint64_t all = ~0ull, old;
+	int r;
+
+	set_mask(all, &old);
+	r = pthread_create(t, NULL, fn, arg);
+	set_mask(old, NULL);
+	if (!r)
+		pthread_setname_np(*t, name);
+	return -r;
+}

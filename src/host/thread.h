@@ -13,6 +13,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 
@@ -102,6 +103,9 @@ void kl_thread_mask_end(uint64_t old);
  */
 extern void (*kl_thread_on_poison)(uint64_t addr);
 bool kl_thread_poisoned(uint64_t addr);
+
+/* A thread of the engine's own, with all signals blocked. 0, -EAGAIN. */
+int kl_thread_create(pthread_t *t, const char *name, void *(*fn)(void *), void *arg) KL_MUST_CHECK;
 
 /* In a forked child: this thread is the only one, and its tid is new. */
 void kl_thread_after_fork(void);

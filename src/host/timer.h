@@ -11,8 +11,8 @@
  *       (except for the caller, if it is that callback), also if the callback arms it again.
  *   (d) Neither arming nor cancelling allocates or fails.
  *
- * One timer's calls may come from any threads. The owner sees to it that nobody arms it while
- * it is being cancelled for good.
+ * The calls for one timer may come from any threads. Its owner sees to it that nobody but its
+ * callback arms it while it is being cancelled.
  *
  * The helper lives while somebody holds a reference (kl_timer_get()), and blocks all signals.
  * In a forked child there is none, and no timer is armed.
@@ -36,6 +36,9 @@ struct kl_timer {
  */
 int kl_timer_get(void) KL_MUST_CHECK;
 void kl_timer_put(void);
+
+/* CLOCK_MONOTONIC in ns: what deadlines are compared with. */
+uint64_t kl_timer_now(void);
 
 void kl_timer_init(struct kl_timer *t, void (*fn)(struct kl_timer *t));
 /* @deadline: CLOCK_MONOTONIC, ns; a past one fires at once. Context: any thread; does not sleep. */

@@ -174,11 +174,8 @@ static void *helper(void *arg)
 {
 	struct pollfd p[2] = {{.fd = (int)((uintptr_t)arg & 0xffffffff), .events = POLLIN},
 			      {.fd = (int)((uintptr_t)arg >> 32), .events = POLLIN}};
-	uint64_t all = ~0ull;
 	struct uffd_msg m;
 
-	kl_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, NULL, sizeof(all));
-	kl_sys(SYS_prctl, 15 /* PR_SET_NAME */, "kvmlet-uffd");
 	kl_engine_enter();
 	while (kl_sys(SYS_poll, p, 2, -1) > 0 && !p[1].revents) {
 		if (kl_sys(SYS_read, p[0].fd, &m, sizeof(m)) == sizeof(m))
@@ -236,27 +233,10 @@ static int open_uffd(void)
 	return moved_up(fd);
 }
 
-/* The helper inherits a mask in which the program's signals are blocked. */
-static int create_thread(int fd, int stop)
-{
-	uint64_t all = ~0ull, old;
-	pthread_attr_t attr;
-	pthread_t t;
-	int r;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	kl_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
-	r = pthread_create(&t, &attr, helper,
-			   (void *)((uintptr_t)(unsigned)stop << 32 | (unsigned)fd));
-	kl_sys(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof(old));
-	pthread_attr_destroy(&attr);
-	return -r;
-}
-
 static int start_locked(void)
 {
 	int fd, stop, r;
+	pthread_t t;
 
 	kl_assert_held(&lock);
 	fd = open_uffd();
@@ -268,12 +248,14 @@ static int start_locked(void)
 		return stop;
 	}
 	atomic_store(&helper_alive, 1);
-	r = create_thread(fd, stop);
+	r = kl_thread_create(&t, "kvmlet-uffd", helper,
+			     (void *)((uintptr_t)(unsigned)stop << 32 | (unsigned)fd));
 	if (r) {
 		kl_sys_close(fd);
 		kl_sys_close(stop);
 		return r;
 	}
+	pthread_detach(t);
 	stop_fd = stop;
 	atomic_store_explicit(&uffd, fd, memory_order_release);
 	return 0;

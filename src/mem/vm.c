@@ -6,6 +6,7 @@
 #include "base/pool.h"
 #include "host/guard.h"
 #include "host/maps.h"
+#include "host/timer.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -73,6 +74,7 @@ void kl_vms_after_fork(void)
 	kl_uffd_source_after_fork();
 	kl_maps_after_fork();
 	kl_pool_after_fork();
+	kl_timer_after_fork();
 	kl_rank_forget();
 	kl_thread_after_fork();
 }

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/pool.h"
+#include "host/timer.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
 #include "failpoint_sites.h"
@@ -76,6 +77,11 @@ static int create_vm(struct life *l)
 
 	l->alive = !r;
 	return r;
+}
+
+static int start_timers(struct life *l)
+{
+	return kl_timer_get();
 }
 
 static int create_slot(struct life *l)
@@ -141,6 +147,7 @@ static void live(struct life *l)
 	uint64_t pages = kl_pages_in_use();
 
 	step(l, create_vm);
+	step(l, start_timers);
 	assert_int_equal(kl_vcpu_core_add(&l->vm, &l->vcpu, 0), 0);
 	step(l, create_slot);
 	step(l, create_readonly_slot);
@@ -150,6 +157,7 @@ static void live(struct life *l)
 	step(l, log_slot);
 	step(l, move_slot);
 	step(l, delete_slot);
+	kl_timer_put();
 	kl_vm_destroy(&l->vm);
 	assert_int_equal(kl_pages_in_use(), pages);
 }
@@ -160,6 +168,8 @@ static int errno_of(const char *name)
 		return -EFAULT;
 	if (!strcmp(name, "populate-hwpoison"))
 		return -EHWPOISON;
+	if (!strcmp(name, "timer-thread"))
+		return -EAGAIN;
 	return -ENOMEM;
 }
 
