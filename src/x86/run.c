@@ -54,9 +54,20 @@ static void skip(struct kl_vcpu *v)
 
 /* ---- exits ---- */
 
-static int own_device(struct kl_vcpu *v, bool pio, uint64_t addr, unsigned len, const void *data)
+/* The engine's own devices. 0, or -EOPNOTSUPP: none is there. */
+static int own_mmio(struct kl_vcpu *v, struct kl_mmio_fragment *f)
 {
-	return v->kvm->io_write ? v->kvm->io_write(v->kvm, pio, addr, len, data) : -EOPNOTSUPP;
+	struct kl_x86_vm *vm = v->kvm;
+
+	return f->is_write && vm->io_write ? vm->io_write(vm, false, f->gpa, f->len, f->data)
+					   : -EOPNOTSUPP;
+}
+
+static int own_port(struct kl_vcpu *v, uint16_t port, unsigned size, uint8_t *data, bool write)
+{
+	struct kl_x86_vm *vm = v->kvm;
+
+	return write && vm->io_write ? vm->io_write(vm, true, port, size, data) : -EOPNOTSUPP;
 }
 
 static void mmio_clear(struct kl_vcpu *v)
@@ -73,7 +84,7 @@ static bool mmio_exit(struct kl_vcpu *v)
 
 		if (f->done)
 			continue;
-		if (f->is_write && !own_device(v, false, f->gpa, f->len, f->data)) {
+		if (!own_mmio(v, f)) {
 			f->done = true;
 			continue;
 		}
@@ -90,19 +101,48 @@ static bool mmio_exit(struct kl_vcpu *v)
 	return false;
 }
 
+static void complete_in(struct kl_vcpu *v)
+{
+	uint32_t val = 0;
+
+	memcpy(&val, v->pio_data, v->pending_size);
+	kl_gpr_set(v, KL_RAX * 8, val, v->pending_size);
+}
+
+/* All elements of an access to a device of the engine. False: it is the program's. */
+static bool own_pio(struct kl_vcpu *v)
+{
+	unsigned size = v->exit.io.size;
+
+	for (unsigned i = 0; i < v->exit.io.count; i++) {
+		uint8_t *data = v->pio_data + i * size;
+
+		/* If the device goes away in between, the rest reads 0. */
+		if (own_port(v, v->exit.io.port, size, data, !v->exit.io.in) && !i)
+			return false;
+	}
+	return true;
+}
+
 static int pio_exit(struct kl_vcpu *v)
 {
-	bool fast_out = v->pending == KL_PENDING_PIO_OUT;
+	enum kl_pending pending = v->pending;
 
-	if (!v->exit.io.in && !own_device(v, true, v->exit.io.port, v->exit.io.size, v->pio_data)) {
+	if (own_pio(v)) {
 		v->pending = KL_PENDING_NONE;
-		if (fast_out)
+		if (pending == KL_PENDING_PIO_IN)
+			complete_in(v);
+		if (pending == KL_PENDING_PIO_STRING) { /* the loop runs it again */
+			v->pio_left = v->exit.io.count;
+			v->pio_pos = 0;
+		} else if (pending != KL_PENDING_NONE) {
 			skip(v);
+		}
 		return STEP_ON;
 	}
 	kl_stat_own_add(&v->core.stats.io_exits, 1);
 	/* Some programs rely on rIP being past an OUT to this port when it exits. */
-	if (fast_out && v->exit.io.port == 0x7e &&
+	if (pending == KL_PENDING_PIO_OUT && v->exit.io.port == 0x7e &&
 	    !(v->kvm->disabled_quirks & KL_QUIRK_OUT_7E_INC_RIP)) {
 		v->pending = KL_PENDING_NONE;
 		skip(v);
@@ -197,6 +237,9 @@ static int left_to_exit(struct kl_vcpu *v)
 		kl_stat_own_add(&v->core.stats.insn_emulation, 1);
 		if (mmio_exit(v))
 			return STEP_EXIT;
+		/* The engine's devices have answered all of them. */
+		v->pending = KL_PENDING_NONE;
+		v->mmio_replay = true;
 		return STEP_ON;
 	}
 	mmio_clear(v);
@@ -388,8 +431,10 @@ static int replay(struct kl_vcpu *v)
 
 		if (r != STEP_ON)
 			return r;
-		if (!v->mmio_replay && !(v->pio_left && v->rip == rip && v->pio_pos == 0))
+		if (!v->mmio_replay && !(v->pio_left && v->rip == rip && v->pio_pos == 0)) {
+			v->pending = KL_PENDING_NONE;
 			return STEP_ON;
+		}
 		if (kl_vcpu_requests(&v->core) & KL_REQ_VM_DEAD)
 			return -EIO;
 		if (signal_pending(v)) {
@@ -416,14 +461,6 @@ static int complete_mmio(struct kl_vcpu *v, bool read)
 	}
 	v->mmio_replay = true;
 	return replay(v);
-}
-
-static void complete_in(struct kl_vcpu *v)
-{
-	uint32_t val = 0;
-
-	memcpy(&val, v->pio_data, v->pending_size);
-	kl_gpr_set(v, KL_RAX * 8, val, v->pending_size);
 }
 
 static int complete(struct kl_vcpu *v)
@@ -560,8 +597,15 @@ static int halted(struct kl_vcpu *v)
 static int loop(struct kl_vcpu *v)
 {
 	for (;;) {
-		int r = poll_requests(v);
+		int r;
 
+		/* A device of the engine has answered: no event before the instruction is done. */
+		if (KL_UNLIKELY(v->mmio_replay || (v->pio_left && !v->pio_pos))) {
+			r = replay(v);
+			if (r != STEP_ON)
+				return r;
+		}
+		r = poll_requests(v);
 		if (KL_UNLIKELY(r))
 			return r;
 		if (KL_UNLIKELY(mp_state(v) != KVM_MP_STATE_RUNNABLE)) {
