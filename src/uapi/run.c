@@ -184,8 +184,9 @@ static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 		break;
 	case KVM_EXIT_DEBUG:
 		run->debug.arch.exception = e->debug.exception;
-		run->debug.arch.pad = 0;
 		run->debug.arch.pc = e->debug.pc;
+		if (e->debug.exception != KL_EXC_DB)
+			break; /* KVM leaves the rest what it was */
 		run->debug.arch.dr6 = e->debug.dr6;
 		run->debug.arch.dr7 = e->debug.dr7;
 		break;

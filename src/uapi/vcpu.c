@@ -16,6 +16,7 @@
 #include "host/guard.h"
 #include "host/sys.h"
 #include "uapi/object.h"
+#include "x86/debug.h"
 
 /* ---- life -------------------------------------------------------------------------- */
 
@@ -308,6 +309,8 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return SET(struct kvm_xcrs, kl_x86_set_xcrs(v, &x));
 	case KVM_GET_DEBUGREGS:
 		return GET(struct kvm_debugregs, kl_x86_get_debugregs(v, &x));
+	case KVM_SET_GUEST_DEBUG:
+		return SET(struct kvm_guest_debug, kl_x86_set_guest_debug(v, &x));
 	case KVM_SET_DEBUGREGS:
 		return SET(struct kvm_debugregs, kl_x86_set_debugregs(v, &x));
 	case KVM_GET_VCPU_EVENTS:

@@ -20,6 +20,7 @@
 #include "base/racepoint.h"
 #include "host/guard.h"
 #include "host/sys.h"
+#include "x86/debug.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
 
@@ -103,6 +104,8 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : KL_TLB_NONE;
 	e->xtag = ok & KL_ACC_EXEC ? tag : KL_TLB_NONE;
 	e->addend = (int64_t)((uint64_t)page - tag);
+	if (KL_UNLIKELY(v->bp.exec | v->bp.write | v->bp.access))
+		kl_debug_mask_tlb(v, tag, e);
 	v->tlb_used |= (uint8_t)(1u << mode);
 	v->tlb_large |= w->page_shift != KL_PAGE_SHIFT;
 }
@@ -402,6 +405,8 @@ static void read_any(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len,
 			kl_emulation_failure(v);
 		mmio_check(v);
 	}
+	if (!system)
+		kl_debug_access(v, lin, len, false);
 	if (p[0].mmio)
 		complete &= mmio_read(v, p[0].gpa, buf, first);
 	else
@@ -439,6 +444,8 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		   (first == len || v->mmio_used)) {
 		kl_rmw_restart(v);
 	}
+	if (!system)
+		kl_debug_access(v, lin, len, true);
 	if (first < len && len <= SPLIT_MAX && p[0].ptr && p[1].ptr) {
 		bool one = p[0].ptr + first == p[1].ptr && len <= 8 && !(len & (len - 1));
 
@@ -512,6 +519,7 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 		racepoint("rmw-no-pointer");
 		return NULL;
 	}
+	kl_debug_access(v, lin, size, true);
 	(void)kl_load8(p[0].ptr);
 	if (first < size)
 		(void)kl_load8(p[1].ptr);

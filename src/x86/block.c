@@ -207,6 +207,8 @@ const struct kl_op *kl_block_one(struct kl_vcpu *v)
 
 	n = kl_min(n, 16u);
 	v->cur_op = NULL;
+	if (KL_UNLIKELY(v->bp.exec))
+		kl_debug_fetch(v, lin);
 	if (!code)
 		code = kl_fetch_slow(v, lin);
 	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);

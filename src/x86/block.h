@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include "x86/debug.h"
 #include "x86/insn.h"
 
 struct kl_block {
@@ -106,6 +107,8 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 	if (KL_UNLIKELY(!code)) {
 		v->cur_op = NULL;
 		code = kl_fetch_slow(v, lin);
+		if (KL_UNLIKELY(v->bp.exec) && kl_debug_code_page(v, lin))
+			return NULL;
 	}
 	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
 	if (KL_UNLIKELY(!b || b->key != key || !kl_block_same(b, code))) {

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "x86/access.h"
+#include "x86/debug.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
@@ -140,12 +141,11 @@ void kl_write_cr4(struct kl_vcpu *v, uint64_t val)
 	kl_x86_update_mode(v);
 }
 
-/* RF is consumed by the instruction after the one that loads it; nothing here waits for it. */
 void kl_load_flags(struct kl_vcpu *v, uint64_t val, uint64_t mask)
 {
 	const uint64_t known = 0x3e7fd5;
 
-	mask &= known;
+	mask &= known | KL_FL_RF;
 	v->rflags = (v->rflags & ~mask & known) | (val & mask) | 2;
 	kl_x86_update_mode(v);
 }
@@ -229,11 +229,8 @@ static unsigned debug_register(struct kl_vcpu *v, const struct kl_op *op)
 		n += 2;
 	}
 	need_cpl0(v);
-	if (v->dr7 & (1u << 13)) {
-		v->dr7 &= ~(1ull << 13);
-		v->dr6 |= 1u << 13;
-		kl_raise(v, KL_EXC_DB);
-	}
+	if (kl_debug_dr7(v) & KL_DR7_GD)
+		kl_debug_fault(v, KL_DR6_BD);
 	return n;
 }
 
@@ -244,13 +241,16 @@ enum kl_next kl_op_mov_to_dr(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (n >= 6 && (val >> 32))
 		gp(v);
-	if (n == 6)
-		v->dr6 = (val & 0xe00f) | 0xffff0ff0;
-	else if (n == 7)
-		v->dr7 = (val & 0xffff2bff) | 0x400;
+	if (n == 6) {
+		v->dr6 = (val & 0xe00f) | KL_DR6_FIXED;
+		return KL_NEXT;
+	}
+	if (n == 7)
+		v->dr7 = (val & 0xffff2bff) | KL_DR7_FIXED;
 	else
 		v->dr[n] = val;
-	return KL_NEXT;
+	kl_debug_update(v);
+	return KL_STOP;
 }
 
 enum kl_next kl_op_mov_from_dr(struct kl_vcpu *v, const struct kl_op *op)

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "x86/access.h"
+#include "x86/debug.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
@@ -68,6 +69,26 @@ void kl_raise_pf(struct kl_vcpu *v, uint64_t gva, uint32_t error)
 						   .error = error,
 						   .has_payload = true,
 						   .payload = gva});
+}
+
+void kl_raise_payload(struct kl_vcpu *v, unsigned vector, uint64_t payload)
+{
+	raise_event(v, (struct kl_event_exception){
+			       .nr = (uint8_t)vector, .has_payload = true, .payload = payload});
+}
+
+void kl_x86_apply_payload(struct kl_vcpu *v)
+{
+	struct kl_event_exception *e = &v->exc;
+
+	if (!e->has_payload)
+		return;
+	if (e->nr == KL_EXC_DB)
+		v->dr6 = ((v->dr6 & ~(uint64_t)KL_DR6_TRAPS) | e->payload | KL_DR6_FIXED) &
+			 ~(1ull << 12);
+	else if (e->nr == KL_EXC_PF)
+		v->cr2 = e->payload;
+	e->has_payload = false;
 }
 
 /* The bytes of the current instruction, as far as they are known. */
@@ -362,6 +383,8 @@ enum kl_next kl_op_int_n(struct kl_vcpu *v, const struct kl_op *op)
 
 enum kl_next kl_op_int3(struct kl_vcpu *v, const struct kl_op *op)
 {
+	if (v->debug.control & KVM_GUESTDBG_USE_SW_BP)
+		kl_debug_int3(v);
 	kl_x86_soft_int(v, KL_EXC_BP, kl_next_rip(v, op));
 	return KL_JUMPED_STOP;
 }

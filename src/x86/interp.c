@@ -16,10 +16,23 @@ void kl_interp_settle(struct kl_vcpu *v)
 	c->run_end = NULL;
 }
 
+/*
+ * RF holds for one instruction, all iterations of it: a breakpoint on a repeated one that was
+ * passed must not be met again. IRET loads it for the next.
+ */
+static KL_COLD void resume_flag(struct kl_vcpu *v, const struct kl_op *op, uint64_t rip)
+{
+	if (v->rip == rip && (op->flags & (KL_OPF_REP | KL_OPF_REPNE)))
+		v->rflags |= v->bp.exec ? KL_FL_RF : 0;
+	else if (op->fn != kl_op_iret)
+		v->rflags &= ~(uint64_t)KL_FL_RF;
+}
+
 /* One instruction outside of blocks. True: return to run.c. */
 static bool run_one(struct kl_vcpu *v)
 {
 	const struct kl_op *op = kl_block_one(v);
+	uint64_t rip = v->rip;
 	enum kl_next r;
 
 	v->cur_op = op;
@@ -27,6 +40,8 @@ static bool run_one(struct kl_vcpu *v)
 	v->insn_count++;
 	if (!(r & KL_JUMPED))
 		v->rip = kl_next_rip(v, op);
+	if (KL_UNLIKELY((v->rflags & KL_FL_RF) | v->bp.exec))
+		resume_flag(v, op, rip);
 	return (r & KL_STOP) || v->exit_pending;
 }
 
@@ -36,6 +51,13 @@ void kl_interp_run(struct kl_vcpu *v)
 
 	kl_interp_settle(v);
 	c->stepping = false;
+	/* Only run.c's events, the program and IRET set RF, and all of them come through here. */
+	while (KL_UNLIKELY(v->rflags & KL_FL_RF) &&
+	       !atomic_load_explicit(&v->core.requests, memory_order_relaxed)) {
+		v->code_written = false;
+		if (run_one(v))
+			return;
+	}
 	while (KL_LIKELY(!atomic_load_explicit(&v->core.requests, memory_order_relaxed))) {
 		struct kl_block *b = kl_block_get(v);
 		const struct kl_op *op, *end;

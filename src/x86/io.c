@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "x86/access.h"
+#include "x86/debug.h"
 #include "x86/insn.h"
 #include "x86/segment.h"
 
@@ -55,6 +56,7 @@ enum kl_next kl_op_in(struct kl_vcpu *v, const struct kl_op *op)
 	unsigned port = port_of(v, op);
 
 	check_port(v, port, op->opsize);
+	kl_debug_io(v, port, op->opsize);
 	memset(v->pio_data, 0, op->opsize);
 	io_exit(v, op, true, port, 1, KL_PENDING_PIO_IN);
 	return KL_JUMPED_STOP; /* rip moves when the answer is there */
@@ -65,6 +67,7 @@ enum kl_next kl_op_out(struct kl_vcpu *v, const struct kl_op *op)
 	unsigned port = port_of(v, op);
 
 	check_port(v, port, op->opsize);
+	kl_debug_io(v, port, op->opsize);
 	memcpy(v->pio_data, &v->gpr[KL_RAX], op->opsize);
 	io_exit(v, op, false, port, 1, KL_PENDING_PIO_OUT);
 	return KL_JUMPED_STOP;
@@ -111,6 +114,7 @@ enum kl_next kl_op_ins(struct kl_vcpu *v, const struct kl_op *op)
 		di = v->gpr[KL_RDI] & mask;
 		memcpy(&val, v->pio_data + v->pio_pos * size, size);
 		kl_write(v, kl_seg_linear(v, KL_ES, di, size, true), val, size);
+		kl_debug_io(v, (uint16_t)v->gpr[KL_RDX], size);
 		advance(v, op, KL_RDI);
 		v->pio_pos++;
 		v->pio_left--;
@@ -154,6 +158,7 @@ enum kl_next kl_op_outs(struct kl_vcpu *v, const struct kl_op *op)
 	val = kl_read(v, kl_seg_linear(v, op->seg, v->gpr[KL_RSI] & mask, op->opsize, false),
 		      op->opsize);
 	memcpy(v->pio_data, &val, op->opsize);
+	kl_debug_io(v, port, op->opsize);
 	io_exit(v, op, false, port, 1, KL_PENDING_NONE);
 	advance(v, op, KL_RSI);
 	return repeated(op) && (v->gpr[KL_RCX] & mask) ? KL_JUMPED_STOP : KL_STOP;

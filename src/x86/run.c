@@ -15,6 +15,8 @@
 #include "base/log.h"
 #include "host/sys.h"
 #include "x86/access.h"
+#include "x86/block.h"
+#include "x86/debug.h"
 #include "x86/fpu.h"
 #include "x86/hypercall.h"
 #include "x86/insn.h"
@@ -24,19 +26,9 @@
 #define STEP_EXIT 0
 #define STEP_ON   1
 
-#define DR6_BS    (1u << 14)
-#define DR6_FIXED 0xffff0ff0u
-#define DR6_TRAPS 0xfu
-
-static uint64_t linear_rip(struct kl_vcpu *v)
+static bool single_step(const struct kl_vcpu *v)
 {
-	return v->long_mode ? v->rip : (uint32_t)(v->seg[KL_CS].base + v->rip);
-}
-
-static void queue_db(struct kl_vcpu *v, uint64_t payload)
-{
-	v->exc = (struct kl_event_exception){
-		.pending = true, .nr = KL_EXC_DB, .has_payload = true, .payload = payload};
+	return v->debug.control & KVM_GUESTDBG_SINGLESTEP;
 }
 
 /* The instruction that exited is done: step over it. */
@@ -48,8 +40,8 @@ static void skip(struct kl_vcpu *v)
 		 : v->code_mode == KL_CODE32 ? (uint32_t)rip
 					     : (uint16_t)rip;
 	v->int_shadow = 0;
-	if (v->rflags & KL_FL_TF)
-		queue_db(v, DR6_BS);
+	v->rflags &= ~(uint64_t)KL_FL_RF;
+	kl_debug_done(v, (v->rflags & KL_FL_TF) || single_step(v));
 }
 
 /* ---- exits ---- */
@@ -186,8 +178,10 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 	}
 	kl_vcpu_leave_guest(&v->core);
 	kl_self.guard = NULL;
-	if (why)
+	if (why) {
 		kl_interp_settle(v);
+		v->bp.hit = 0; /* the instruction did not finish */
+	}
 	v->in_run = false;
 	v->delivering = false;
 	return why;
@@ -289,15 +283,9 @@ static void begin_exception(struct kl_vcpu *v)
 
 	if (is_fault(e->nr))
 		v->rflags |= KL_FL_RF;
-	if (e->nr == KL_EXC_DB) {
-		if (e->has_payload)
-			v->dr6 = ((v->dr6 & ~(uint64_t)DR6_TRAPS) | e->payload | DR6_FIXED) &
-				 ~(1ull << 12);
-		v->dr7 &= ~(1ull << 13);
-	} else if (e->nr == KL_EXC_PF && e->has_payload) {
-		v->cr2 = e->payload;
-	}
-	e->has_payload = false;
+	if (e->nr == KL_EXC_DB)
+		v->dr7 &= ~(uint64_t)KL_DR7_GD;
+	kl_x86_apply_payload(v);
 	e->pending = false;
 	e->injected = true;
 }
@@ -316,11 +304,23 @@ static bool next_event(struct kl_vcpu *v)
 	if (v->nmi.injected || v->irq.injected)
 		return true;
 	n = atomic_load_explicit(&v->nmi.pending, memory_order_acquire);
-	if (!n || v->nmi.masked || v->int_shadow)
+	if (!n || v->nmi.masked || v->int_shadow || kl_debug_blocks_irq(v))
 		return false;
 	atomic_fetch_sub_explicit(&v->nmi.pending, 1, memory_order_acq_rel);
 	v->nmi.injected = true;
 	return true;
+}
+
+/* The program hands INT3 or INTO back: the frame has the address behind it. */
+static uint64_t behind_instruction(struct kl_vcpu *v)
+{
+	struct kl_event_exception e = v->exc;
+	const struct kl_op *op;
+
+	v->exc.injected = false; /* a page fault of the fetch is one of its own */
+	op = kl_block_one(v);
+	v->exc = e;
+	return kl_next_rip(v, op);
 }
 
 static void deliver_event(struct kl_vcpu *v)
@@ -328,8 +328,10 @@ static void deliver_event(struct kl_vcpu *v)
 	v->pio_left = 0;
 	if (v->exc.injected) {
 		struct kl_event_exception e = v->exc;
+		bool soft = e.nr == KL_EXC_BP || e.nr == KL_EXC_OF;
 
-		kl_x86_deliver(v, e.nr, e.has_error, e.error, false, v->rip);
+		kl_x86_deliver(v, e.nr, e.has_error, e.error, false,
+			       soft ? behind_instruction(v) : v->rip);
 		v->exc.injected = false;
 	} else if (v->nmi.injected) {
 		v->nmi.masked = true;
@@ -348,7 +350,7 @@ static void deliver_event(struct kl_vcpu *v)
 static bool must_step(struct kl_vcpu *v)
 {
 	return v->int_shadow || (v->rflags & KL_FL_TF) || v->mmio_replay || v->pio_left ||
-	       (v->debug.control & KVM_GUESTDBG_SINGLESTEP);
+	       single_step(v);
 }
 
 /* INT and SYSCALL clear TF for what follows: no trap behind them. */
@@ -358,26 +360,24 @@ static bool vectors(const struct kl_op *op)
 		      op->fn == kl_op_into || op->fn == kl_op_syscall);
 }
 
-static int debug_exit(struct kl_vcpu *v)
+/* Is an access to a port or the like not over yet? skip() does the rest when it is. */
+static bool unfinished(const struct kl_vcpu *v)
 {
-	v->exit.reason = KVM_EXIT_DEBUG;
-	v->exit.debug.exception = KL_EXC_DB;
-	v->exit.debug.pc = linear_rip(v);
-	v->exit.debug.dr6 = DR6_BS | DR6_FIXED;
-	v->exit.debug.dr7 = v->dr7;
-	return STEP_EXIT;
+	return v->exit_pending && v->pending != KL_PENDING_NONE;
 }
 
 static int step(struct kl_vcpu *v)
 {
 	bool tf = v->rflags & KL_FL_TF;
 	uint8_t shadow = v->int_shadow;
-	int why, r;
+	int why;
 
 	v->int_shadow = 0;
 	v->mmio_used = 0;
 	v->cur_op = NULL;
+	v->bp.held = shadow & KVM_X86_SHADOW_INT_MOV_SS;
 	why = protected(v, kl_interp_one);
+	v->bp.held = false;
 	if (why) {
 		if (why != KL_LEAVE_EXCEPTION)
 			v->int_shadow = shadow;
@@ -391,16 +391,10 @@ static int step(struct kl_vcpu *v)
 		if (!v->exit_pending)
 			mmio_clear(v);
 	}
-	/* An access to a port is not over yet: skip() does the rest when it is. */
-	if (tf && !vectors(v->cur_op) && v->int_shadow != KVM_X86_SHADOW_INT_MOV_SS &&
-	    !(v->exit_pending && v->pending != KL_PENDING_NONE))
-		queue_db(v, DR6_BS);
-	r = v->exit_pending ? take_exit(v) : STEP_ON;
-	if (r == STEP_ON && (v->debug.control & KVM_GUESTDBG_SINGLESTEP)) {
-		v->exc.pending &= v->exc.nr != KL_EXC_DB;
-		return debug_exit(v);
-	}
-	return r;
+	if (!unfinished(v))
+		kl_debug_done(v, ((tf && !vectors(v->cur_op)) || single_step(v)) &&
+					 v->int_shadow != KVM_X86_SHADOW_INT_MOV_SS);
+	return v->exit_pending ? take_exit(v) : STEP_ON;
 }
 
 static int run_guest(struct kl_vcpu *v)
@@ -412,6 +406,8 @@ static int run_guest(struct kl_vcpu *v)
 	why = protected(v, kl_interp_run);
 	if (why)
 		return sort_out(v, why);
+	if (KL_UNLIKELY(v->bp.hit) && !unfinished(v))
+		kl_debug_done(v, false);
 	return v->exit_pending ? take_exit(v) : STEP_ON;
 }
 
@@ -470,6 +466,8 @@ static int complete(struct kl_vcpu *v)
 	bool same = v->pending_rip == v->rip + (v->long_mode ? 0 : v->seg[KL_CS].base);
 
 	v->pending = KL_PENDING_NONE;
+	if (!same)
+		v->bp.hit = 0;
 	switch (pending) {
 	case KL_PENDING_PIO_IN:
 		if (same) {
@@ -589,6 +587,8 @@ static int halted(struct kl_vcpu *v)
 	kl_stat_own_add(&v->core.stats.halt_exits, 1);
 	if (v->kvm->irqchip)
 		return STEP_ON;
+	if (single_step(v))
+		v->bp.trap = 0; /* as in KVM, this exit takes the place of the other */
 	set_mp_state(v, KVM_MP_STATE_RUNNABLE);
 	v->exit.reason = KVM_EXIT_HLT;
 	return STEP_EXIT;
@@ -608,6 +608,8 @@ static int loop(struct kl_vcpu *v)
 		r = poll_requests(v);
 		if (KL_UNLIKELY(r))
 			return r;
+		if (KL_UNLIKELY(v->bp.trap) && kl_debug_take(v))
+			return STEP_EXIT;
 		if (KL_UNLIKELY(mp_state(v) != KVM_MP_STATE_RUNNABLE)) {
 			r = block(v);
 			if (r)
@@ -658,6 +660,9 @@ int kl_x86_run(struct kl_vcpu *v)
 		}
 	}
 
+	/* What the guest will get is pending for the program, too. */
+	if (KL_UNLIKELY(v->bp.trap) && !kl_debug_program_owns(v))
+		kl_debug_take(v);
 	atomic_signal_fence(memory_order_seq_cst);
 	kl_self.running = NULL;
 	kl_self.guard = outer;

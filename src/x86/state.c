@@ -12,6 +12,7 @@
 #include "base/failpoint.h"
 #include "host/sys.h"
 #include "x86/control.h"
+#include "x86/debug.h"
 #include "x86/guest_cpuid.h"
 #include "x86/fpu.h"
 #include "x86/msr.h"
@@ -19,8 +20,6 @@
 #include "x86/segment.h"
 
 #define RFLAGS_KNOWN 0x3f7fd5ull
-#define DR6_INIT     0xffff0ff0u
-#define DR7_INIT     0x400u
 
 /* ---- VM ---- */
 
@@ -110,8 +109,10 @@ void kl_x86_reset(struct kl_vcpu *v, bool init_event)
 	v->pending = KL_PENDING_NONE;
 
 	memset(v->dr, 0, sizeof(v->dr));
-	v->dr6 = DR6_INIT;
-	v->dr7 = DR7_INIT;
+	v->dr6 = KL_DR6_FIXED;
+	v->dr7 = KL_DR7_FIXED;
+	v->bp.trap = v->bp.hit = 0;
+	kl_debug_update(v);
 	v->cr2 = v->cr3 = v->cr4 = v->cr8 = v->efer = 0;
 	v->cr0 = cr0;
 	kl_msr_reset(v, init_event);
@@ -198,6 +199,7 @@ void kl_x86_set_regs(struct kl_vcpu *v, const struct kvm_regs *r)
 	v->rip = r->rip;
 	v->rflags = (r->rflags & RFLAGS_KNOWN) | 2;
 	v->exc.pending = false;
+	v->bp.trap = 0;
 	derive_cpl(v);
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 }
@@ -514,6 +516,7 @@ int kl_x86_set_debugregs(struct kl_vcpu *v, const struct kvm_debugregs *d)
 		v->dr[i] = d->db[i];
 	v->dr6 = d->dr6;
 	v->dr7 = d->dr7;
+	kl_debug_update(v);
 	return 0;
 }
 
@@ -530,8 +533,8 @@ void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e)
 			e->exception.injected |= x->pending;
 	}
 	/* Without the payload capability, what is pending shows its effect at once. */
-	if (!v->kvm->exception_payload && x->pending && x->has_payload && x->nr == KL_EXC_PF)
-		v->cr2 = x->payload;
+	if (!v->kvm->exception_payload && x->pending)
+		kl_x86_apply_payload(v);
 	e->exception.nr = x->nr;
 	e->exception.has_error_code = x->has_error;
 	e->exception.error_code = x->error;

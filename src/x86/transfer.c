@@ -430,7 +430,7 @@ enum kl_next kl_op_iret(struct kl_vcpu *v, const struct kl_op *op)
 
 	mask = KL_FL_STATUS | KL_FL_TF | KL_FL_DF | KL_FL_NT;
 	if (size > 2)
-		mask |= KL_FL_AC | KL_FL_ID;
+		mask |= KL_FL_AC | KL_FL_ID | KL_FL_RF;
 	if (v->cpl <= ((v->rflags & KL_FL_IOPL) >> 12))
 		mask |= KL_FL_IF;
 	if (v->cpl == 0)

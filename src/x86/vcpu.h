@@ -230,6 +230,16 @@ struct kl_event_exception {
 	uint64_t payload;
 };
 
+/* The breakpoints in force, and what they have hit (debug.h). Bit n stands for DRn. */
+struct kl_breakpoints {
+	uint64_t addr[4];
+	uint8_t len[4];
+	uint8_t exec, write, access, io; /* armed, by kind; access: reads and writes */
+	uint8_t hit;                     /* data and ports, by the instruction that runs */
+	bool held;                       /* behind MOV SS: no instruction breakpoint now */
+	uint32_t trap;                   /* DR6 bits of instructions that are done */
+};
+
 struct kl_msr_entry; /* msr.c */
 struct kl_x86_vm;
 struct kl_block_cache; /* block.c */
@@ -316,7 +326,8 @@ struct kl_vcpu {
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
 	uint8_t sipi_vector;
 	bool sipi_pending;
-	struct kvm_guest_debug debug;
+	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */
+	struct kl_breakpoints bp;
 
 	/* Exit to the program and its completion. */
 	struct kl_exit exit;
@@ -413,6 +424,8 @@ void kl_raise(struct kl_vcpu *v, unsigned vector) KL_NORETURN KL_COLD;
 void kl_raise_error(struct kl_vcpu *v, unsigned vector, uint32_t error) KL_NORETURN KL_COLD;
 /* #PF: cr2 is set when it is delivered (payload). */
 void kl_raise_pf(struct kl_vcpu *v, uint64_t gva, uint32_t error) KL_NORETURN KL_COLD;
+/* The same with what delivery will put into a register: #DB and DR6. */
+void kl_raise_payload(struct kl_vcpu *v, unsigned vector, uint64_t payload) KL_NORETURN KL_COLD;
 /* KVM_INTERNAL_ERROR_EMULATION with the current instruction's bytes, or #UD where KVM
  * injects one (user mode without exit_on_emulation_error). */
 void kl_emulation_failure(struct kl_vcpu *v) KL_NORETURN KL_COLD;
@@ -559,6 +572,9 @@ void kl_x86_soft_int(struct kl_vcpu *v, unsigned vector, uint64_t next_rip);
 /* Begin delivery of what is pending. Called by run.c between instructions. */
 void kl_x86_deliver(struct kl_vcpu *v, unsigned vector, bool has_error, uint32_t error, bool soft,
 		    uint64_t push_rip);
+
+/* What the pending exception leaves behind: CR2, DR6. Once. */
+void kl_x86_apply_payload(struct kl_vcpu *v);
 
 /*
  * KVM_RUN. 0: v->exit is filled; or -errno (-EINTR, -EFAULT, -EIO...).

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "x86/debug.h"
 #include "x86/insn.h"
 
 struct env env;
@@ -128,6 +129,16 @@ enum kl_next kl_op_hlt(struct kl_vcpu *v, const struct kl_op *op)
 enum kl_next kl_op_ud(struct kl_vcpu *v, const struct kl_op *op)
 {
 	kl_raise(v, KL_EXC_UD);
+}
+
+/* There are no breakpoints. */
+void kl_debug_fetch(struct kl_vcpu *v, uint64_t lin)
+{
+}
+
+bool kl_debug_code_page(struct kl_vcpu *v, uint64_t lin)
+{
+	return false;
 }
 
 /* The other system instructions are not under test here. */

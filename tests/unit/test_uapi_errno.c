@@ -81,6 +81,7 @@ static const struct pointer_ioctl pointer_ioctls[] = {
 	{&vcpu, KVM_SET_XCRS, sizeof(struct kvm_xcrs)},
 	{&vcpu, KVM_GET_DEBUGREGS, sizeof(struct kvm_debugregs), .get = true},
 	{&vcpu, KVM_SET_DEBUGREGS, sizeof(struct kvm_debugregs)},
+	{&vcpu, KVM_SET_GUEST_DEBUG, sizeof(struct kvm_guest_debug)},
 	{&vcpu, KVM_GET_VCPU_EVENTS, sizeof(struct kvm_vcpu_events), .get = true},
 	{&vcpu, KVM_SET_VCPU_EVENTS, sizeof(struct kvm_vcpu_events)},
 	{&vcpu, KVM_GET_MP_STATE, sizeof(struct kvm_mp_state), .get = true},
