@@ -10,7 +10,7 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all mutants models conformance stress bench install \
+.PHONY: all build run test test-asan test-tsan test-all mutants models conformance stress fuzz bench install \
 	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
@@ -62,6 +62,11 @@ conformance: build
 stress: build
 	$(BUILD)/kvmlet run -- $(BUILD)/tests/stress/mem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
+# Guests that do anything: SECONDS=N, SEED=N. The build with sanitizers finds most
+fuzz: build-asan/build.ninja
+	@$(NINJA) -C build-asan $(j) kvmlet libkvmlet-preload.so tests/fuzz/guest-fuzz
+	build-asan/kvmlet run -- build-asan/tests/fuzz/guest-fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+
 bench: build
 	@bench/run $(BUILD)
 	@bench/run-mem $(BUILD)
@@ -111,6 +116,7 @@ help:
 	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
 	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
 	@echo 'make stress        SECONDS=1800: memory and slots change under running vCPUs'
+	@echo 'make fuzz          SECONDS=1200: random guests in all modes, under AddressSanitizer and UBSan'
 	@echo 'make bench         measure, side by side with /dev/kvm where there is one'
 	@echo 'make install       PREFIX=$(PREFIX), DESTDIR honoured'
 	@echo 'make check-format  clang-format; make tidy: clang-tidy'
