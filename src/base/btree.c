@@ -2,11 +2,13 @@
 /*
  * Invariants
  *   - key[i] of an inner node is the smallest key below ptr[i], end[i] the largest end.
+ *   - last[i] of a node is key[8 * i + 7].
  *   - no node but an empty tree's root is empty.
  *   - two neighbours below one parent have more than MERGE entries together. So there is a leaf
  *     for every twelve entries at most, whatever the order of changes, and the arena is large
  *     enough.
  */
+#include <immintrin.h>
 #include <string.h>
 
 #include "base/btree.h"
@@ -23,6 +25,26 @@ size_t kl_btree_arena_size(void)
 	return MAX_NODES * sizeof(struct kl_btree_node);
 }
 
+static void set_key(struct kl_btree_node *x, unsigned i, uint64_t key)
+{
+	x->key[i] = key;
+	if (i % 8 == 7 && i / 8 < KL_BTREE_LINES - 1)
+		x->last[i / 8] = key;
+}
+
+/* Keys have moved. */
+static void set_last(struct kl_btree_node *x)
+{
+	for (unsigned i = 0; i < KL_BTREE_LINES - 1; i++)
+		x->last[i] = x->key[8 * i + 7];
+}
+
+static void no_keys(struct kl_btree_node *x, unsigned from, unsigned to)
+{
+	for (; from < to; from++)
+		x->key[from] = KL_BTREE_NO_KEY;
+}
+
 static struct kl_btree_node *new_node(struct kl_btree *t)
 {
 	struct kl_btree_node *x = t->free;
@@ -33,7 +55,8 @@ static struct kl_btree_node *new_node(struct kl_btree *t)
 		KL_ASSERT(t->used < MAX_NODES);
 		x = &t->arena[t->used++];
 	}
-	memset(x->key, 0xff, sizeof(x->key));
+	no_keys(x, 0, WIDTH + 1);
+	set_last(x);
 	x->n = 0;
 	return x;
 }
@@ -46,7 +69,8 @@ static void free_node(struct kl_btree *t, struct kl_btree_node *x)
 
 void kl_btree_init(struct kl_btree *t, void *arena)
 {
-	*t = (struct kl_btree){.arena = arena};
+	__builtin_cpu_init();
+	*t = (struct kl_btree){.arena = arena, .avx2 = __builtin_cpu_supports("avx2")};
 	t->root = new_node(t);
 }
 
@@ -70,6 +94,7 @@ static void put(struct kl_btree_node *x, unsigned i, uint64_t key, uint64_t end,
 	x->end[i] = end;
 	x->ptr[i] = ptr;
 	x->n++;
+	set_last(x);
 }
 
 static void take(struct kl_btree_node *x, unsigned i)
@@ -79,7 +104,8 @@ static void take(struct kl_btree_node *x, unsigned i)
 	memmove(x->key + i, x->key + i + 1, tail * sizeof(x->key[0]));
 	memmove(x->end + i, x->end + i + 1, tail * sizeof(x->end[0]));
 	memmove(x->ptr + i, x->ptr + i + 1, tail * sizeof(x->ptr[0]));
-	x->key[x->n] = UINT64_MAX;
+	x->key[x->n] = KL_BTREE_NO_KEY;
+	set_last(x);
 }
 
 /* The entries of @from behind the first @keep to the end of @to. */
@@ -90,9 +116,11 @@ static void move_tail(struct kl_btree_node *to, struct kl_btree_node *from, unsi
 	memcpy(to->key + to->n, from->key + keep, n * sizeof(to->key[0]));
 	memcpy(to->end + to->n, from->end + keep, n * sizeof(to->end[0]));
 	memcpy(to->ptr + to->n, from->ptr + keep, n * sizeof(to->ptr[0]));
-	memset(from->key + keep, 0xff, n * sizeof(from->key[0]));
+	no_keys(from, keep, from->n);
 	to->n += n;
 	from->n = keep;
+	set_last(to);
+	set_last(from);
 }
 
 /*
@@ -120,7 +148,7 @@ static struct kl_btree_node *insert_at(struct kl_btree *t, struct kl_btree_node 
 static struct kl_btree_node *insert(struct kl_btree *t, struct kl_btree_node *x, unsigned height,
 				    uint64_t key, uint64_t end, void *value)
 {
-	unsigned i = kl_btree_rank(x->key, key);
+	unsigned i = kl_btree_rank(x, key);
 	struct kl_btree_node *child, *right;
 
 	if (!height)
@@ -128,7 +156,7 @@ static struct kl_btree_node *insert(struct kl_btree *t, struct kl_btree_node *x,
 	if (i)
 		i--;
 	else
-		x->key[0] = key;
+		set_key(x, 0, key);
 	child = x->ptr[i];
 	right = insert(t, child, height - 1, key, end, value);
 	x->end[i] = max_end(child);
@@ -139,7 +167,7 @@ void kl_btree_insert(struct kl_btree *t, uint64_t key, uint64_t end, void *value
 {
 	struct kl_btree_node *right = insert(t, t->root, t->height, key, end, value);
 
-	KL_ASSERT(t->n < KL_BTREE_MAX);
+	KL_ASSERT(t->n < KL_BTREE_MAX && key < KL_BTREE_NO_KEY);
 	t->n++;
 	if (right) {
 		struct kl_btree_node *root = new_node(t);
@@ -170,7 +198,7 @@ static void try_merge(struct kl_btree *t, struct kl_btree_node *x, unsigned i)
 
 static void *remove_from(struct kl_btree *t, struct kl_btree_node *x, unsigned height, uint64_t key)
 {
-	unsigned i = kl_btree_rank(x->key, key) - 1;
+	unsigned i = kl_btree_rank(x, key) - 1;
 	struct kl_btree_node *child;
 	void *value;
 
@@ -184,7 +212,7 @@ static void *remove_from(struct kl_btree *t, struct kl_btree_node *x, unsigned h
 	child = x->ptr[i];
 	value = remove_from(t, child, height - 1, key);
 	if (child->n) {
-		x->key[i] = child->key[0];
+		set_key(x, i, child->key[0]);
 		x->end[i] = max_end(child);
 		try_merge(t, x, i);
 	} else {
@@ -216,7 +244,7 @@ void *kl_btree_remove(struct kl_btree *t, uint64_t key)
 static void *overlap(const struct kl_btree_node *x, unsigned height, uint64_t from, uint64_t limit,
 		     uint64_t start, uint64_t *key)
 {
-	unsigned i = kl_btree_rank(x->key, from);
+	unsigned i = kl_btree_rank(x, from);
 
 	/* The entry at or before @from: an inner one may hold later keys, a leaf's only itself. */
 	if (i && (height || x->key[i - 1] == from))
@@ -241,4 +269,40 @@ void *kl_btree_overlap(const struct kl_btree *t, uint64_t from, uint64_t limit, 
 		       uint64_t *key)
 {
 	return overlap(t->root, t->height, from, limit, start, key);
+}
+
+/* ---- finding, with AVX2 ---------------------------------------------------------------- */
+
+#define AVX2 __attribute__((target("avx2,popcnt")))
+
+/* How many of four keys are larger. */
+AVX2 KL_INLINE unsigned larger(const uint64_t *key, __m256i k)
+{
+	__m256i x = _mm256_cmpgt_epi64(_mm256_load_si256((const __m256i *)(const void *)key), k);
+
+	return (unsigned)__builtin_popcount((unsigned)_mm256_movemask_pd(_mm256_castsi256_pd(x)));
+}
+
+AVX2 KL_INLINE unsigned rank_avx2(const struct kl_btree_node *x, __m256i k)
+{
+	unsigned line = KL_BTREE_LINES - 1 - larger(x->last, k);
+	const uint64_t *key = x->key + 8 * line;
+
+	return 8 * line + 8 - larger(key, k) - larger(key + 4, k);
+}
+
+AVX2 void *kl_btree_floor_avx2(const struct kl_btree *t, uint64_t k)
+{
+	const struct kl_btree_node *x = t->root;
+	__m256i wide = _mm256_set1_epi64x((long long)k);
+	unsigned i;
+
+	for (unsigned h = t->height; h; h--) {
+		i = rank_avx2(x, wide);
+		if (KL_UNLIKELY(!i))
+			return NULL;
+		x = x->ptr[i - 1];
+	}
+	i = rank_avx2(x, wide);
+	return i ? x->ptr[i - 1] : NULL;
 }

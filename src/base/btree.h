@@ -21,19 +21,23 @@
 
 /* With one that is never used, whole cache lines of keys. */
 #define KL_BTREE_WIDTH 39
+#define KL_BTREE_LINES ((KL_BTREE_WIDTH + 1) / 8)
+/* Greater than every key, also for signed comparisons, which is all that AVX2 has. */
+#define KL_BTREE_NO_KEY ((uint64_t)INT64_MAX)
 
 struct kl_btree_node {
-	uint64_t
-		key[KL_BTREE_WIDTH + 1]; /* those beyond n are UINT64_MAX; the last is never used */
-	void *ptr[KL_BTREE_WIDTH];       /* child, or value */
-	uint64_t end[KL_BTREE_WIDTH];
+	uint64_t last[KL_BTREE_LINES - 1]; /* the last key of each cache line of keys but one */
 	unsigned n;
+	uint64_t key[KL_BTREE_WIDTH + 1] KL_CACHELINE; /* beyond n, and the last: NO_KEY */
+	void *ptr[KL_BTREE_WIDTH];                     /* child, or value */
+	uint64_t end[KL_BTREE_WIDTH];
 } KL_CACHELINE;
 
 struct kl_btree {
 	struct kl_btree_node *root;
 	unsigned height; /* 0: the root is a leaf */
 	unsigned n;      /* entries */
+	bool avx2;       /* the processor has it */
 	/* private */
 	struct kl_btree_node *arena, *free;
 	unsigned used;
@@ -44,24 +48,25 @@ size_t kl_btree_arena_size(void);
 /* @arena: zeroed, aligned to a cache line; outlives the tree. */
 void kl_btree_init(struct kl_btree *t, void *arena);
 
-/* @key: not in the tree, less than UINT64_MAX. @value: not NULL. */
+/* @key: not in the tree, less than KL_BTREE_NO_KEY. @value: not NULL. */
 void kl_btree_insert(struct kl_btree *t, uint64_t key, uint64_t end, void *value);
 /* @key is in the tree. Returns its value. */
 void *kl_btree_remove(struct kl_btree *t, uint64_t key);
 
 /*
- * Number of keys <= @k, which is less than UINT64_MAX: which of the five cache lines, and how
- * many in that. No branch to guess, and only the second step waits for the first. Written out,
- * and counting the larger keys: each is a comparison and a subtraction of its carry.
+ * Number of keys <= @k, which is less than KL_BTREE_NO_KEY: which of the cache lines, and how many
+ * in that. No branch to guess, and only the second step waits for the first. Written out, and
+ * counting the larger keys: each is a comparison and a subtraction of its carry.
  */
-KL_INLINE unsigned kl_btree_rank(const uint64_t *key, uint64_t k)
+KL_INLINE unsigned kl_btree_rank(const struct kl_btree_node *x, uint64_t k)
 {
-	unsigned line = KL_BTREE_WIDTH / 8, n = 8;
+	unsigned line = KL_BTREE_LINES - 1, n = 8;
+	const uint64_t *key = x->key;
 
-	line -= k < key[7];
-	line -= k < key[15];
-	line -= k < key[23];
-	line -= k < key[31];
+	line -= k < x->last[0];
+	line -= k < x->last[1];
+	line -= k < x->last[2];
+	line -= k < x->last[3];
 	key += 8 * line;
 	n -= k < key[0];
 	n -= k < key[1];
@@ -74,19 +79,24 @@ KL_INLINE unsigned kl_btree_rank(const uint64_t *key, uint64_t k)
 	return 8 * line + n;
 }
 
+/* The same with three comparisons of four keys: half the time of a lookup among many. */
+void *kl_btree_floor_avx2(const struct kl_btree *t, uint64_t k);
+
 /* The value with the largest key <= @k, or NULL. */
 KL_INLINE void *kl_btree_floor(const struct kl_btree *t, uint64_t k)
 {
 	const struct kl_btree_node *x = t->root;
 	unsigned i;
 
+	if (KL_LIKELY(t->avx2))
+		return kl_btree_floor_avx2(t, k);
 	for (unsigned h = t->height; h; h--) {
-		i = kl_btree_rank(x->key, k);
+		i = kl_btree_rank(x, k);
 		if (KL_UNLIKELY(!i))
 			return NULL;
 		x = x->ptr[i - 1];
 	}
-	i = kl_btree_rank(x->key, k);
+	i = kl_btree_rank(x, k);
 	return i ? x->ptr[i - 1] : NULL;
 }
 

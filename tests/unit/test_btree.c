@@ -75,7 +75,9 @@ static unsigned check_node(const struct kl_btree_node *x, unsigned height, unsig
 		}
 	}
 	for (unsigned i = x->n; i <= KL_BTREE_WIDTH; i++)
-		assert_true(x->key[i] == UINT64_MAX);
+		assert_true(x->key[i] == KL_BTREE_NO_KEY);
+	for (unsigned i = 0; i < KL_BTREE_LINES - 1; i++)
+		assert_true(x->last[i] == x->key[8 * i + 7]);
 	if (!height) {
 		(*leaves)++;
 		n = x->n;
@@ -88,9 +90,13 @@ static void compare(struct model *m)
 	uint64_t k = rnd(m) % 20000, from = rnd(m) % 20000, limit = from + rnd(m) % 4000;
 	uint64_t start = rnd(m) % 20000, found;
 	unsigned i = position(m, k + 1), leaves = 0;
+	bool avx2 = m->t.avx2;
 	void *v;
 
 	assert_ptr_equal(kl_btree_floor(&m->t, k), i ? (void *)(m->e[i - 1].key + 1) : NULL);
+	m->t.avx2 = false;
+	assert_ptr_equal(kl_btree_floor(&m->t, k), i ? (void *)(m->e[i - 1].key + 1) : NULL);
+	m->t.avx2 = avx2;
 	for (i = position(m, from); i < m->n && m->e[i].key < limit; i++) {
 		if (m->e[i].end <= start)
 			continue;
@@ -108,7 +114,8 @@ static int setup(void **state)
 {
 	struct model *m = calloc(1, sizeof(*m));
 
-	m->arena = calloc(1, kl_btree_arena_size());
+	m->arena = aligned_alloc(_Alignof(struct kl_btree_node), kl_btree_arena_size());
+	memset(m->arena, 0, kl_btree_arena_size());
 	m->seed = 1;
 	kl_btree_init(&m->t, m->arena);
 	*state = m;
@@ -154,18 +161,19 @@ static void hostile_orders(void **state)
 {
 	struct model *m = *state;
 	struct kl_btree *t = &m->t;
+	const uint64_t top = KL_BTREE_NO_KEY - 1;
 
 	for (unsigned round = 0; round < 12; round++) {
 		unsigned keep = 2 + round * 3, leaves = 0, n = 0;
 
 		for (uint64_t k = 0; t->n < KL_BTREE_MAX; k++)
-			kl_btree_insert(t, round % 2 ? ~k - 1 : k, 0, t);
+			kl_btree_insert(t, round % 2 ? top - k : k, 0, t);
 		for (uint64_t k = 0; k < KL_BTREE_MAX; k++)
 			if (k % keep)
-				kl_btree_remove(t, round % 2 ? ~k - 1 : k);
+				kl_btree_remove(t, round % 2 ? top - k : k);
 		for (uint64_t k = 0; k < KL_BTREE_MAX; k += keep)
 			for (unsigned j = 1; j < keep && t->n < KL_BTREE_MAX; j++)
-				kl_btree_insert(t, (round % 2 ? ~k - 1 : k) ^ ((uint64_t)j << 32),
+				kl_btree_insert(t, (round % 2 ? top - k : k) ^ ((uint64_t)j << 32),
 						0, t);
 		n = check_node(t->root, t->height, &leaves);
 		assert_int_equal(n, t->n);
