@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <linux/kcmp.h>
-
 #include "base/log.h"
+#include "host/eventfd.h"
 #include "host/sys.h"
 #include "mmu/iobus.h"
 
@@ -205,49 +201,12 @@ int kl_iobus_del_zone(struct kl_iobus *bus, const struct kvm_coalesced_mmio_zone
 
 /* ---- eventfds ---------------------------------------------------------------------- */
 
-/*
- * Is @fd an eventfd, and which one? 0, -EBADF, -EINVAL. *id is 0 where the kernel has no
- * ids or there is no /proc; kcmp() must then tell two of them apart.
- */
-static int eventfd_identify(int fd, uint64_t *id)
-{
-	char path[64], text[512], *p;
-	long info, n;
-
-	*id = 0;
-	if (kl_sys(SYS_fcntl, fd, F_GETFD) < 0)
-		return -EBADF;
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	info = kl_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	if (info < 0)
-		return 0;
-	n = kl_sys(SYS_read, info, text, sizeof(text) - 1);
-	kl_sys(SYS_close, info);
-	text[n < 0 ? 0 : n] = '\0';
-	if (!strstr(text, "eventfd-count:"))
-		return -EINVAL;
-	p = strstr(text, "eventfd-id:");
-	if (p)
-		*id = strtoull(p + strlen("eventfd-id:"), NULL, 10) + 1;
-	return 0;
-}
-
-static bool same_eventfd(const struct kl_eventfd *e, int fd, uint64_t id)
-{
-	long self;
-
-	if (e->id || id)
-		return e->id == id;
-	self = kl_sys(SYS_getpid);
-	return kl_sys(SYS_kcmp, self, self, KCMP_FILE, e->fd, fd) == 0;
-}
-
 static struct kl_eventfd *eventfd_find(struct kl_iobus *bus, int fd, uint64_t id)
 {
 	struct kl_eventfd *e = bus->eventfds;
 
 	kl_assert_held(&bus->lock);
-	while (e && !same_eventfd(e, fd, id))
+	while (e && !kl_eventfd_same(e->fd, e->id, fd, id))
 		e = e->next;
 	return e;
 }
@@ -369,7 +328,7 @@ int kl_iobus_ioeventfd(struct kl_iobus *bus, const struct kvm_ioeventfd *a)
 		return -EINVAL;
 	if (!dev.wildcard)
 		dev.datamatch = a->datamatch;
-	r = eventfd_identify(a->fd, &id);
+	r = kl_eventfd_identify(a->fd, &id);
 	if (r)
 		return r;
 	kl_mutex_lock(&bus->lock);
@@ -403,19 +362,6 @@ static bool queue_write(struct kl_iobus *bus, bool pio, uint64_t addr, unsigned 
 	}
 	kl_mutex_unlock(&bus->ring_lock);
 	return room;
-}
-
-static void signal_eventfd(const struct kl_eventfd *e)
-{
-	struct pollfd p = {.fd = e->fd, .events = POLLOUT};
-	const uint64_t one = 1;
-
-	/*
-	 * A counter that is full would block the write; KVM lets it be full, and so it is: the
-	 * program will find it readable.
-	 */
-	if (kl_sys(SYS_poll, &p, 1, 0) == 1 && (p.revents & POLLOUT))
-		kl_sys(SYS_write, e->fd, &one, sizeof(one));
 }
 
 static bool ioeventfd_hit(const struct kl_iodev *dev, unsigned len, const void *data)
@@ -462,7 +408,7 @@ int kl_iobus_write(struct kl_iobus *bus, enum kl_bus which, uint64_t addr, unsig
 
 		if (dev->efd) {
 			if (dev->addr == addr && ioeventfd_hit(dev, len, data)) {
-				signal_eventfd(dev->efd);
+				kl_eventfd_signal(dev->efd->fd);
 				r = 0;
 			}
 		} else if (zone_contains(dev, addr, len) &&

@@ -10,6 +10,7 @@
 
 #include "uapi/object.h"
 #include "x86/hypercall.h"
+#include "x86/irq_routing.h"
 
 /* Quirks that the engine has, and lets be disabled. */
 #define QUIRKS                                                                   \
@@ -64,7 +65,6 @@ static const int caps[] = {
 	[KVM_CAP_MAX_VCPUS] = KL_MAX_VCPUS,
 	[KVM_CAP_MAX_VCPU_ID] = KL_MAX_VCPU_IDS,
 	[KVM_CAP_SET_BOOT_CPU_ID] = 1,
-	[KVM_CAP_IRQCHIP] = 1,
 	[KVM_CAP_HLT] = 1,
 	[KVM_CAP_MP_STATE] = 1,
 	[KVM_CAP_USER_NMI] = 1,
@@ -79,6 +79,20 @@ static const int caps[] = {
 	[KVM_CAP_XCRS] = 1,
 	[KVM_CAP_SREGS2] = 1,
 	[KVM_CAP_GET_TSC_KHZ] = 1,
+
+	/* Interrupt controllers. */
+	[KVM_CAP_IRQCHIP] = 1,
+	[KVM_CAP_SPLIT_IRQCHIP] = 1,
+	[KVM_CAP_IRQ_INJECT_STATUS] = 1,
+	[KVM_CAP_IRQ_ROUTING] = KL_MAX_IRQ_ROUTES,
+	[KVM_CAP_SIGNAL_MSI] = 1,
+	[KVM_CAP_IRQFD] = 1,
+	[KVM_CAP_IRQFD_RESAMPLE] = 1,
+	[KVM_CAP_PIT] = 1,
+	[KVM_CAP_PIT2] = 1,
+	[KVM_CAP_PIT_STATE2] = 1,
+	[KVM_CAP_REINJECT_CONTROL] = 1,
+	[KVM_CAP_DEVICE_CTRL] = 1, /* of which there are no types */
 
 	/* CPUID and MSRs. */
 	[KVM_CAP_EXT_CPUID] = 1,
@@ -152,6 +166,8 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return arg & ~(uint64_t)QUIRKS ? -EINVAL : disable_quirks(kvm, arg);
 	case KVM_CAP_DISABLE_QUIRKS:
 		return disable_quirks(kvm, arg & QUIRKS);
+	case KVM_CAP_SPLIT_IRQCHIP:
+		return kl_vm_split_irqchip(vm, arg);
 	case KVM_CAP_MAX_VCPU_ID:
 		return set_max_vcpu_id(kvm, arg);
 	case KVM_CAP_X86_USER_SPACE_MSR:

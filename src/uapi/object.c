@@ -231,5 +231,6 @@ void kl_uapi_after_fork(void)
 	kl_mutex_init(&kl_objects_lock, KL_RANK_OBJECTS);
 	kl_mutex_init(&table_lock, KL_RANK_LEAF);
 	kl_vms_after_fork();
+	kl_irqfd_after_fork();
 	kl_stats_after_fork();
 }

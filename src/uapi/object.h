@@ -32,6 +32,8 @@ struct kl_exit_counts {
 };
 
 struct kl_uvcpu;
+struct kl_irqfd;
+struct kl_resampler;
 
 struct kl_uvm {
 	struct kl_object obj; /* first */
@@ -39,10 +41,12 @@ struct kl_uvm {
 	struct kl_iobus bus;
 	int ring_fd; /* the coalesced ring's page: mapped into every vCPU mapping */
 	struct kvm_coalesced_mmio_ring *ring;
-	uint64_t nr_mmu_pages;        /* KVM_SET_NR_MMU_PAGES */
-	struct kl_uvcpu *vcpus;       /* kvm.lock; all that were ever made */
-	unsigned nr_vcpus;            /* kvm.lock */
-	struct kl_uvm *next, **pprev; /* OBJECTS: list of VMs */
+	uint64_t nr_mmu_pages;           /* KVM_SET_NR_MMU_PAGES */
+	struct kl_irqfd *irqfds;         /* IRQFD */
+	struct kl_resampler *resamplers; /* IRQFD */
+	struct kl_uvcpu *vcpus;          /* kvm.lock; all that were ever made */
+	unsigned nr_vcpus;               /* kvm.lock */
+	struct kl_uvm *next, **pprev;    /* OBJECTS: list of VMs */
 };
 
 struct kl_uvcpu {
@@ -112,6 +116,17 @@ void kl_uvm_destroy(struct kl_uvm *vm);
 int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id,
 		      struct kl_object **new_obj) KL_MUST_CHECK;
 void kl_uvcpu_free(struct kl_uvcpu *vc);
+
+/* irq.c: what is not an ioctl of the interrupt controllers is -ENOTTY. */
+long kl_vm_irq_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg);
+/* KVM_CAP_SPLIT_IRQCHIP. 0; -EINVAL; -EEXIST; -ENOMEM. */
+int kl_vm_split_irqchip(struct kl_uvm *vm, uint64_t pins) KL_MUST_CHECK;
+
+/* irqfd.c */
+long kl_vm_irqfd(struct kl_uvm *vm, unsigned long arg);
+/* The VM is about to go: take all of them off. */
+void kl_irqfd_release(struct kl_uvm *vm);
+void kl_irqfd_after_fork(void);
 
 /* run.c. Context: vc->lock. */
 int kl_uvcpu_run(struct kl_uvcpu *vc) KL_MUST_CHECK;

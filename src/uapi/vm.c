@@ -14,6 +14,7 @@
 #include "mem/notifier_gate.h"
 #include "mmu/dirty.h"
 #include "uapi/object.h"
+#include "x86/irqchip.h"
 
 /* ---- life -------------------------------------------------------------------------- */
 
@@ -114,6 +115,9 @@ void kl_uvm_destroy(struct kl_uvm *vm)
 	struct kl_uvcpu *vc;
 
 	list_del(vm);
+	/* From here on nobody raises an interrupt. */
+	kl_irqfd_release(vm);
+	kl_irqchip_destroy(&vm->kvm);
 	/* From here on no notifier looks at its vCPUs. */
 	kl_notifier_remove_vm(&vm->kvm.mem);
 	while ((vc = vm->vcpus)) {
@@ -158,21 +162,6 @@ static long clear_dirty_log(struct kl_uvm *vm, unsigned long arg)
 		return -EFAULT;
 	return kl_dirty_log_clear(&vm->kvm.mem, log.slot >> 16, log.slot & 0xffff, log.first_page,
 				  log.num_pages, log.dirty_bitmap);
-}
-
-static long create_irqchip(struct kl_x86_vm *kvm, const struct kl_uvm *vm)
-{
-	int r = 0;
-
-	kl_mutex_lock(&kvm->lock);
-	if (kvm->irqchip)
-		r = -EEXIST;
-	else if (vm->nr_vcpus)
-		r = -EINVAL;
-	else
-		kvm->irqchip = true;
-	kl_mutex_unlock(&kvm->lock);
-	return r;
 }
 
 static long set_boot_cpu_id(struct kl_x86_vm *kvm, const struct kl_uvm *vm, unsigned long id)
@@ -258,57 +247,6 @@ static long enable_cap(struct kl_uvm *vm, unsigned long arg)
 	return kl_vm_enable_cap(vm, &cap);
 }
 
-/*
- * Not there yet and not advertised. Programs that try anyway see what KVM says when the thing
- * was not created: first EFAULT for an unreadable argument, then @r.
- */
-static long refuse(unsigned long arg, size_t size, long r)
-{
-	char buf[sizeof(struct kvm_irqchip)];
-
-	_Static_assert(sizeof(struct kvm_irqchip) >= sizeof(struct kvm_pit_state2), "largest");
-	return kl_copy_from_user(buf, (void *)arg, size) ? -EFAULT : r;
-}
-
-static long absent_device(struct kl_uvm *vm, unsigned cmd, unsigned long arg)
-{
-	bool irqchip = vm->kvm.irqchip;
-
-	switch (cmd) {
-	case KVM_IRQ_LINE:
-	case KVM_IRQ_LINE_STATUS:
-		return refuse(arg, sizeof(struct kvm_irq_level), irqchip ? -EINVAL : -ENXIO);
-	case KVM_GET_IRQCHIP:
-	case KVM_SET_IRQCHIP:
-		return refuse(arg, sizeof(struct kvm_irqchip), irqchip ? -EINVAL : -ENXIO);
-	case KVM_CREATE_PIT:
-		return irqchip ? -ENOTTY : -ENOENT;
-	case KVM_CREATE_PIT2:
-		return refuse(arg, sizeof(struct kvm_pit_config), irqchip ? -ENOTTY : -ENOENT);
-	case KVM_GET_PIT:
-	case KVM_SET_PIT:
-		return refuse(arg, sizeof(struct kvm_pit_state), -ENXIO);
-	case KVM_GET_PIT2:
-		return -ENXIO;
-	case KVM_SET_PIT2:
-		return refuse(arg, sizeof(struct kvm_pit_state2), -ENXIO);
-	case KVM_REINJECT_CONTROL:
-		return refuse(arg, sizeof(struct kvm_reinject_control), -ENXIO);
-	case KVM_SET_GSI_ROUTING:
-		return refuse(arg, sizeof(struct kvm_irq_routing), -EINVAL);
-	case KVM_SIGNAL_MSI:
-		return refuse(arg, sizeof(struct kvm_msi), -EINVAL);
-	case KVM_IRQFD:
-		return refuse(arg, sizeof(struct kvm_irqfd), -EINVAL);
-	case KVM_CREATE_DEVICE:
-		return refuse(arg, sizeof(struct kvm_create_device), -ENODEV);
-	case KVM_RESET_DIRTY_RINGS:
-		return -EINVAL;
-	default:
-		return -ENOTTY;
-	}
-}
-
 long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_object **new_obj)
 {
 	struct kl_x86_vm *kvm = &vm->kvm;
@@ -328,8 +266,6 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 		return clear_dirty_log(vm, arg);
 	case KVM_ENABLE_CAP:
 		return enable_cap(vm, arg);
-	case KVM_CREATE_IRQCHIP:
-		return create_irqchip(kvm, vm);
 	case KVM_SET_BOOT_CPU_ID:
 		return set_boot_cpu_id(kvm, vm, arg);
 	case KVM_SET_TSS_ADDR:
@@ -360,7 +296,9 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 		return kl_vm_set_msr_filter(vm, arg);
 	case KVM_GET_STATS_FD:
 		return kl_stats_open(vm, NULL, new_obj);
+	case KVM_RESET_DIRTY_RINGS: /* no dirty rings */
+		return -EINVAL;
 	default:
-		return absent_device(vm, cmd, arg);
+		return kl_vm_irq_ioctl(vm, cmd, arg);
 	}
 }

@@ -51,10 +51,11 @@ void kl_irqchip_destroy(struct kl_x86_vm *vm);
 void kl_ioapic_eoi(struct kl_x86_vm *vm, struct kl_vcpu *v, unsigned vector, bool level);
 
 /*
- * Split irqchip: must the EOI of @vector on @v be told to the program (KVM_EXIT_IOAPIC_EOI)?
- * True if one of the first pins' routes sends it there level-triggered.
+ * Split irqchip: must the EOI of @vector on @v (@level: its TMR bit) be told to the program
+ * (KVM_EXIT_IOAPIC_EOI)? True if a route of one of the program's pins sends it there
+ * level-triggered. False without a split irqchip.
  */
-bool kl_irqchip_eoi_exits(struct kl_x86_vm *vm, struct kl_vcpu *v, unsigned vector);
+bool kl_irqchip_eoi_exits(struct kl_x86_vm *vm, struct kl_vcpu *v, unsigned vector, bool level);
 
 /* KVM_SET_LAPIC: what the IOAPIC knows of interrupts whose EOI is to come (the RTC's). */
 void kl_ioapic_lapic_restored(struct kl_x86_vm *vm, struct kl_vcpu *v);

@@ -377,6 +377,8 @@ struct kl_x86_vm {
 	struct kl_ioapic *ioapic;
 	_Atomic(struct kl_pit *) pit; /* KVM_CREATE_PIT2, at any time */
 	struct kl_irq_routing *routing;
+	uint32_t nr_program_pins; /* split: pins of the program's IOAPIC */
+	bool x2apic_format;       /* KVM_X2APIC_API_USE_32BIT_IDS */
 	uint64_t tss_addr, identity_map_addr;
 	uint32_t boot_cpu_id, max_vcpu_ids;
 	_Atomic uint64_t disabled_quirks;

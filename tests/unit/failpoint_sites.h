@@ -10,7 +10,7 @@ struct site {
 };
 
 struct sites {
-	struct site s[64];
+	struct site s[128];
 	unsigned n;
 };
 
