@@ -20,6 +20,7 @@
 #include "x86/fpu.h"
 #include "x86/hypercall.h"
 #include "x86/insn.h"
+#include "x86/irqchip.h"
 #include "x86/msr.h"
 #include "x86/segment.h"
 
@@ -51,6 +52,8 @@ static int own_mmio(struct kl_vcpu *v, struct kl_mmio_fragment *f)
 {
 	struct kl_x86_vm *vm = v->kvm;
 
+	if (!kl_irqchip_mmio(vm, f->gpa, f->len, f->data, f->is_write))
+		return 0;
 	return f->is_write && vm->io_write ? vm->io_write(vm, false, f->gpa, f->len, f->data)
 					   : -EOPNOTSUPP;
 }
@@ -59,6 +62,8 @@ static int own_port(struct kl_vcpu *v, uint16_t port, unsigned size, uint8_t *da
 {
 	struct kl_x86_vm *vm = v->kvm;
 
+	if (!kl_irqchip_pio(vm, port, size, data, write))
+		return 0;
 	return write && vm->io_write ? vm->io_write(vm, true, port, size, data) : -EOPNOTSUPP;
 }
 
