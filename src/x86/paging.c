@@ -15,6 +15,7 @@
 #define PTE_A    (1ull << 5)
 #define PTE_D    (1ull << 6)
 #define PTE_PS   (1ull << 7)
+#define PTE_G    (1ull << 8)
 #define PTE_NX   (1ull << 63)
 #define PTE_ADDR 0x000ffffffffff000ull
 
@@ -107,8 +108,8 @@ static uint64_t reserved_bits(struct kl_vcpu *v, const struct format *f, unsigne
 		r |= 0x1fe000;
 	else if (large && level == 3)
 		r |= 0x3fffe000;
-	if (level >= 4)
-		r |= PTE_PS;
+	if (level >= 4) /* the G of no page: AMD insists */
+		r |= v->intel_compatible ? PTE_PS : PTE_PS | PTE_G;
 	return r;
 }
 

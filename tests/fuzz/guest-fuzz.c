@@ -388,7 +388,9 @@ static void check_state(struct vcpu *v)
 	/* Loaded outside long mode, where KVM_SET_SREGS refuses it */
 	if (!(s.efer & 0x400))
 		s.cs.l = 0;
-	NEED(!ioctl(v->fd, KVM_SET_SREGS, &s));
+	/* KVM_SET_MSRS takes LME away from a processor in long mode. */
+	if (!(s.efer & 0x400) == !((s.efer & 0x100) && (s.cr0 & 1u << 31)))
+		NEED(!ioctl(v->fd, KVM_SET_SREGS, &s));
 	NEED(!ioctl(v->fd, KVM_SET_XSAVE, &x));
 	NEED(!ioctl(v->fd, KVM_SET_DEBUGREGS, &d));
 }
