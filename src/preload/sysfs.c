@@ -34,7 +34,10 @@ static const struct param params[] = {
 	{"kvm_amd", "sev", "N\n"},
 	{"kvm_amd", "sev_es", "N\n"},
 	{"kvm_amd", "sev_snp", "N\n"},
+	{"kvm_amd", "tsc_scaling", "1\n"},
 	{"kvm_intel", "ept", "Y\n"},
+	/* With two-dimensional paging both modules leave it off; AMD's has no such parameter. */
+	{"kvm_intel", "allow_smaller_maxphyaddr", "N\n"},
 	{"kvm_intel", "unrestricted_guest", "Y\n"},
 	{"kvm_intel", "enable_apicv", "N\n"},
 	{"kvm_intel", "nested", "N\n"},

@@ -71,5 +71,4 @@ _Static_assert(sizeof(struct kvm_pre_fault_memory) == 64, "ABI");
 #define KL_MAX_IO_MSRS        256 /* and so many are too many */
 #define KL_MIN_MMU_PAGES      64
 #define KL_KERNEL_SIGSET_SIZE 8
-#define KL_TSC_TOLERANCE_PPM  250
 #define KL_MAX_TSS_ADDR       0xffffd000u

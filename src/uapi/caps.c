@@ -79,6 +79,9 @@ static const int caps[] = {
 	[KVM_CAP_XCRS] = 1,
 	[KVM_CAP_SREGS2] = 1,
 	[KVM_CAP_GET_TSC_KHZ] = 1,
+	[KVM_CAP_TSC_CONTROL] = 1,
+	[KVM_CAP_VM_TSC_CONTROL] = 1,
+	[KVM_CAP_VCPU_ATTRIBUTES] = 1,
 
 	/* Interrupt controllers. */
 	[KVM_CAP_IRQCHIP] = 1,
@@ -98,6 +101,7 @@ static const int caps[] = {
 	[KVM_CAP_EXT_CPUID] = 1,
 	[KVM_CAP_EXT_EMUL_CPUID] = 1,
 	[KVM_CAP_GET_MSR_FEATURES] = 1,
+	[KVM_CAP_MSR_PLATFORM_INFO] = 1,
 	[KVM_CAP_X86_USER_SPACE_MSR] = 1,
 	[KVM_CAP_X86_MSR_FILTER] = 1,
 };
@@ -170,6 +174,9 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return kl_vm_split_irqchip(vm, arg);
 	case KVM_CAP_MAX_VCPU_ID:
 		return set_max_vcpu_id(kvm, arg);
+	case KVM_CAP_MSR_PLATFORM_INFO:
+		kvm->hide_platform_info = !arg;
+		return 0;
 	case KVM_CAP_X86_USER_SPACE_MSR:
 		if (arg & ~(uint64_t)KVM_MSR_EXIT_REASON_VALID_MASK)
 			return -EINVAL;

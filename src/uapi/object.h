@@ -58,7 +58,6 @@ struct kl_uvcpu {
 	struct kvm_run *run; /* page 0 of the descriptor; the program writes it at any time */
 	bool sigmask_set;
 	uint64_t sigmask; /* KVM_SET_SIGNAL_MASK */
-	uint32_t tsc_khz;
 	struct kl_exit_counts counts;
 	struct kl_uvcpu *next;
 };

@@ -17,6 +17,7 @@
 #include "host/sys.h"
 #include "uapi/object.h"
 #include "x86/debug.h"
+#include "x86/tsc.h"
 
 /* ---- life -------------------------------------------------------------------------- */
 
@@ -81,7 +82,6 @@ static int make_engine_vcpu(struct kl_uvm *vm, struct kl_uvcpu *vc, int fd)
 	}
 	v->pio_data = (uint8_t *)run + KL_PIO_PAGE * KL_PAGE_SIZE;
 	vc->run = (struct kvm_run *)run;
-	vc->tsc_khz = vm->kvm.tsc_khz;
 	/* --stats looks at it as soon as it is there. */
 	kl_mutex_lock(&vm->kvm.lock);
 	vc->v = v;
@@ -241,16 +241,27 @@ static long nmi(struct kl_vcpu *v)
 	return 0;
 }
 
-/* As at VM scope: only what the host's TSC does. */
-static long set_tsc_khz(struct kl_uvcpu *vc, uint32_t khz)
+/* The TSC's offset is the only attribute that a vCPU has. */
+static long device_attr(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg)
 {
-	uint64_t host = vc->vm->kvm.tsc_khz;
-	uint64_t slack = host * KL_TSC_TOLERANCE_PPM / 1000000;
+	struct kvm_device_attr attr;
+	uint64_t offset;
 
-	if (khz && (khz < host - slack || khz > host + slack))
-		return -EINVAL;
-	vc->tsc_khz = khz ? khz : (uint32_t)host;
-	return 0;
+	if (kl_copy_from_user(&attr, (void *)arg, sizeof(attr)))
+		return -EFAULT;
+	if (attr.group != KVM_VCPU_TSC_CTRL || attr.attr != KVM_VCPU_TSC_OFFSET)
+		return -ENXIO;
+	switch (cmd) {
+	case KVM_GET_DEVICE_ATTR:
+		offset = LOCKED(vc, vc->v->tsc_offset);
+		return kl_copy_to_user((void *)attr.addr, &offset, sizeof(offset));
+	case KVM_SET_DEVICE_ATTR:
+		if (kl_copy_from_user(&offset, (void *)attr.addr, sizeof(offset)))
+			return -EFAULT;
+		return LOCKED(vc, (kl_tsc_set_offset(vc->v, offset), 0));
+	default:
+		return 0;
+	}
 }
 
 /* As KVM: the padding is not looked at, and one page is success. */
@@ -344,9 +355,13 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 	case KVM_SET_SIGNAL_MASK:
 		return set_signal_mask(vc, arg);
 	case KVM_SET_TSC_KHZ:
-		return LOCKED(vc, set_tsc_khz(vc, (uint32_t)arg));
+		return LOCKED(vc, kl_tsc_set_khz(v, (uint32_t)arg));
 	case KVM_GET_TSC_KHZ:
-		return LOCKED(vc, vc->tsc_khz);
+		return LOCKED(vc, v->tsc_khz);
+	case KVM_HAS_DEVICE_ATTR:
+	case KVM_GET_DEVICE_ATTR:
+	case KVM_SET_DEVICE_ATTR:
+		return device_attr(vc, cmd, arg);
 	case KVM_ENABLE_CAP: /* a vCPU has none that could be enabled */
 		return SET(struct kvm_enable_cap, -EINVAL);
 	case KVM_GET_STATS_FD:

@@ -15,6 +15,7 @@
 #include "mmu/dirty.h"
 #include "uapi/object.h"
 #include "x86/irqchip.h"
+#include "x86/tsc.h"
 
 /* ---- life -------------------------------------------------------------------------- */
 
@@ -208,16 +209,13 @@ static long set_identity_map_addr(struct kl_uvm *vm, unsigned long arg)
 	return r;
 }
 
-/*
- * The guest's TSC runs at the host's rate: another one is refused, as KVM refuses a vCPU that
- * wants what the hardware can't scale to.
- */
+/* For vCPUs to come. */
 static long set_tsc_khz(struct kl_x86_vm *kvm, uint32_t khz)
 {
-	uint64_t host = kvm->tsc_khz;
-	uint64_t slack = host * KL_TSC_TOLERANCE_PPM / 1000000;
-
-	return khz && (khz < host - slack || khz > host + slack) ? -EINVAL : 0;
+	if (!kl_tsc_khz_valid(kvm, khz))
+		return -EINVAL;
+	kvm->default_tsc_khz = khz ? khz : kvm->tsc_khz;
+	return 0;
 }
 
 static long coalesced(struct kl_uvm *vm, unsigned long arg, bool add)
@@ -285,7 +283,7 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 	case KVM_SET_TSC_KHZ:
 		return set_tsc_khz(kvm, (uint32_t)arg);
 	case KVM_GET_TSC_KHZ:
-		return kvm->tsc_khz;
+		return kvm->default_tsc_khz;
 	case KVM_REGISTER_COALESCED_MMIO:
 		return coalesced(vm, arg, true);
 	case KVM_UNREGISTER_COALESCED_MMIO:

@@ -17,6 +17,7 @@
 #include "x86/control.h"
 #include "x86/insn.h"
 #include "x86/msr.h"
+#include "x86/tsc.h"
 
 #define BIT(n)            (1u << (n))
 #define KVM_FEATURES_LEAF 0x40000001u

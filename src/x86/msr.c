@@ -19,6 +19,7 @@
 #include "x86/guest_cpuid.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
+#include "x86/tsc.h"
 
 #define MISC_ENABLE_EMON          (1ull << 7)
 #define MISC_ENABLE_MWAIT         (1ull << 18)
@@ -151,42 +152,6 @@ int kl_set_apic_base(struct kl_vcpu *v, uint64_t base, bool host)
 	return 0;
 }
 
-/* ---- TSC ---- */
-
-static uint64_t host_tsc(void)
-{
-	return __builtin_ia32_rdtsc();
-}
-
-void kl_tsc_synchronize(struct kl_vcpu *v, const uint64_t *user_value)
-{
-	struct kl_x86_vm *vm = v->kvm;
-	uint64_t now, data = user_value ? *user_value : 0;
-	bool sync = false;
-
-	kl_mutex_lock(&vm->tsc_lock);
-	now = host_tsc();
-	if (!data) {
-		sync = vm->tsc_valid;
-	} else if (vm->tsc_user_set) {
-		/* Within a second of what the other vCPUs would show: meant to be equal. */
-		uint64_t expected = vm->tsc_last_write + (now - vm->tsc_last_host);
-		uint64_t second = (uint64_t)kl_host_tsc_khz() * 1000;
-
-		sync = data < expected + second && data + second > expected;
-	}
-	if (user_value)
-		vm->tsc_user_set = true;
-	if (!sync) {
-		vm->tsc_offset = data - now;
-		vm->tsc_last_write = data;
-		vm->tsc_last_host = now;
-		vm->tsc_valid = true;
-	}
-	v->tsc_offset = vm->tsc_offset;
-	kl_mutex_unlock(&vm->tsc_lock);
-}
-
 /* ---- get ---- */
 
 static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
@@ -219,6 +184,8 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = 3;
 		break;
 	case KL_MSR_PLATFORM_INFO:
+		if (!host && v->kvm->hide_platform_info)
+			return REFUSED;
 		*data = v->msr_platform_info;
 		break;
 	case KL_MSR_MTRRCAP:
@@ -423,10 +390,7 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		if (host) {
 			kl_tsc_synchronize(v, &data);
 		} else {
-			uint64_t delta = data - kl_x86_tsc(v);
-
-			v->tsc_offset += delta;
-			v->msr_tsc_adjust += delta;
+			kl_tsc_guest_write(v, data);
 		}
 		break;
 	case KL_MSR_APIC_BASE:

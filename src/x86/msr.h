@@ -68,10 +68,6 @@ enum kl_msr_index {
 void kl_msr_reset(struct kl_vcpu *v, bool init_event);
 /* IA32_APIC_BASE by the program or the guest: 0 or -EINVAL. */
 int kl_set_apic_base(struct kl_vcpu *v, uint64_t base, bool host) KL_MUST_CHECK;
-/* A host TSC write, or the first sight of a vCPU (value 0): keeps vCPUs in step as KVM does. */
-void kl_tsc_synchronize(struct kl_vcpu *v, const uint64_t *user_value);
-/* kHz of the host's TSC. */
-uint32_t kl_host_tsc_khz(void);
 void kl_msr_filter_free(struct kl_x86_vm *vm);
 /* KL_PENDING_MSR: the program has answered. True: the instruction is done. */
 bool kl_msr_complete(struct kl_vcpu *v);

@@ -18,6 +18,7 @@
 #include "x86/msr.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
+#include "x86/tsc.h"
 
 #define RFLAGS_KNOWN 0x3f7fd5ull
 
@@ -31,7 +32,7 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 		return r;
 	kl_mutex_init(&vm->lock, KL_RANK_VM);
 	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
-	vm->tsc_khz = kl_host_tsc_khz();
+	vm->tsc_khz = vm->default_tsc_khz = kl_host_tsc_khz();
 	return 0;
 }
 
@@ -60,6 +61,9 @@ int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 	v->tlb_used = (1u << KL_NR_TLB_MODES) - 1;
 	kl_cpuid_defaults(v);
 	kl_x86_reset(v, false);
+	r = kl_tsc_set_khz(v, vm->default_tsc_khz);
+	if (r)
+		goto out_free;
 	kl_tsc_synchronize(v, NULL);
 	if (vm->irqchip && id != vm->boot_cpu_id)
 		state = KVM_MP_STATE_UNINITIALIZED;

@@ -169,11 +169,6 @@ enum kl_next kl_op_mwait(struct kl_vcpu *v, const struct kl_op *op)
 
 /* ---- time and counters ---- */
 
-uint64_t kl_x86_tsc(struct kl_vcpu *v)
-{
-	return __builtin_ia32_rdtsc() + v->tsc_offset;
-}
-
 static void read_tsc(struct kl_vcpu *v)
 {
 	uint64_t t;

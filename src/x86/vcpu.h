@@ -298,7 +298,8 @@ struct kl_vcpu {
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
 	uint64_t msr_platform_info, msr_misc_features;
 	uint64_t mcg_status, mcg_ctl, mce_banks[32 * 4];
-	uint64_t tsc_offset; /* guest TSC = host TSC + offset */
+	uint64_t tsc_offset, tsc_ratio; /* tsc.h */
+	uint32_t tsc_khz;
 	bool msr_feature_control_set;
 
 	/* CPUID as the program set it. */
@@ -387,12 +388,16 @@ struct kl_x86_vm {
 	bool exception_payload;                  /* KVM_CAP_EXCEPTION_PAYLOAD */
 	bool triple_fault_event;                 /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
 	bool exit_on_emulation_error;            /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
+	bool hide_platform_info;                 /* KVM_CAP_MSR_PLATFORM_INFO with 0 */
 	uint64_t disabled_exits;                 /* KVM_CAP_X86_DISABLE_EXITS */
-	uint32_t tsc_khz;
-	struct kl_mutex tsc_lock;               /* rank LEAF; the rest of the block */
-	uint64_t tsc_offset;                    /* of the vCPUs that are in sync */
-	uint64_t tsc_last_write, tsc_last_host; /* last KVM_SET_MSRS of the TSC, when */
-	bool tsc_user_set, tsc_valid;
+	uint32_t tsc_khz;                        /* the host's */
+	_Atomic uint32_t default_tsc_khz;        /* of vCPUs to come */
+	struct kl_mutex tsc_lock;                /* rank LEAF; the rest of the block */
+	uint64_t tsc_offset;                     /* of the vCPUs that are in sync */
+	uint64_t tsc_last_write, tsc_last_host;  /* the last value that was set, when, by a */
+	uint64_t tsc_last_offset;                /* vCPU of which rate */
+	uint32_t tsc_last_khz;
+	bool tsc_user_set;
 	/* Immutable once set, replaced whole; read under mem.srcu. */
 	_Atomic(struct kl_msr_filter *) msr_filter;
 	/*

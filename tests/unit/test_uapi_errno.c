@@ -219,6 +219,12 @@ static void capabilities(void **state)
 		{KVM_CAP_VM_TYPES, 1},
 		{KVM_CAP_XSAVE2, 4096},
 		{KVM_CAP_GET_TSC_KHZ, 1},
+		{KVM_CAP_VM_TSC_CONTROL, 1},
+		{KVM_CAP_VCPU_ATTRIBUTES, 1},
+		{KVM_CAP_MSR_PLATFORM_INFO, 1},
+		{KVM_CAP_SET_GUEST_DEBUG, 1},
+		{KVM_CAP_SET_GUEST_DEBUG2, 0x1f0003},
+		{KVM_CAP_SMALLER_MAXPHYADDR, 0},
 		{-1, 0},
 		{1 << 20, 0},
 		{LONG_MAX, 0},
@@ -540,9 +546,32 @@ static void vcpu_arguments(void **state)
 	assert_int_equal(dev_ioctl(&vcpu, KVM_NMI, 0), 0);
 	assert_true(dev_ioctl(&vcpu, KVM_GET_TSC_KHZ, 0) > 0);
 	assert_int_equal(dev_ioctl(&vcpu, KVM_SET_TSC_KHZ, 0), 0);
-	assert_int_equal(dev_ioctl(&vcpu, KVM_SET_TSC_KHZ, 1000), -EINVAL);
+	assert_int_equal(dev_ioctl(&vcpu, KVM_SET_TSC_KHZ, 0x7fffffff), -EINVAL);
 	assert_int_equal(dev_ioctl(&vcpu, KVM_GET_LAPIC, 0), -EINVAL);
 	assert_int_equal(dev_ioctl(&vcpu, KVM_KVMCLOCK_CTRL, 0), -EINVAL);
+}
+
+static void tsc_offset_attribute(void **state)
+{
+	uint64_t offset = 1ull << 50, got = 0;
+	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL,
+				       .attr = KVM_VCPU_TSC_OFFSET,
+				       .addr = (uintptr_t)&offset};
+
+	(void)state;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_HAS_DEVICE_ATTR, &attr), 0);
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_DEVICE_ATTR, &attr), 0);
+	attr.addr = (uintptr_t)&got;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_GET_DEVICE_ATTR, &attr), 0);
+	assert_int_equal(got, offset);
+	attr.addr = 0;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_GET_DEVICE_ATTR, &attr), -EFAULT);
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_DEVICE_ATTR, &attr), -EFAULT);
+	assert_int_equal(dev_ioctl(&vcpu, KVM_HAS_DEVICE_ATTR, 0), -EFAULT);
+	attr.attr++;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_HAS_DEVICE_ATTR, &attr), -ENXIO);
+	attr.group++;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_DEVICE_ATTR, &attr), -ENXIO);
 }
 
 static void sync_regs(void **state)
@@ -614,6 +643,7 @@ int main(void)
 		cmocka_unit_test(msr_filter),
 		cmocka_unit_test(signal_mask),
 		cmocka_unit_test(vcpu_arguments),
+		cmocka_unit_test(tsc_offset_attribute),
 		cmocka_unit_test(sync_regs),
 	};
 

@@ -48,12 +48,12 @@ static void program_breakpoints(struct env *e, uint32_t control, uint64_t dr7, u
 	assert_int_equal(kl_x86_set_guest_debug(e->v, &d), 0);
 }
 
-#define assert_debug(e, pc_, dr6_)                                    \
-	do {                                                          \
-		assert_run(e, KVM_EXIT_DEBUG);                        \
-		assert_int_equal((e)->v->exit.debug.exception, 1);    \
-		assert_int_equal((e)->v->exit.debug.pc, pc_);         \
-		assert_int_equal((e)->v->exit.debug.dr6, dr6_);       \
+#define assert_debug(e, pc_, dr6_)                                 \
+	do {                                                       \
+		assert_run(e, KVM_EXIT_DEBUG);                     \
+		assert_int_equal((e)->v->exit.debug.exception, 1); \
+		assert_int_equal((e)->v->exit.debug.pc, pc_);      \
+		assert_int_equal((e)->v->exit.debug.dr6, dr6_);    \
 	} while (0)
 
 /* ---- the guest's own ---- */

@@ -5,6 +5,8 @@
  */
 #include "x86_env.h"
 
+#include "x86/tsc.h"
+
 static void power_on(void **state)
 {
 	struct env *e = *state;
@@ -246,6 +248,88 @@ static void tsc(void **state)
 	kl_notifier_remove_vm(&e->vm->mem);
 	kl_vcpu_core_remove(&second->core);
 	kl_x86_vcpu_destroy(second);
+}
+
+/* Exactly what the ratio says, for the guest's RDTSC as for the program's reads. */
+static void tsc_scaling(void **state)
+{
+	const uint32_t host = kl_host_tsc_khz();
+	struct env *e = *state;
+	uint64_t before, after, got;
+
+	env_code(e, 0x0f, 0x31, 0xf4); /* rdtsc; hlt */
+	mode64(e, 0);
+	for (unsigned i = 0; i < 4; i++) {
+		uint32_t khz = (const uint32_t[]){host / 3, host * 7 / 5, host, 1}[i];
+		uint64_t ratio = i == 2 ? 1ull << 32 : ((uint64_t)khz << 32) / host;
+
+		assert_int_equal(kl_tsc_set_khz(e->v, khz), 0);
+		assert_int_equal(e->v->tsc_khz, khz);
+		assert_int_equal(e->v->tsc_ratio, ratio);
+		kl_tsc_set_offset(e->v, 1ull << 60);
+		enter_at(e, CODE, STACK);
+		before = kl_host_tsc();
+		assert_run(e, KVM_EXIT_HLT);
+		after = kl_host_tsc();
+		got = (e->v->gpr[KL_RDX] << 32 | e->v->gpr[KL_RAX]) - (1ull << 60);
+		assert_true(got >= (uint64_t)((unsigned __int128)before * ratio >> 32));
+		assert_true(got <= (uint64_t)((unsigned __int128)after * ratio >> 32));
+		/* Back to the host's counter, within one step of the guest's. */
+		got = kl_tsc_to_host(e->v, got + (1ull << 60));
+		assert_true(got + (1ull << 33) / ratio + 2 >= before);
+		assert_true(got <= after + (1ull << 33) / ratio + 2);
+	}
+	/* 250 ppm do not matter; the highest rate has a ratio below 256. */
+	assert_int_equal(kl_tsc_set_khz(e->v, host + host / 5000), 0);
+	assert_int_equal(e->v->tsc_ratio, 1ull << 32);
+	assert_int_equal(kl_tsc_set_khz(e->v, 0), 0);
+	assert_int_equal(e->v->tsc_khz, host);
+	assert_int_equal(kl_tsc_set_khz(e->v, 0x7fffffff), -EINVAL);
+	assert_int_equal(e->v->tsc_khz, host);
+}
+
+/* vCPUs of one rate are put in step; those of another are not. */
+static void tsc_in_step(void **state)
+{
+	const uint64_t second = (uint64_t)kl_host_tsc_khz() * 1000;
+	struct env *e = *state;
+	struct kl_vcpu *w;
+	uint64_t val;
+
+	assert_int_equal(kl_x86_vcpu_create(e->vm, 1, &w), 0);
+	assert_int_equal(w->tsc_offset, e->v->tsc_offset);
+	assert_int_equal(kl_x86_set_msr(e->v, 0x10, 50 * second), 0);
+	assert_int_not_equal(w->tsc_offset, e->v->tsc_offset);
+	val = kl_x86_tsc(e->v);
+	assert_int_equal(kl_x86_set_msr(w, 0x10, val), 0);
+	assert_int_equal(w->tsc_offset, e->v->tsc_offset);
+	val = kl_x86_tsc(w) + second / 2;
+	assert_int_equal(kl_x86_set_msr(w, 0x10, val), 0);
+	assert_int_equal(w->tsc_offset, e->v->tsc_offset);
+	assert_int_equal(kl_x86_set_msr(w, 0x10, 1000 * second), 0);
+	assert_int_not_equal(w->tsc_offset, e->v->tsc_offset);
+	/* By offset: the second one that is told the same joins the first. */
+	kl_tsc_set_offset(w, 4711);
+	kl_tsc_set_offset(e->v, 4711);
+	assert_int_equal(e->v->tsc_offset, 4711);
+	assert_int_equal(kl_tsc_set_khz(w, kl_host_tsc_khz() / 2), 0);
+	assert_int_equal(kl_x86_set_msr(w, 0x10, kl_x86_tsc(w)), 0);
+	assert_int_not_equal(w->tsc_offset, 4711);
+	kl_notifier_remove_vm(&e->vm->mem);
+	kl_x86_vcpu_destroy(w);
+}
+
+static void platform_info(void **state)
+{
+	struct env *e = *state;
+
+	env_code(e, 0xb9, 0xce, 0, 0, 0, 0x0f, 0x32, 0xf4); /* mov ecx, 0xce; rdmsr; hlt */
+	mode64(e, 0);
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RAX], 1u << 31);
+	e->vm->hide_platform_info = true;
+	enter_at(e, CODE, STACK);
+	assert_vector(e, 13);
 }
 
 static void xsave_area(void **state)
@@ -565,6 +649,9 @@ int main(void)
 		TEST(msr_lists),
 		TEST(msr_checks),
 		TEST(tsc),
+		TEST(tsc_scaling),
+		TEST(tsc_in_step),
+		TEST(platform_info),
 		TEST(xsave_area),
 		TEST(xcr0),
 		TEST(xsave_instructions),
