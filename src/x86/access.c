@@ -140,12 +140,12 @@ static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 static KL_NORETURN KL_COLD void not_canonical(struct kl_vcpu *v, uint64_t lin)
 {
 	const struct kl_op *op = v->cur_op;
-	bool stack = false;
+	bool stack = op && (op->flags & KL_OPF_STACK);
 
-	if (op && (op->flags & KL_OPF_MEM))
+	/* CALL [m], PUSH [m], POP [m] have one of each. BT's operand may lie anywhere. */
+	if (op && (op->flags & KL_OPF_MEM) &&
+	    (!stack || lin - kl_seg_linear(v, op->seg, kl_ea(v, op), 1, false) < 8))
 		stack = op->seg == KL_SS;
-	else if (op) /* implicit operands: pushes and pops lie next to the stack pointer */
-		stack = lin - (v->gpr[KL_RSP] - 128) < 256;
 	kl_raise_error(v, stack ? KL_EXC_SS : KL_EXC_GP, 0);
 }
 

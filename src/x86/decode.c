@@ -166,6 +166,10 @@ static void operands(struct kl_decode *d, uint64_t next_rip)
 			break;
 		}
 	}
+	for (unsigned i = n; i < in->operand_count; i++)
+		if (d->opnd[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+		    d->opnd[i].mem.segment == ZYDIS_REGISTER_SS)
+			op->flags |= KL_OPF_STACK;
 	if (n && d->opnd[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE && d->opnd[0].size &&
 	    d->opnd[0].type != ZYDIS_OPERAND_TYPE_POINTER)
 		width = d->opnd[0].size / 8;

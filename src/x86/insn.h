@@ -22,6 +22,7 @@ typedef enum kl_next kl_op_fn(struct kl_vcpu *v, const struct kl_op *op);
 #define KL_OPF_MEM_DST (1u << 4) /* the memory operand is the destination */
 #define KL_OPF_MMIO_OK (1u << 5) /* KVM 6.12's emulator decodes it (U2) */
 #define KL_OPF_END     (1u << 6) /* ends a block */
+#define KL_OPF_STACK   (1u << 8) /* accesses the stack, too */
 
 #define KL_NOREG 0xff
 

@@ -3,17 +3,19 @@
 #include "x86/decode.h"
 #include "x86/ops.h"
 
+static bool branch_ok(struct kl_vcpu *v, uint64_t target)
+{
+	unsigned shift = v->cr4 & KL_CR4_LA57 ? 7 : 16;
+
+	if (v->code_mode != KL_CODE64)
+		return target <= v->seg[KL_CS].limit;
+	return (uint64_t)((int64_t)(target << shift) >> shift) == target;
+}
+
 void kl_branch_check_slow(struct kl_vcpu *v, uint64_t target)
 {
-	if (v->code_mode == KL_CODE64) {
-		unsigned shift = v->cr4 & KL_CR4_LA57 ? 7 : 16;
-
-		if ((uint64_t)((int64_t)(target << shift) >> shift) == target)
-			return;
-	} else if (target <= v->seg[KL_CS].limit) {
-		return;
-	}
-	kl_raise_error(v, KL_EXC_GP, 0);
+	if (!branch_ok(v, target))
+		kl_raise_error(v, KL_EXC_GP, 0);
 }
 
 /* Where a relative branch goes, truncated to the operand size. */
@@ -59,9 +61,19 @@ static enum kl_next jmp_indirect(struct kl_vcpu *v, const struct kl_op *op)
 	return jump(v, indirect(v, op));
 }
 
+/* A call to nowhere: a fault of the stack comes first, as on processors of AMD. */
+static KL_COLD KL_NORETURN void bad_call(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint64_t sp = (v->gpr[KL_RSP] - op->opsize) & kl_stack_mask(v);
+
+	kl_mem_rmw(v, kl_seg_linear(v, KL_SS, sp, op->opsize, true), op->opsize);
+	kl_raise_error(v, KL_EXC_GP, 0);
+}
+
 KL_INLINE enum kl_next call(struct kl_vcpu *v, const struct kl_op *op, uint64_t t)
 {
-	kl_branch_check(v, t);
+	if (KL_UNLIKELY(!branch_ok(v, t)))
+		bad_call(v, op);
 	kl_push(v, kl_next_rip(v, op), op->opsize);
 	v->rip = t;
 	return KL_JUMPED;

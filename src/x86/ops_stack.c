@@ -84,7 +84,7 @@ static enum kl_next enter(struct kl_vcpu *v, const struct kl_op *op)
 {
 	unsigned size = op->opsize, level = (unsigned)op->disp & 31;
 	uint64_t off = -(uint64_t)size; /* of the last store, from rSP */
-	uint64_t frame = v->gpr[KL_RSP] - size, mask = kl_stack_mask(v);
+	uint64_t frame = v->gpr[KL_RSP] - size, mask = kl_stack_mask(v), sp;
 
 	kl_stack_write(v, off, v->gpr[KL_RBP], size);
 	for (unsigned i = 1; i < level; i++) {
@@ -98,7 +98,11 @@ static enum kl_next enter(struct kl_vcpu *v, const struct kl_op *op)
 		off -= size;
 		kl_stack_write(v, off, frame & mask, size);
 	}
-	kl_rsp_set(v, v->gpr[KL_RSP] + off - op->imm);
+	/* The new stack must be writable, too. */
+	off -= op->imm;
+	sp = (v->gpr[KL_RSP] + off) & mask;
+	kl_mem_rmw(v, kl_seg_linear(v, KL_SS, sp, size, true), size);
+	kl_rsp_set(v, sp);
 	kl_gpr_set(v, 8 * KL_RBP, frame, mask == 0xffff ? 2 : size);
 	return KL_NEXT;
 }

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+/* What must be equal, and how a difference is told. */
+#include <stdio.h>
+#include <string.h>
+
+#include "fuzz.h"
+
+#define FLAGS                                                                               \
+	(KL_FL_STATUS | KL_FL_TF | KL_FL_IF | KL_FL_DF | KL_FL_IOPL | KL_FL_NT | KL_FL_AC | \
+	 KL_FL_ID)
+
+static const char *const gpr_name[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+					 "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+
+static bool say(FILE *out, const char *what, uint64_t guest, uint64_t native)
+{
+	if (guest == native)
+		return true;
+	if (out)
+		fprintf(out, "  %-8s vCPU %016lx, processor %016lx\n", what, guest, native);
+	return false;
+}
+
+static uint64_t word(const uint8_t *p, unsigned n)
+{
+	uint64_t x = 0;
+
+	memcpy(&x, p, n);
+	return x;
+}
+
+/*
+ * The last instruction and operand pointers are not compared: processors of AMD store them
+ * only while an exception is pending, and others may store no selectors.
+ */
+static bool compare_x(const uint8_t *g, const uint8_t *n, FILE *out)
+{
+	char name[16];
+	bool ok = true;
+
+	ok &= say(out, "fcw", word(g, 2), word(n, 2));
+	ok &= say(out, "fsw", word(g + 2, 2), word(n + 2, 2));
+	ok &= say(out, "ftw", g[4], n[4]);
+	ok &= say(out, "mxcsr", word(g + 24, 4), word(n + 24, 4));
+	for (unsigned i = 0; i < 8; i++) {
+		const uint8_t *a = g + 32 + 16 * i, *b = n + 32 + 16 * i;
+
+		snprintf(name, sizeof(name), "st%u", i);
+		ok &= say(out, name, word(a, 8), word(b, 8));
+		ok &= say(out, name, word(a + 8, 2), word(b + 8, 2));
+	}
+	if (!memcmp(g + 160, n + 160, 256) &&
+	    (!(native_features & 4) || !memcmp(g + 576, n + 576, 256)))
+		return ok;
+	for (unsigned i = 0; i < 32; i++) {
+		snprintf(name, sizeof(name), "xmm%u%s", i / 2, i & 1 ? ".hi" : "");
+		say(out, name, word(g + 160 + 8 * i, 8), word(n + 160 + 8 * i, 8));
+		snprintf(name, sizeof(name), "ymmh%u%s", i / 2, i & 1 ? ".hi" : "");
+		if (native_features & 4)
+			say(out, name, word(g + 576 + 8 * i, 8), word(n + 576 + 8 * i, 8));
+	}
+	return false;
+}
+
+static bool compare_fault(const struct outcome *g, const struct outcome *n, FILE *out)
+{
+	uint32_t ignored = 0;
+	bool ok = say(out, "rip", g->m.rip, n->m.rip);
+
+	if (g->vector == KL_EXC_PF) {
+		/* The kernel hides whether there is something at an address of its own. */
+		if (n->cr2 >> 63)
+			ignored = 1;
+		ok &= say(out, "cr2", g->cr2, n->cr2);
+	}
+	return ok & say(out, "error", g->error & ~ignored, n->error & ~ignored);
+}
+
+bool compare(const struct outcome *g, const struct outcome *n, FILE *out)
+{
+	bool ok = say(out, "vector", (uint64_t)g->vector, (uint64_t)n->vector);
+
+	if (g->vector == NO_VECTOR && n->vector == NO_VECTOR)
+		ok &= say(out, "way", g->way, n->way);
+	else if (ok)
+		ok &= compare_fault(g, n, out);
+	for (unsigned i = 0; i < 16; i++)
+		ok &= say(out, gpr_name[i], g->m.gpr[i], n->m.gpr[i]);
+	ok &= say(out, "rflags", g->m.rflags & FLAGS, n->m.rflags & FLAGS);
+	ok &= say(out, "fs base", g->m.fs_base, n->m.fs_base);
+	ok &= say(out, "gs base", g->m.gs_base, n->m.gs_base);
+	return ok & compare_x(g->m.x, n->m.x, out);
+}
+
+bool compare_memory(FILE *out)
+{
+	bool ok = true;
+
+	for (unsigned i = 0; i < DATA_PAGES; i++) {
+		uint64_t lin = DATA + i * KL_PAGE_SIZE;
+
+		if (data_rights[i] != PAGE_RW ||
+		    !memcmp(guest_memory(lin), (void *)lin, KL_PAGE_SIZE))
+			continue;
+		ok = false;
+		for (unsigned k = 0, told = 0; out && k < KL_PAGE_SIZE && told < 8; k++)
+			if (*guest_memory(lin + k) != *(uint8_t *)(lin + k)) {
+				fprintf(out, "  memory at %#lx: vCPU %02x, processor %02x\n",
+					lin + k, *guest_memory(lin + k), *(uint8_t *)(lin + k));
+				told++;
+			}
+	}
+	return ok;
+}
+
+void compare_resync(void)
+{
+	for (unsigned i = 0; i < DATA_PAGES; i++)
+		if (data_rights[i] == PAGE_RW)
+			memcpy(guest_memory(DATA + i * KL_PAGE_SIZE),
+			       (void *)(DATA + i * KL_PAGE_SIZE), KL_PAGE_SIZE);
+}
+
+void print_program(const struct program *p, FILE *out)
+{
+	uint64_t at = p->at;
+	ZydisFormatter f;
+	char text[128];
+
+	ZydisFormatterInit(&f, ZYDIS_FORMATTER_STYLE_INTEL);
+	for (unsigned k = 0; k < p->n; k++) {
+		const struct insn *i = &p->insn[k];
+
+		fprintf(out, "  %8lx ", at);
+		for (unsigned b = 0; b < i->len; b++)
+			fprintf(out, " %02x", i->bytes[b]);
+		strcpy(text, "(no instruction)");
+		if (i->legal)
+			ZydisFormatterFormatInstruction(&f, &i->in, i->op,
+							i->in.operand_count_visible, text,
+							sizeof(text), at, NULL);
+		fprintf(out, "%*s%s\n", i->len < 12 ? 3 * (12 - i->len) : 1, "", text);
+		at += i->len;
+	}
+}
+
+void print_machine(const struct machine *m, FILE *out)
+{
+	for (unsigned i = 0; i < 16; i++)
+		fprintf(out, "%s%-3s %016lx", i % 4 ? "  " : "  ", gpr_name[i], m->gpr[i]),
+			fputs(i % 4 == 3 ? "\n" : "", out);
+	fprintf(out, "  rflags %lx, fs base %lx, gs base %lx\n", m->rflags, m->fs_base, m->gs_base);
+	fprintf(out, "  fcw %04lx fsw %04lx ftw %02x mxcsr %08lx\n", word(m->x, 2),
+		word(m->x + 2, 2), m->x[4], word(m->x + 24, 4));
+	for (unsigned i = 0; i < 8; i++)
+		fprintf(out, "  st%u %04lx:%016lx%s", i, word(m->x + 40 + 16 * i, 2),
+			word(m->x + 32 + 16 * i, 8), i & 1 ? "\n" : "");
+	for (unsigned i = 0; i < 16; i++)
+		fprintf(out, "  %2u: %016lx %016lx %016lx %016lx\n", i,
+			word(m->x + 576 + 16 * i + 8, 8), word(m->x + 576 + 16 * i, 8),
+			word(m->x + 160 + 16 * i + 8, 8), word(m->x + 160 + 16 * i, 8));
+}

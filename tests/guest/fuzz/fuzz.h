@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Random instructions, executed by this processor and by the vCPU: the same state comes out,
+ * or the same fault.
+ *
+ *   isa.c       which instructions take part
+ *   generate.c  random encodings
+ *   state.c     random registers, and memory operands that lie where they are interesting
+ *   guest.c     the vCPU's side: a VM at CPL 3 whose page tables mirror the process's mappings
+ *   native.c    the processor's side
+ *   compare.c   what must be equal
+ *   main.c      batches, worker processes, coverage, replaying
+ *
+ * Guest linear addresses are those of the process; contents and rights are the same on both
+ * sides. The vCPU goes first: what it would do outside of the shared memory is not tried
+ * natively.
+ *
+ * Everything about instance N follows from the seed and N's batch: batches begin with the
+ * same memory, and are run by any worker.
+ */
+#pragma once
+
+#include <stdio.h>
+
+#include <Zydis/Zydis.h>
+
+#include "base/compiler.h"
+#include "x86/vcpu.h"
+
+/* ---- memory: below 2 GiB, where 32-bit code reaches it ---- */
+
+#define CODE       0x20000000ul /* two pages for code, read-only; nothing behind them */
+#define CODE_SIZE  0x2000ul
+#define LEAVE      0x20010000ul /* code that jumps to LEAVE + 16 * n ends with exit n; read-only */
+#define LEAVE_SIZE 0x1000ul
+#define DATA       0x10000000ul
+#define DATA_PAGES 8
+
+/* The pages at DATA: each transition between two rights that an operand may cross. */
+enum { PAGE_NONE, PAGE_RO, PAGE_RW };
+static const uint8_t data_rights[DATA_PAGES] = {
+	PAGE_NONE, PAGE_RW, PAGE_RW, PAGE_RO, PAGE_RW, PAGE_NONE, PAGE_RO, PAGE_NONE,
+};
+
+/* ---- state ---- */
+
+#define X_SIZE 832 /* XSAVE area, standard layout: x87, SSE, AVX */
+
+struct machine {
+	uint64_t gpr[16], rip, rflags, fs_base, gs_base;
+	uint64_t pad[4];
+	uint8_t x[X_SIZE];
+} __attribute__((aligned(64)));
+_Static_assert(offsetof(struct machine, x) == 192, "enter.S");
+
+/* How an instance ended. */
+#define NO_VECTOR (-1)
+struct outcome {
+	struct machine m;
+	int vector;     /* exception, or NO_VECTOR: it left by LEAVE + 16 * way */
+	unsigned way;   /* 1: a branch was taken */
+	uint32_t error; /* of an exception that has one */
+	uint64_t cr2;   /* #PF */
+};
+
+enum { WAY_THROUGH, WAY_BRANCH, NR_WAYS };
+
+/* ---- random numbers ---- */
+
+struct rng {
+	uint64_t s;
+};
+KL_INLINE uint64_t rng(struct rng *r)
+{
+	r->s ^= r->s << 13;
+	r->s ^= r->s >> 7;
+	r->s ^= r->s << 17;
+	return r->s;
+}
+/* 0 .. n - 1 */
+KL_INLINE unsigned pick(struct rng *r, unsigned n)
+{
+	return (unsigned)((rng(r) >> 32) * n >> 32);
+}
+KL_INLINE bool chance(struct rng *r, unsigned percent)
+{
+	return pick(r, 100) < percent;
+}
+void rng_seed(struct rng *r, uint64_t seed, uint64_t batch);
+
+/* ---- instructions ---- */
+
+#define MAX_INSNS 20
+
+struct insn {
+	uint8_t bytes[16];
+	uint8_t len;
+	bool legal; /* else: what Zydis does not decode */
+	ZydisDecodedInstruction in;
+	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+};
+
+/* What is executed: one instruction, or a straight line. */
+struct program {
+	enum kl_code_mode mode;
+	uint64_t at; /* linear address */
+	unsigned n, len;
+	struct insn insn[MAX_INSNS];
+};
+
+/* isa.c */
+void isa_init(const struct kl_vcpu *v);
+bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op);
+const ZydisDecoder *isa_decoder(enum kl_code_mode mode);
+
+/* generate.c */
+void generate_init(void);
+void generate(struct rng *r, struct program *p);
+/* A mnemonic that must come up in @mode. */
+bool generate_expects(enum kl_code_mode mode, ZydisMnemonic m);
+
+/* state.c */
+void state_init(void);
+/* Memory as every batch begins with it; @all: read-only pages, too. */
+void state_reset_memory(bool all);
+/* Registers for the program, and operands in memory. */
+void state_random(struct rng *r, const struct program *p, struct machine *m);
+
+/* guest.c */
+void guest_init(void);
+struct kl_vcpu *guest_vcpu(void);
+/* Host address of guest memory at a linear one of CODE, LEAVE, DATA. */
+uint8_t *guest_memory(uint64_t lin);
+/*
+ * Run from @m to its end. @step: one instruction at a time, each decoded on its own. False:
+ * emulation failure, that is, the vCPU lacks the instruction.
+ */
+bool guest_run(const struct program *p, const struct machine *m, bool step, struct outcome *o);
+
+/* native.c */
+void native_init(void);
+uint8_t *native_memory(uint64_t lin); /* writable, if CODE, LEAVE or a page that may be written */
+bool native_has(uint64_t lin);        /* something of the process is there that is not ours */
+void native_run(const struct program *p, const struct machine *m, struct outcome *o);
+extern uint64_t native_features; /* XSAVE components that are loaded and compared */
+
+/* compare.c */
+/* Describes the differences to @out, if it is given. */
+bool compare(const struct outcome *guest, const struct outcome *native, FILE *out);
+bool compare_memory(FILE *out);
+void compare_resync(void); /* guest memory := native memory */
+void print_program(const struct program *p, FILE *out);
+void print_machine(const struct machine *m, FILE *out);

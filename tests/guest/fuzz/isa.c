@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which instructions take part: those that CPUID offers the guest and that need nothing of
+ * the system which differs between a guest of kvmlet and a process of this host.
+ */
+#include "fuzz.h"
+
+static const struct kl_vcpu *cpu;
+
+void isa_init(const struct kl_vcpu *v)
+{
+	cpu = v;
+}
+
+const ZydisDecoder *isa_decoder(enum kl_code_mode mode)
+{
+	static ZydisDecoder dec[3];
+	static bool ready;
+
+	if (!ready) {
+		ZydisDecoderInit(&dec[KL_CODE16], ZYDIS_MACHINE_MODE_LONG_COMPAT_16,
+				 ZYDIS_STACK_WIDTH_16);
+		ZydisDecoderInit(&dec[KL_CODE32], ZYDIS_MACHINE_MODE_LONG_COMPAT_32,
+				 ZYDIS_STACK_WIDTH_32);
+		ZydisDecoderInit(&dec[KL_CODE64], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+		for (unsigned i = 0; i < 3; i++) {
+			/* NOPs on processors without the features */
+			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+		}
+		ready = true;
+	}
+	return &dec[mode];
+}
+
+enum { EAX, EBX, ECX, EDX };
+
+static bool has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit)
+{
+	const struct kvm_cpuid_entry2 *e = kl_x86_find_cpuid((struct kl_vcpu *)cpu, fn, index);
+	uint32_t r = 0;
+
+	if (e)
+		r = reg == EAX ? e->eax : reg == EBX ? e->ebx : reg == ECX ? e->ecx : e->edx;
+	return r >> bit & 1;
+}
+
+static bool offered(ZydisISASet set)
+{
+	switch (set) {
+	case ZYDIS_ISA_SET_I86:
+	case ZYDIS_ISA_SET_I186:
+	case ZYDIS_ISA_SET_I286REAL:
+	case ZYDIS_ISA_SET_I286PROTECTED:
+	case ZYDIS_ISA_SET_I386:
+	case ZYDIS_ISA_SET_I486:
+	case ZYDIS_ISA_SET_I486REAL:
+	case ZYDIS_ISA_SET_PENTIUMREAL:
+	case ZYDIS_ISA_SET_PPRO:
+	case ZYDIS_ISA_SET_FAT_NOP:
+	case ZYDIS_ISA_SET_PREFETCH_NOP:
+	case ZYDIS_ISA_SET_LONGMODE:
+	case ZYDIS_ISA_SET_PAUSE:
+	case ZYDIS_ISA_SET_X87:
+		return true;
+	case ZYDIS_ISA_SET_CMOV:
+	case ZYDIS_ISA_SET_FCMOV:
+		return has(1, 0, EDX, 15);
+	case ZYDIS_ISA_SET_CLFSH:
+		return has(1, 0, EDX, 19);
+	case ZYDIS_ISA_SET_PENTIUMMMX:
+		return has(1, 0, EDX, 23);
+	case ZYDIS_ISA_SET_FXSAVE:
+	case ZYDIS_ISA_SET_FXSAVE64:
+		return has(1, 0, EDX, 24);
+	case ZYDIS_ISA_SET_SSE:
+	case ZYDIS_ISA_SET_SSEMXCSR:
+	case ZYDIS_ISA_SET_SSE_PREFETCH:
+		return has(1, 0, EDX, 25);
+	case ZYDIS_ISA_SET_SSE2:
+	case ZYDIS_ISA_SET_SSE2MMX:
+		return has(1, 0, EDX, 26);
+	case ZYDIS_ISA_SET_SSE3:
+	case ZYDIS_ISA_SET_SSE3X87:
+		return has(1, 0, ECX, 0);
+	case ZYDIS_ISA_SET_PCLMULQDQ:
+		return has(1, 0, ECX, 1);
+	case ZYDIS_ISA_SET_SSSE3:
+	case ZYDIS_ISA_SET_SSSE3MMX:
+		return has(1, 0, ECX, 9);
+	case ZYDIS_ISA_SET_FMA:
+		return has(1, 0, ECX, 12);
+	case ZYDIS_ISA_SET_CMPXCHG16B:
+		return has(1, 0, ECX, 13);
+	case ZYDIS_ISA_SET_SSE4:
+		return has(1, 0, ECX, 19);
+	case ZYDIS_ISA_SET_SSE42:
+		return has(1, 0, ECX, 20);
+	case ZYDIS_ISA_SET_MOVBE:
+		return has(1, 0, ECX, 22);
+	case ZYDIS_ISA_SET_POPCNT:
+		return has(1, 0, ECX, 23);
+	case ZYDIS_ISA_SET_AES:
+		return has(1, 0, ECX, 25);
+	case ZYDIS_ISA_SET_XSAVE:
+		return has(1, 0, ECX, 26);
+	case ZYDIS_ISA_SET_AVX:
+		return has(1, 0, ECX, 28);
+	case ZYDIS_ISA_SET_AVXAES:
+		return has(1, 0, ECX, 28) && has(1, 0, ECX, 25);
+	case ZYDIS_ISA_SET_F16C:
+		return has(1, 0, ECX, 29);
+	case ZYDIS_ISA_SET_RDWRFSGS:
+		return has(7, 0, EBX, 0);
+	case ZYDIS_ISA_SET_BMI1:
+		return has(7, 0, EBX, 3);
+	case ZYDIS_ISA_SET_AVX2:
+	case ZYDIS_ISA_SET_AVX2GATHER:
+		return has(7, 0, EBX, 5);
+	case ZYDIS_ISA_SET_BMI2:
+		return has(7, 0, EBX, 8);
+	case ZYDIS_ISA_SET_ADOX_ADCX:
+		return has(7, 0, EBX, 19);
+	case ZYDIS_ISA_SET_CLFLUSHOPT:
+		return has(7, 0, EBX, 23);
+	case ZYDIS_ISA_SET_CLWB:
+		return has(7, 0, EBX, 24);
+	case ZYDIS_ISA_SET_SHA:
+		return has(7, 0, EBX, 29);
+	case ZYDIS_ISA_SET_GFNI:
+	case ZYDIS_ISA_SET_AVX_GFNI:
+		return has(7, 0, ECX, 8);
+	case ZYDIS_ISA_SET_VAES:
+		return has(7, 0, ECX, 9);
+	case ZYDIS_ISA_SET_VPCLMULQDQ:
+		return has(7, 0, ECX, 10);
+	case ZYDIS_ISA_SET_XSAVEOPT:
+		return has(0xd, 1, EAX, 0);
+	case ZYDIS_ISA_SET_XSAVEC:
+		return has(0xd, 1, EAX, 1);
+	case ZYDIS_ISA_SET_LAHF:
+		return has(0x80000001, 0, ECX, 0);
+	case ZYDIS_ISA_SET_LZCNT:
+		return has(0x80000001, 0, ECX, 5);
+	case ZYDIS_ISA_SET_SSE4A:
+		return has(0x80000001, 0, ECX, 6);
+	default:
+		return false;
+	}
+}
+
+/* To be compared yet: the vCPU differs in some of their details. */
+static bool not_yet(const ZydisDecodedInstruction *in)
+{
+	switch (in->meta.isa_set) {
+	case ZYDIS_ISA_SET_X87:
+	case ZYDIS_ISA_SET_FCMOV:
+	case ZYDIS_ISA_SET_SSE3X87:
+	case ZYDIS_ISA_SET_FXSAVE:
+	case ZYDIS_ISA_SET_FXSAVE64:
+	case ZYDIS_ISA_SET_XSAVE:
+	case ZYDIS_ISA_SET_XSAVEOPT:
+	case ZYDIS_ISA_SET_I486REAL:
+	case ZYDIS_ISA_SET_PENTIUMMMX:
+	case ZYDIS_ISA_SET_SSE:
+	case ZYDIS_ISA_SET_SSE2:
+	case ZYDIS_ISA_SET_SSE2MMX:
+	case ZYDIS_ISA_SET_SSE3:
+	case ZYDIS_ISA_SET_SSE4:
+	case ZYDIS_ISA_SET_SSE42:
+	case ZYDIS_ISA_SET_SSSE3:
+	case ZYDIS_ISA_SET_SSSE3MMX:
+	case ZYDIS_ISA_SET_AES:
+	case ZYDIS_ISA_SET_PCLMULQDQ:
+	case ZYDIS_ISA_SET_PREFETCH_NOP:
+	case ZYDIS_ISA_SET_PPRO:
+		return true;
+	default:
+		break;
+	}
+	switch (in->meta.category) {
+	case ZYDIS_CATEGORY_COND_BR:
+	case ZYDIS_CATEGORY_UNCOND_BR:
+	case ZYDIS_CATEGORY_CALL:
+	case ZYDIS_CATEGORY_RET:
+		return in->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE;
+	case ZYDIS_CATEGORY_IOSTRINGOP:
+	case ZYDIS_CATEGORY_STRINGOP:
+	case ZYDIS_CATEGORY_NOP:
+		return true;
+	default:
+		break;
+	}
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_PAUSE:
+	case ZYDIS_MNEMONIC_MOVSXD:
+		return true;
+	default:
+		break;
+	}
+	return in->raw.modrm.rm == 4 && in->raw.sib.base == 5 && in->address_width == 32;
+}
+
+/* What the system behind it, or the process, would notice. */
+static bool excluded(ZydisMnemonic m)
+{
+	switch (m) {
+	/* Calls of the kernel, and traps that are not faults */
+	case ZYDIS_MNEMONIC_SYSCALL:
+	case ZYDIS_MNEMONIC_SYSENTER:
+	case ZYDIS_MNEMONIC_SYSRET:
+	case ZYDIS_MNEMONIC_SYSEXIT:
+	case ZYDIS_MNEMONIC_INT:
+	case ZYDIS_MNEMONIC_INT1:
+	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_VMCALL:
+	case ZYDIS_MNEMONIC_VMMCALL:
+	/* Differ by what they are asked, or when */
+	case ZYDIS_MNEMONIC_CPUID:
+	case ZYDIS_MNEMONIC_RDTSC:
+	case ZYDIS_MNEMONIC_RDTSCP:
+	case ZYDIS_MNEMONIC_RDPID:
+	case ZYDIS_MNEMONIC_RDPMC:
+	case ZYDIS_MNEMONIC_RDRAND:
+	case ZYDIS_MNEMONIC_RDSEED:
+	case ZYDIS_MNEMONIC_XGETBV:
+	/* The kernel emulates these for processes where they fault (UMIP) */
+	case ZYDIS_MNEMONIC_SGDT:
+	case ZYDIS_MNEMONIC_SIDT:
+	case ZYDIS_MNEMONIC_SLDT:
+	case ZYDIS_MNEMONIC_STR:
+	case ZYDIS_MNEMONIC_SMSW:
+	/* Descriptors */
+	case ZYDIS_MNEMONIC_LAR:
+	case ZYDIS_MNEMONIC_LSL:
+	case ZYDIS_MNEMONIC_VERR:
+	case ZYDIS_MNEMONIC_VERW:
+	case ZYDIS_MNEMONIC_LDS:
+	case ZYDIS_MNEMONIC_LES:
+	case ZYDIS_MNEMONIC_LSS:
+	case ZYDIS_MNEMONIC_LFS:
+	case ZYDIS_MNEMONIC_LGS:
+	case ZYDIS_MNEMONIC_IRET:
+	case ZYDIS_MNEMONIC_IRETD:
+	case ZYDIS_MNEMONIC_IRETQ:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool writes_segment(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op)
+{
+	for (unsigned i = 0; i < in->operand_count_visible; i++)
+		if (op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    ZydisRegisterGetClass(op[i].reg.value) == ZYDIS_REGCLASS_SEGMENT &&
+		    (op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+			return true;
+	return false;
+}
+
+/* Selectors that no process has in common with the guest: what SS and CS show is fixed. */
+static bool far(const ZydisDecodedInstruction *in)
+{
+	return in->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+	       (in->mnemonic == ZYDIS_MNEMONIC_RET && in->opcode != 0xc3 && in->opcode != 0xc2);
+}
+
+/*
+ * What manuals call reserved, and this processor gives a meaning of its own: LOOPE and LOOPNE take
+ * the condition that a REP prefix has.
+ */
+static bool reserved(const ZydisDecodedInstruction *in)
+{
+	if (in->mnemonic != ZYDIS_MNEMONIC_LOOPE && in->mnemonic != ZYDIS_MNEMONIC_LOOPNE)
+		return false;
+	for (unsigned i = 0; i < in->raw.prefix_count; i++)
+		if (in->raw.prefixes[i].value == 0xf2 || in->raw.prefixes[i].value == 0xf3)
+			return true;
+	return false;
+}
+
+bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op)
+{
+	return (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
+		in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) &&
+	       offered(in->meta.isa_set) && !not_yet(in) && !reserved(in) &&
+	       !excluded(in->mnemonic) && !far(in) && !(op && writes_segment(in, op));
+}
