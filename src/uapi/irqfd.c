@@ -10,22 +10,22 @@
  * and every resamplefd of that GSI is signalled, so that devices which still want it raise it anew.
  *
  * Guarantees
- *   (a) When KVM_IRQFD's deassignment returns, no interrupt of that eventfd is on its way.
- *   (b) A signal that comes after the assignment returned, or before, is not lost.
+ *   (a) When KVM_IRQFD's deassignment returns, no interrupt of that eventfd is on its way, and the
+ *       signals that came before have raised it.
+ *   (b) No signal is lost, and none of the time before the assignment either.
  *
- * The lock (IRQFD) makes (a): the helper injects with it held, and asks the table for what an event
- * belongs to, since events that were fetched before may be of eventfds that have gone; the table's
- * entries carry a generation. Resamplers are walked by the vCPU that ends an interrupt, in the
- * routing's reader section: they are unlinked, then waited for, then freed.
+ * Both come from the lock (IRQFD): events are fetched and injected with it held, by the helper or
+ * by whoever deassigns, so that nobody has one in hand whose irqfd is going. Resamplers are walked
+ * by the vCPU that ends an interrupt, in the routing's reader section: they are unlinked, then
+ * waited for, then freed.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 #include "base/failpoint.h"
-#include "base/hidden_fd.h"
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/eventfd.h"
@@ -34,10 +34,8 @@
 #include "uapi/object.h"
 #include "x86/irq_routing.h"
 
-#define BATCH     32
-#define STOP      UINT64_MAX
-#define NO_FD     (-1)
-#define MIN_SLOTS 64u
+#define BATCH 32
+#define NO_FD (-1)
 
 struct kl_irqfd {
 	struct kl_irqfd *next; /* the VM's */
@@ -45,7 +43,6 @@ struct kl_irqfd {
 	uint64_t id; /* host/eventfd.h */
 	int fd, resample_fd;
 	uint32_t gsi;
-	uint32_t slot;
 	bool keep; /* readable when assigned: the first event takes nothing */
 	struct kl_resampler *resampler;
 	_Atomic(struct kl_irqfd *) next_resampled; /* of the same resampler */
@@ -59,14 +56,8 @@ struct kl_resampler {
 	struct kl_resampler *next; /* the VM's */
 };
 
-struct slot {
-	struct kl_irqfd *irqfd;
-	uint32_t generation;
-};
-
 static struct kl_mutex lock = KL_MUTEX_INITIALIZER(IRQFD);
-static struct slot *slots;
-static unsigned nr_slots, nr_irqfds;
+static unsigned nr_irqfds;
 /* The helper; epoll_fd is NO_FD while there is none. */
 static int epoll_fd = NO_FD, stop_fd = NO_FD;
 static pthread_t helper;
@@ -85,40 +76,47 @@ static void inject(const struct kl_irqfd *f)
 	kl_irq_set(kvm, KL_IRQ_USER, f->gsi, false, false);
 }
 
-static void signalled(uint64_t cookie)
+static void signalled(struct kl_irqfd *f)
 {
-	uint32_t slot = (uint32_t)cookie;
-	struct kl_irqfd *f = NULL;
+	/* Taken first: a signal from now on is another event. */
+	if (!f->keep)
+		kl_eventfd_consume(f->fd);
+	f->keep = false;
+	inject(f);
+}
 
-	kl_mutex_lock(&lock);
-	if (slot < nr_slots && slots[slot].generation == cookie >> 32)
-		f = slots[slot].irqfd;
-	if (f) {
-		/* Taken first: a signal from now on is another event. */
-		if (!f->keep)
-			kl_eventfd_consume(f->fd);
-		f->keep = false;
-		inject(f);
-	}
-	kl_mutex_unlock(&lock);
+/* Every irqfd that has been signalled by now. */
+static void inject_signalled(void)
+{
+	struct epoll_event ev[BATCH];
+	unsigned seen = 0;
+	long n;
+
+	kl_assert_held(&lock);
+	/* Those that are signalled meanwhile queue up behind. */
+	do {
+		n = kl_sys(SYS_epoll_wait, epoll_fd, ev, BATCH, 0);
+		for (long i = 0; i < n; i++)
+			signalled(ev[i].data.ptr);
+		seen += BATCH;
+	} while (n == BATCH && seen < nr_irqfds);
 }
 
 static void *helper_main(void *arg)
 {
-	int fd = (int)(intptr_t)arg;
-	struct epoll_event ev[BATCH];
+	struct pollfd p[] = {{.fd = (int)(uint32_t)(uintptr_t)arg, .events = POLLIN},
+			     {.fd = (int)((uintptr_t)arg >> 32), .events = POLLIN}};
 
 	kl_engine_enter();
-	for (bool stop = false; !stop;) {
-		long n = kl_sys(SYS_epoll_wait, fd, ev, BATCH, -1);
-
+	for (;;) {
+		kl_sys(SYS_poll, p, 2, -1);
+		if (p[1].revents)
+			break;
 		racepoint("irqfd-events");
-		for (long i = 0; i < n; i++) {
-			if (ev[i].data.u64 == STOP)
-				stop = true;
-			else
-				signalled(ev[i].data.u64);
-		}
+		kl_mutex_lock(&lock);
+		if (p[0].fd == epoll_fd)
+			inject_signalled();
+		kl_mutex_unlock(&lock);
 	}
 	kl_engine_leave();
 	return NULL;
@@ -137,44 +135,35 @@ static int hidden(long fd)
 
 static int start_helper(void)
 {
-	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = STOP};
-	int r;
+	int epoll, stop, r;
 
 	kl_assert_held(&lock);
 	if (epoll_fd != NO_FD)
 		return 0;
-	epoll_fd = kl_failpoint("irqfd-epoll") ? -EMFILE
-					       : hidden(kl_sys(SYS_epoll_create1, EPOLL_CLOEXEC));
-	if (epoll_fd < 0) {
-		r = epoll_fd;
-		goto out;
+	epoll = kl_failpoint("irqfd-epoll") ? -EMFILE
+					    : hidden(kl_sys(SYS_epoll_create1, EPOLL_CLOEXEC));
+	if (epoll < 0)
+		return epoll;
+	stop = hidden(kl_sys(SYS_eventfd2, 0, EFD_CLOEXEC));
+	if (stop < 0) {
+		kl_sys_close(epoll);
+		return stop;
 	}
-	stop_fd = hidden(kl_sys(SYS_eventfd2, 0, EFD_CLOEXEC));
-	if (stop_fd < 0) {
-		r = stop_fd;
-		goto out_epoll;
+	r = kl_failpoint("irqfd-thread")
+		    ? -EAGAIN
+		    : kl_thread_create(&helper, "kvmlet-irqfd", helper_main,
+				       (void *)((uintptr_t)(unsigned)stop << 32 | (unsigned)epoll));
+	if (r) {
+		kl_sys_close(stop);
+		kl_sys_close(epoll);
+		return r;
 	}
-	r = (int)kl_sys(SYS_epoll_ctl, epoll_fd, EPOLL_CTL_ADD, stop_fd, &ev);
-	if (!r)
-		r = kl_failpoint("irqfd-thread")
-			    ? -EAGAIN
-			    : kl_thread_create(&helper, "kvmlet-irqfd", helper_main,
-					       (void *)(intptr_t)epoll_fd);
-	if (!r)
-		return 0;
-	kl_sys_close(stop_fd);
-out_epoll:
-	kl_sys_close(epoll_fd);
-out:
-	epoll_fd = stop_fd = NO_FD;
-	return r;
+	epoll_fd = epoll;
+	stop_fd = stop;
+	return 0;
 }
 
-/*
- * The last irqfd of the process has gone. Another helper may start at once, while this one still
- * holds events of old: the slots and their generations stay.
- * Context: lock held; returns without it.
- */
+/* If there are no irqfds any more. Another helper may start at once. */
 static void stop_helper_unlock(void)
 {
 	int epoll = epoll_fd, stop = stop_fd;
@@ -202,41 +191,7 @@ void kl_irqfd_after_fork(void)
 		kl_sys_close(stop_fd);
 	}
 	epoll_fd = stop_fd = NO_FD;
-	slots = NULL;
-	nr_slots = nr_irqfds = 0;
-}
-
-/* ---- slots ------------------------------------------------------------------------- */
-
-static int take_slot(struct kl_irqfd *f)
-{
-	unsigned n = 0;
-
-	kl_assert_held(&lock);
-	while (n < nr_slots && slots[n].irqfd)
-		n++;
-	if (n == nr_slots) {
-		unsigned more = kl_max(nr_slots * 2, MIN_SLOTS);
-		struct slot *s =
-			kl_failpoint("irqfd-slots") ? NULL : realloc(slots, more * sizeof(*s));
-
-		if (!s)
-			return -ENOMEM;
-		memset(s + nr_slots, 0, (more - nr_slots) * sizeof(*s));
-		slots = s;
-		nr_slots = more;
-	}
-	slots[n].irqfd = f;
-	f->slot = n;
-	nr_irqfds++;
-	return 0;
-}
-
-static void give_slot(struct kl_irqfd *f)
-{
-	slots[f->slot].irqfd = NULL;
-	slots[f->slot].generation++;
-	nr_irqfds--;
+	nr_irqfds = 0;
 }
 
 /* ---- resampling -------------------------------------------------------------------- */
@@ -361,39 +316,32 @@ static bool is_used(struct kl_uvm *vm, const struct kl_irqfd *f)
 static int assign_locked(struct kl_irqfd *f)
 {
 	struct kl_uvm *vm = f->vm;
-	struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
+	struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.ptr = f};
 	int r;
 
 	kl_assert_held(&lock);
 	if (is_used(vm, f))
 		return -EBUSY;
 	r = start_helper();
-	if (!r)
-		r = take_slot(f);
-	if (r)
-		return r;
-	if (f->resample_fd != NO_FD)
+	if (!r && f->resample_fd != NO_FD)
 		r = join_resampler(f);
 	if (r)
-		goto out_slot;
-	ev.data.u64 = (uint64_t)slots[f->slot].generation << 32 | f->slot;
+		return r;
 	/* If it is signalled between the two, the event takes it. */
 	f->keep = kl_eventfd_readable(f->fd);
 	racepoint("irqfd-armed");
 	r = kl_failpoint("irqfd-watch")
 		    ? -ENOSPC
 		    : (int)kl_sys(SYS_epoll_ctl, epoll_fd, EPOLL_CTL_ADD, f->fd, &ev);
-	if (r)
-		goto out_resampler;
+	if (r) {
+		if (f->resampler)
+			leave_resampler(f);
+		return r;
+	}
 	f->next = vm->irqfds;
 	vm->irqfds = f;
+	nr_irqfds++;
 	return 0;
-out_resampler:
-	if (f->resampler)
-		leave_resampler(f);
-out_slot:
-	give_slot(f);
-	return r;
 }
 
 static int assign(struct kl_uvm *vm, const struct kvm_irqfd *a)
@@ -422,7 +370,7 @@ static void remove_locked(struct kl_irqfd **p)
 	kl_assert_held(&lock);
 	*p = f->next;
 	kl_sys(SYS_epoll_ctl, epoll_fd, EPOLL_CTL_DEL, f->fd, NULL);
-	give_slot(f);
+	nr_irqfds--;
 	if (f->resampler)
 		leave_resampler(f);
 	irqfd_free(f);
@@ -438,6 +386,8 @@ static int deassign(struct kl_uvm *vm, const struct kvm_irqfd *a)
 	if (r)
 		return r;
 	kl_mutex_lock(&lock);
+	if (vm->irqfds)
+		inject_signalled();
 	for (p = &vm->irqfds; *p;) {
 		struct kl_irqfd *f = *p;
 
