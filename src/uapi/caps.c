@@ -10,6 +10,7 @@
 
 #include "uapi/object.h"
 #include "x86/hypercall.h"
+#include "x86/mce.h"
 #include "x86/irq_routing.h"
 
 /* Quirks that the engine has, and lets be disabled. */
@@ -71,6 +72,7 @@ static const int caps[] = {
 	[KVM_CAP_VCPU_EVENTS] = 1,
 	[KVM_CAP_EXCEPTION_PAYLOAD] = 1,
 	[KVM_CAP_X86_TRIPLE_FAULT_EVENT] = 1,
+	[KVM_CAP_MCE] = KL_MCE_BANKS,
 	[KVM_CAP_DEBUGREGS] = 1,
 	[KVM_CAP_SET_GUEST_DEBUG] = 1,
 	[KVM_CAP_SET_GUEST_DEBUG2] = GUEST_DEBUG,

@@ -4,7 +4,9 @@
  */
 #include <errno.h>
 
+#include "host/guard.h"
 #include "uapi/object.h"
+#include "x86/mce.h"
 
 long kl_system_ioctl(unsigned cmd, unsigned long arg, struct kl_object **new_obj)
 {
@@ -27,6 +29,11 @@ long kl_system_ioctl(unsigned cmd, unsigned long arg, struct kl_object **new_obj
 		return kl_cpuid_get_system(arg, false);
 	case KVM_GET_EMULATED_CPUID:
 		return kl_cpuid_get_system(arg, true);
+	case KVM_X86_GET_MCE_CAP_SUPPORTED: {
+		uint64_t cap = kl_mce_cap_supported();
+
+		return kl_copy_to_user((void *)arg, &cap, sizeof(cap));
+	}
 	default:
 		return -EINVAL;
 	}

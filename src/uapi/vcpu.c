@@ -17,6 +17,7 @@
 #include "host/sys.h"
 #include "uapi/object.h"
 #include "x86/debug.h"
+#include "x86/mce.h"
 #include "x86/tsc.h"
 
 /* ---- life -------------------------------------------------------------------------- */
@@ -358,6 +359,10 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return LOCKED(vc, kl_tsc_set_khz(v, (uint32_t)arg));
 	case KVM_GET_TSC_KHZ:
 		return LOCKED(vc, v->tsc_khz);
+	case KVM_X86_SETUP_MCE:
+		return SET(uint64_t, kl_mce_setup(v, x));
+	case KVM_X86_SET_MCE:
+		return SET(struct kvm_x86_mce, kl_mce_inject(v, &x));
 	case KVM_HAS_DEVICE_ATTR:
 	case KVM_GET_DEVICE_ATTR:
 	case KVM_SET_DEVICE_ATTR:

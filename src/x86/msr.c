@@ -18,6 +18,7 @@
 #include "x86/control.h"
 #include "x86/guest_cpuid.h"
 #include "x86/insn.h"
+#include "x86/mce.h"
 #include "x86/paging.h"
 #include "x86/tsc.h"
 
@@ -26,7 +27,8 @@
 #define MISC_ENABLE_PMU_RO        (MISC_ENABLE_EMON | KL_MISC_ENABLE_DEFAULT)
 #define MISC_FEATURES_CPUID_FAULT 1ull
 #define PLATFORM_INFO_CPUID_FAULT (1ull << 31)
-#define NR_MCE_BANKS              32u
+#define FEATURE_CONTROL_LOCKED    (1ull << 0)
+#define FEATURE_CONTROL_LMCE      (1ull << 20)
 
 enum result { OK, REFUSED, UNKNOWN, FILTERED };
 
@@ -162,10 +164,8 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = v->msr_mtrr[slot];
 		return OK;
 	}
-	if (index >= KL_MSR_MC0_CTL && index < KL_MSR_MC0_CTL + 4 * NR_MCE_BANKS) {
-		*data = v->mce_banks[index - KL_MSR_MC0_CTL];
-		return OK;
-	}
+	if (kl_mce_msr(index))
+		return kl_mce_msr_read(v, index, data, host) ? OK : REFUSED;
 	*data = 0;
 	switch (index) {
 	case KL_MSR_TSC:
@@ -209,15 +209,19 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = v->msr_sysenter_eip;
 		break;
 	case KL_MSR_MCG_CAP:
-		*data = NR_MCE_BANKS;
+		*data = v->mcg_cap;
 		break;
-	case KL_MSR_MCG_STATUS:
-		*data = v->mcg_status;
+	case KL_MSR_MCG_EXT_CTL:
+		if (!kl_host_is_intel())
+			return UNKNOWN;
+		if (!host && !(v->msr_feature_control & FEATURE_CONTROL_LMCE))
+			return REFUSED;
+		*data = v->mcg_ext_ctl;
 		break;
-	case KL_MSR_MCG_CTL:
-		if (!host)
-			return REFUSED; /* MCG_CAP has no MCG_CTL_P */
-		*data = v->mcg_ctl;
+	case KL_MSR_FEATURE_CONTROL:
+		if (!kl_host_is_intel())
+			return UNKNOWN;
+		*data = v->msr_feature_control;
 		break;
 	case KL_MSR_PERF_STATUS:
 		*data = 1000 | 4ull << 40;
@@ -347,16 +351,20 @@ static enum result set_misc_enable(struct kl_vcpu *v, uint64_t data, bool host)
 	return OK;
 }
 
-static enum result set_mce_bank(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+/* Intel's: locked it stays, and nothing but LMCE can be switched on. */
+static enum result set_feature_control(struct kl_vcpu *v, uint64_t data, bool host)
 {
-	unsigned i = index - KL_MSR_MC0_CTL;
+	uint64_t valid = FEATURE_CONTROL_LOCKED;
 
-	/* Control registers are all or nothing; some guests clear one bit of bank 4's. */
-	if ((i & 3) == 0 && data && (data | (1 << 10) | 1) != ~0ull)
+	if (!kl_host_is_intel())
+		return UNKNOWN;
+	if (!host && (v->msr_feature_control & FEATURE_CONTROL_LOCKED))
 		return REFUSED;
-	if (!host && (i & 3) == 1 && data && !(v->msr_hwcr & (1 << 18)))
+	if (host || (v->mcg_cap & KL_MCG_LMCE_P))
+		valid |= FEATURE_CONTROL_LMCE;
+	if (data & ~valid)
 		return REFUSED;
-	v->mce_banks[i] = data;
+	v->msr_feature_control = data;
 	return OK;
 }
 
@@ -382,8 +390,8 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		v->msr_mtrr[slot] = data;
 		return OK;
 	}
-	if (index >= KL_MSR_MC0_CTL && index < KL_MSR_MC0_CTL + 4 * NR_MCE_BANKS)
-		return set_mce_bank(v, index, data, host);
+	if (kl_mce_msr(index))
+		return kl_mce_msr_write(v, index, data, host) ? OK : REFUSED;
 
 	switch (index) {
 	case KL_MSR_TSC:
@@ -432,16 +440,15 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 	case KL_MSR_SYSENTER_EIP:
 		v->msr_sysenter_eip = v->intel_compatible ? data : (uint32_t)data;
 		break;
-	case KL_MSR_MCG_STATUS:
-		v->mcg_status = data;
-		break;
-	case KL_MSR_MCG_CTL:
-		if (!host && data)
+	case KL_MSR_MCG_EXT_CTL:
+		if (!kl_host_is_intel())
+			return UNKNOWN;
+		if ((!host && !(v->msr_feature_control & FEATURE_CONTROL_LMCE)) || (data & ~1ull))
 			return REFUSED;
-		if (data && data != ~0ull)
-			return REFUSED;
-		v->mcg_ctl = data;
+		v->mcg_ext_ctl = data;
 		break;
+	case KL_MSR_FEATURE_CONTROL:
+		return set_feature_control(v, data, host);
 	case KL_MSR_MISC_ENABLE:
 		return set_misc_enable(v, data, host);
 	case KL_MSR_DEBUGCTL:
@@ -488,7 +495,7 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		break;
 	case KL_MSR_HWCR:
 		data &= ~0x148ull; /* flush filter, IGNNE, TLB cache: taken and ignored */
-		if (data & ~(1ull << 18 | 1ull << 24))
+		if (data & ~(KL_HWCR_MCSTATUS_WR_EN | 1ull << 24))
 			return REFUSED;
 		v->msr_hwcr = data;
 		break;

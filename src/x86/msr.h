@@ -9,6 +9,7 @@ enum kl_msr_index {
 	KL_MSR_PLATFORM_ID = 0x17,
 	KL_MSR_APIC_BASE = 0x1b,
 	KL_MSR_EBL_CR_POWERON = 0x2a,
+	KL_MSR_FEATURE_CONTROL = 0x3a,
 	KL_MSR_TSC_ADJUST = 0x3b,
 	KL_MSR_UCODE_WRITE = 0x79,
 	KL_MSR_UCODE_REV = 0x8b,
@@ -39,7 +40,9 @@ enum kl_msr_index {
 	KL_MSR_MTRR_FIX4K = 0x268,
 	KL_MSR_PAT = 0x277,
 	KL_MSR_MTRR_DEFTYPE = 0x2ff,
+	KL_MSR_MC0_CTL2 = 0x280,
 	KL_MSR_MC0_CTL = 0x400,
+	KL_MSR_MCG_EXT_CTL = 0x4d0,
 	KL_MSR_XSS = 0xda0,
 	KL_MSR_EFER = 0xc0000080,
 	KL_MSR_STAR = 0xc0000081,
@@ -58,6 +61,7 @@ enum kl_msr_index {
 
 #define KL_PAT_DEFAULT         0x0007040600070406ull
 #define KL_MISC_ENABLE_DEFAULT ((1ull << 11) | (1ull << 12)) /* no BTS, no PEBS */
+#define KL_HWCR_MCSTATUS_WR_EN (1ull << 18)
 #define KL_NR_VAR_MTRR         8
 #define KL_APIC_BASE_BSP       (1u << 8)
 #define KL_APIC_BASE_X2APIC    (1u << 10)

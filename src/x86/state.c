@@ -15,6 +15,7 @@
 #include "x86/debug.h"
 #include "x86/guest_cpuid.h"
 #include "x86/fpu.h"
+#include "x86/mce.h"
 #include "x86/msr.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
@@ -60,6 +61,7 @@ int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 	v->pio_data = v->pio_page_;
 	v->tlb_used = (1u << KL_NR_TLB_MODES) - 1;
 	kl_cpuid_defaults(v);
+	kl_mce_init(v);
 	kl_x86_reset(v, false);
 	r = kl_tsc_set_khz(v, vm->default_tsc_khz);
 	if (r)

@@ -297,10 +297,9 @@ struct kl_vcpu {
 	uint64_t msr_mtrr[32]; /* msr.c has the order */
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
 	uint64_t msr_platform_info, msr_misc_features;
-	uint64_t mcg_status, mcg_ctl, mce_banks[32 * 4];
+	uint64_t mcg_cap, mcg_status, mcg_ctl, mcg_ext_ctl, mce_banks[32 * 4], mci_ctl2[32];
 	uint64_t tsc_offset, tsc_ratio; /* tsc.h */
 	uint32_t tsc_khz;
-	bool msr_feature_control_set;
 
 	/* CPUID as the program set it. */
 	struct kvm_cpuid_entry2 *cpuid;
