@@ -356,7 +356,7 @@ static void restore(uint8_t *p, const uint8_t *old, unsigned len)
 	}
 }
 
-#define SPLIT_MAX 16
+#define SPLIT_MAX 32
 
 /*
  * An operand in two pages that are no neighbours in the host. If the second page goes away or

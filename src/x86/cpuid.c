@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "x86/control.h"
+#include "x86/fpu.h"
 #include "x86/insn.h"
 #include "x86/msr.h"
 #include "x86/tsc.h"
@@ -30,7 +31,8 @@ enum { EAX, EBX, ECX, EDX };
 #define F_1_ECX                                                                                   \
 	(BIT(0) /* SSE3 */ | BIT(1) /* PCLMULQDQ */ | BIT(9) /* SSSE3 */ | BIT(13) /* CX16 */ |   \
 	 BIT(17) /* PCID */ | BIT(19) /* SSE4.1 */ | BIT(20) /* SSE4.2 */ | BIT(22) /* MOVBE */ | \
-	 BIT(23) /* POPCNT */ | BIT(25) /* AES */ | BIT(26) /* XSAVE */)
+	 BIT(23) /* POPCNT */ | BIT(25) /* AES */ | BIT(26) /* XSAVE */ | BIT(12) /* FMA */ |     \
+	 BIT(28) /* AVX */ | BIT(29) /* F16C */)
 /* VME (1) is not implemented. */
 #define F_1_EDX                                                                               \
 	(BIT(0) /* FPU */ | BIT(2) /* DE */ | BIT(3) /* PSE */ | BIT(4) /* TSC */ |           \
@@ -39,14 +41,21 @@ enum { EAX, EBX, ECX, EDX };
 	 BIT(14) /* MCA */ | BIT(15) /* CMOV */ | BIT(16) /* PAT */ | BIT(17) /* PSE36 */ |   \
 	 BIT(19) /* CLFLUSH */ | BIT(23) /* MMX */ | BIT(24) /* FXSR */ | BIT(25) /* SSE */ | \
 	 BIT(26) /* SSE2 */ | BIT(27) /* SS */)
-#define F_7_EBX                                                                              \
-	(BIT(0) /* FSGSBASE */ | BIT(3) /* BMI1 */ | BIT(6) /* FDP_EXCPTN_ONLY */ |          \
-	 BIT(7) /* SMEP */ | BIT(8) /* BMI2 */ | BIT(9) /* ERMS */ | BIT(10) /* INVPCID */ | \
-	 BIT(13) /* ZERO_FCS_FDS */ | BIT(19) /* ADX */ | BIT(20) /* SMAP */)
+#define F_7_EBX                                                                          \
+	(BIT(0) /* FSGSBASE */ | BIT(3) /* BMI1 */ | BIT(6) /* FDP_EXCPTN_ONLY */ |      \
+	 BIT(5) /* AVX2 */ | BIT(7) /* SMEP */ | BIT(8) /* BMI2 */ | BIT(9) /* ERMS */ | \
+	 BIT(10) /* INVPCID */ | BIT(13) /* ZERO_FCS_FDS */ | BIT(19) /* ADX */ |        \
+	 BIT(20) /* SMAP */ | BIT(23) /* CLFLUSHOPT */ | BIT(24) /* CLWB */ | BIT(29) /* SHA */)
 #define F_7_EBX_EMULATED BIT(1) /* TSC_ADJUST: software, whatever the host has */
-#define F_7_ECX          (BIT(2) /* UMIP */ | BIT(16) /* LA57 */ | BIT(22) /* RDPID */)
-#define F_7_EDX          BIT(4) /* FSRM */
-#define F_D1_EAX         BIT(0) /* XSAVEOPT */
+#define F_7_ECX                                                                                 \
+	(BIT(2) /* UMIP */ | BIT(8) /* GFNI */ | BIT(9) /* VAES */ | BIT(10) /* VPCLMULQDQ */ | \
+	 BIT(16) /* LA57 */ | BIT(22) /* RDPID */)
+/* Those of them that need the wide registers, which the host's kernel must have enabled. */
+#define F_1_ECX_AVX     (BIT(12) | BIT(28) | BIT(29))
+#define F_7_EBX_AVX     BIT(5)
+#define F_7_ECX_AVX     (BIT(9) | BIT(10))
+#define XSAVE_COMPACTED (BIT(1) /* XSAVEC */ | BIT(3) /* XSAVES */)
+#define F_7_EDX         BIT(4) /* FSRM */
 #define F_8_1_ECX                                                                   \
 	(BIT(0) /* LAHF_LM */ | BIT(1) /* CMP_LEGACY */ | BIT(4) /* CR8_LEGACY */ | \
 	 BIT(5) /* ABM */ | BIT(8) /* 3DNOWPREFETCH */ | BIT(22) /* TOPOEXT */)
@@ -54,10 +63,8 @@ enum { EAX, EBX, ECX, EDX };
 	((F_1_EDX & 0x0183f3ff & ~BIT(25)) | BIT(11) /* SYSCALL */ | BIT(20) /* NX */ | \
 	 BIT(22) /* MMXEXT */ | BIT(26) /* 1 GiB pages */ | BIT(27) /* RDTSCP */ |      \
 	 BIT(29) /* LM */)
-#define F_8_7_EDX      BIT(8) /* invariant TSC */
-#define F_8_21_EAX     (BIT(2) /* LFENCE serializes */ | BIT(6) /* null selectors clear the base */)
-#define XCR0_SUPPORTED 3ull /* x87, SSE */
-#define XSAVE_AREA     576u
+#define F_8_7_EDX  BIT(8) /* invariant TSC */
+#define F_8_21_EAX (BIT(2) /* LFENCE serializes */ | BIT(6) /* null selectors clear the base */)
 
 /* What a paravirtual guest may rely on: port accesses need no delay. */
 #define PV_FEATURES BIT(KVM_FEATURE_NOP_IO_DELAY)
@@ -160,9 +167,29 @@ static int add_caches(struct list *l, struct kvm_cpuid_entry2 *e)
 	return 0;
 }
 
+/* The instructions, then a subleaf per component beyond x87 and SSE. XSS has no bits. */
+static int add_xsave(struct list *l)
+{
+	struct kvm_cpuid_entry2 *e = add(l, 0xd, 1);
+
+	if (!e)
+		return -E2BIG;
+	e->eax = kl_xsave_features();
+	e->ebx = e->eax & XSAVE_COMPACTED ? kl_xsave_size(kl_xcr0_supported()) : 0;
+	e->ecx = e->edx = 0;
+	if (!(kl_xcr0_supported() & 4))
+		return 0;
+	e = add(l, 0xd, 2);
+	if (!e)
+		return -E2BIG;
+	e->ecx = e->edx = 0;
+	return 0;
+}
+
 static int add_function(struct list *l, uint32_t fn)
 {
 	struct kvm_cpuid_entry2 *e = add(l, fn, 0);
+	bool avx = kl_xcr0_supported() & 4;
 
 	if (!e)
 		return -E2BIG;
@@ -171,7 +198,7 @@ static int add_function(struct list *l, uint32_t fn)
 		e->eax = kl_min(e->eax, 0x24u);
 		break;
 	case 1:
-		e->ecx &= F_1_ECX;
+		e->ecx &= avx ? F_1_ECX : F_1_ECX & ~F_1_ECX_AVX;
 		e->edx &= F_1_EDX;
 		break;
 	case 2:
@@ -188,8 +215,8 @@ static int add_function(struct list *l, uint32_t fn)
 		break;
 	case 7:
 		e->eax = 0; /* no further subleaf has anything the engine implements */
-		e->ebx = (e->ebx & F_7_EBX) | F_7_EBX_EMULATED;
-		e->ecx &= F_7_ECX;
+		e->ebx = (e->ebx & (avx ? F_7_EBX : F_7_EBX & ~F_7_EBX_AVX)) | F_7_EBX_EMULATED;
+		e->ecx &= avx ? F_7_ECX : F_7_ECX & ~F_7_ECX_AVX;
 		e->edx &= F_7_EDX;
 		break;
 	case 0xb:
@@ -201,15 +228,10 @@ static int add_function(struct list *l, uint32_t fn)
 			zero(e);
 			break;
 		}
-		e->eax &= (uint32_t)XCR0_SUPPORTED;
-		e->ebx = e->ecx = XSAVE_AREA;
+		e->eax = (uint32_t)kl_xcr0_supported();
+		e->ebx = e->ecx = kl_xsave_size(kl_xcr0_supported());
 		e->edx = 0;
-		e = add(l, fn, 1);
-		if (!e)
-			return -E2BIG;
-		e->eax &= F_D1_EAX;
-		e->ebx = e->ecx = e->edx = 0;
-		break;
+		return add_xsave(l);
 	case 0x40000000:
 		e->eax = KVM_FEATURES_LEAF;
 		memcpy(&e->ebx, "KVMK", 4);
@@ -372,7 +394,10 @@ static void refresh(struct kl_vcpu *v, struct kvm_cpuid_entry2 *e, unsigned n)
 	}
 	x = (struct kvm_cpuid_entry2 *)find(e, n, 0xd, 0);
 	if (x)
-		x->ebx = XSAVE_AREA;
+		x->ebx = kl_xsave_size(v->xcr0);
+	x = (struct kvm_cpuid_entry2 *)find(e, n, 0xd, 1);
+	if (x && (x->eax & XSAVE_COMPACTED))
+		x->ebx = kl_xsave_size(v->xcr0);
 }
 
 void kl_x86_refresh_cpuid(struct kl_vcpu *v)
@@ -415,7 +440,7 @@ static void derive(struct kl_vcpu *v)
 	v->efer_allowed |= kl_guest_has(v, 0x80000001, 0, EDX, 20) ? KL_EFER_NX : 0;
 
 	e = kl_x86_find_cpuid(v, 0xd, 0);
-	v->supported_xcr0 = e ? e->eax & XCR0_SUPPORTED : 0;
+	v->supported_xcr0 = e ? e->eax & kl_xcr0_supported() : 0;
 	v->has_rdtscp = kl_guest_has(v, 0x80000001, 0, EDX, 27);
 	v->has_rdpid = kl_guest_has(v, 7, 0, ECX, 22);
 	v->has_invpcid = kl_guest_has(v, 7, 0, EBX, 10);

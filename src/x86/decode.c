@@ -196,10 +196,30 @@ static void prefixes(struct kl_decode *d)
 
 static bool pick(struct kl_decode *d)
 {
+	/* Zydis knows VEX forms of POPCNT and others that no processor of this kind has. */
+	if (d->in.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+		return kl_select_avx(d) || kl_select_sse(d);
 	return kl_select_alu(d) || kl_select_mov(d) || kl_select_branch(d) || kl_select_stack(d) ||
 	       kl_select_shift(d) || kl_select_mul(d) || kl_select_bit(d) || kl_select_atomic(d) ||
 	       kl_select_string(d) || kl_select_misc(d) || kl_select_system(d) ||
-	       kl_select_sse(d) || kl_select_x87(d);
+	       kl_select_avx(d) || kl_select_sse(d) || kl_select_x87(d);
+}
+
+/*
+ * Part of what GET_SUPPORTED_CPUID offers, or of every processor. The encodings of extensions
+ * that are not are no instructions.
+ */
+static bool offered(const struct kl_decode *d)
+{
+	switch (d->in.meta.isa_ext) {
+	case ZYDIS_ISA_EXT_BASE:
+	case ZYDIS_ISA_EXT_LONGMODE:
+	case ZYDIS_ISA_EXT_X87:
+	case ZYDIS_ISA_EXT_MMX:
+		return d->in.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+	default:
+		return kl_host_has(d);
+	}
 }
 
 enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum kl_code_mode mode,
@@ -232,7 +252,7 @@ enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum 
 	if (kl_emulator_decodes(&d->in))
 		op->flags |= KL_OPF_MMIO_OK;
 	if (!pick(d) || !op->fn) {
-		op->fn = kl_op_unsupported;
+		op->fn = offered(d) ? kl_op_unsupported : kl_op_ud;
 		op->flags |= KL_OPF_END;
 		d->simple = d->writes_flags = false;
 		d->noflags = NULL;

@@ -52,6 +52,7 @@ bool kl_select_atomic(struct kl_decode *d);
 bool kl_select_branch(struct kl_decode *d);
 bool kl_select_stack(struct kl_decode *d);
 bool kl_select_string(struct kl_decode *d);
+bool kl_select_avx(struct kl_decode *d);
 bool kl_select_sse(struct kl_decode *d);
 bool kl_select_x87(struct kl_decode *d);
 bool kl_select_misc(struct kl_decode *d);
@@ -65,6 +66,12 @@ enum kl_decode_result {
 /* Decode one instruction from @len bytes. */
 enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum kl_code_mode mode,
 				    uint64_t rip, const uint8_t *bytes, unsigned len);
+
+/*
+ * The host has the extension of the instruction, one of those that run in thunks: running what
+ * it lacks would kill the program (ops_sse.c).
+ */
+bool kl_host_has(const struct kl_decode *d);
 
 /* U2: KVM 6.12's emulator decodes it. */
 bool kl_emulator_decodes(const ZydisDecodedInstruction *in);

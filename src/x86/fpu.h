@@ -26,5 +26,28 @@ KL_INLINE void kl_fpu_summarize(struct kl_vcpu *v)
 	*fsw = (uint16_t)(kl_fpu_pending(v) ? *fsw | KL_FSW_SUMMARY : *fsw & ~KL_FSW_SUMMARY);
 }
 
+/* The header of v->xsave (xsave.c). Whoever changes x87 state sets bit 0. */
+KL_INLINE uint64_t kl_xstate_bv(const struct kl_vcpu *v)
+{
+	return *(const uint64_t *)(const void *)(v->xsave + 512);
+}
+
+KL_INLINE void kl_xstate_bv_set(struct kl_vcpu *v, uint64_t bv)
+{
+	*(uint64_t *)(void *)(v->xsave + 512) = bv;
+}
+
 bool kl_mxcsr_valid(uint32_t mxcsr);
 void kl_fpu_reset(struct kl_vcpu *v);
+
+/*
+ * The x87 part of an FXSAVE image (bytes 24 to 31 excepted: MXCSR). @wide: REX.W, which makes
+ * the pointers 64 bits wide.
+ */
+void kl_fx_image(const struct kl_vcpu *v, bool wide, uint8_t image[160]);
+void kl_fx_load(struct kl_vcpu *v, bool wide, const uint8_t image[160]);
+
+/* XCR0 bits that the engine has on this host; bytes of an XSAVE area; CPUID.0xD.1:EAX. */
+uint64_t kl_xcr0_supported(void);
+unsigned kl_xsave_size(uint64_t components);
+uint32_t kl_xsave_features(void);

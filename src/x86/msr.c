@@ -239,7 +239,7 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = v->msr_pat;
 		break;
 	case KL_MSR_XSS:
-		if (!host)
+		if (!host && !kl_guest_has(v, 0xd, 1, 0, 3)) /* XSAVES */
 			return REFUSED;
 		*data = v->msr_xss;
 		break;
@@ -465,7 +465,9 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		v->msr_pat = data;
 		break;
 	case KL_MSR_XSS:
-		if (!host || data)
+		if (!host && !kl_guest_has(v, 0xd, 1, 0, 3))
+			return REFUSED;
+		if (data) /* there are no supervisor components */
 			return REFUSED;
 		break;
 	case KL_MSR_EFER:

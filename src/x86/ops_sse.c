@@ -7,12 +7,11 @@
 #include <cpuid.h>
 #include <string.h>
 
-#include "x86/ops.h"
 #include "x86/thunk.h"
+#include "x86/vector.h"
 
 #define MXCSR_FLAGS 0x3fu
 #define MXCSR_MASKS 0x1f80u
-#define XSTATE_SSE  2u
 
 /* What a thunk's op->imm says. */
 enum {
@@ -39,57 +38,11 @@ enum {
 };
 #define I_SIZE_SHIFT 24 /* bytes of the memory operand */
 
-KL_INLINE uint8_t *xmm(struct kl_vcpu *v, unsigned n)
-{
-	return v->xsave + 160 + 16 * n;
-}
-
 KL_INLINE void check_sse(struct kl_vcpu *v)
 {
 	if (KL_UNLIKELY((v->cr0 & (KL_CR0_EM | KL_CR0_TS)) || !(v->cr4 & KL_CR4_OSFXSR)))
 		kl_raise(v,
 			 (v->cr0 & KL_CR0_EM) || !(v->cr4 & KL_CR4_OSFXSR) ? KL_EXC_UD : KL_EXC_NM);
-	*(uint64_t *)(v->xsave + 512) |= XSTATE_SSE;
-}
-
-/* Operands of 4, 8 and 16 bytes mostly: through the TLB, without a call. */
-KL_INLINE void read_mem(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned size)
-{
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
-	uint64_t x[2];
-
-	if (size == 16 && KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
-				    (lin & ~KL_PAGE_MASK) <= KL_PAGE_SIZE - 16)) {
-		x[0] = kl_load64((void *)(lin + (uint64_t)e->addend));
-		x[1] = kl_load64((void *)(lin + (uint64_t)e->addend + 8));
-		memcpy(buf, x, 16);
-	} else if (size == 8 || size == 4 || size == 2 || size == 1) {
-		x[0] = kl_read(v, lin, size);
-		memcpy(buf, x, 8);
-	} else {
-		kl_read_bytes(v, lin, buf, size);
-	}
-}
-
-KL_INLINE void write_mem(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned size)
-{
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
-	uint64_t x[2];
-
-	if (size == 16 && KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) &&
-				    (lin & ~KL_PAGE_MASK) <= KL_PAGE_SIZE - 16)) {
-		uint8_t *p = (uint8_t *)(lin + (uint64_t)e->addend);
-
-		memcpy(x, buf, 16);
-		kl_store64(p, x[0]);
-		kl_store64(p + 8, x[1]);
-		kl_note_store(v, p);
-	} else if (size == 8 || size == 4 || size == 2 || size == 1) {
-		memcpy(x, buf, 8);
-		kl_write(v, lin, x[0], size);
-	} else {
-		kl_write_bytes(v, lin, buf, size);
-	}
 }
 
 /* ---- moves in C: op->imm 1: the memory operand must be aligned ---------------------------- */
@@ -106,7 +59,7 @@ KL_INLINE uint64_t vector_lin(struct kl_vcpu *v, const struct kl_op *op, unsigne
 static enum kl_next mov128_rr(struct kl_vcpu *v, const struct kl_op *op)
 {
 	check_sse(v);
-	memcpy(xmm(v, op->reg), xmm(v, op->rm), 16);
+	memcpy(kl_xmm(v, op->reg), kl_xmm(v, op->rm), 16);
 	return KL_NEXT;
 }
 
@@ -115,15 +68,15 @@ static enum kl_next mov128_rm(struct kl_vcpu *v, const struct kl_op *op)
 	uint8_t x[16];
 
 	check_sse(v);
-	read_mem(v, vector_lin(v, op, 16, false), x, 16);
-	memcpy(xmm(v, op->reg), x, 16);
+	kl_vec_read(v, vector_lin(v, op, 16, false), x, 16);
+	memcpy(kl_xmm(v, op->reg), x, 16);
 	return KL_NEXT;
 }
 
 static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
 {
 	check_sse(v);
-	write_mem(v, vector_lin(v, op, 16, true), xmm(v, op->reg), 16);
+	kl_vec_write(v, vector_lin(v, op, 16, true), kl_xmm(v, op->reg), 16);
 	return KL_NEXT;
 }
 
@@ -135,7 +88,7 @@ static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
                                                                                          \
 		check_sse(v);                                                            \
 		x[0] = kl_mem_read(v, op, size);                                         \
-		memcpy(xmm(v, op->reg), x, 16);                                          \
+		memcpy(kl_xmm(v, op->reg), x, 16);                                       \
 		return KL_NEXT;                                                          \
 	}                                                                                \
 	static enum kl_next movlow##size##_mr(struct kl_vcpu *v, const struct kl_op *op) \
@@ -143,7 +96,7 @@ static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
 		uint64_t x;                                                              \
                                                                                          \
 		check_sse(v);                                                            \
-		memcpy(&x, xmm(v, op->reg), 8);                                          \
+		memcpy(&x, kl_xmm(v, op->reg), 8);                                       \
 		kl_write(v, kl_mem_lin(v, op, size, true), x, size);                     \
 		return KL_NEXT;                                                          \
 	}                                                                                \
@@ -152,7 +105,7 @@ static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
 		uint64_t x[2] = {kl_gpr_get(v, op->rm, size), 0};                        \
                                                                                          \
 		check_sse(v);                                                            \
-		memcpy(xmm(v, op->reg), x, 16);                                          \
+		memcpy(kl_xmm(v, op->reg), x, 16);                                       \
 		return KL_NEXT;                                                          \
 	}                                                                                \
 	static enum kl_next movlow##size##_gx(struct kl_vcpu *v, const struct kl_op *op) \
@@ -160,24 +113,17 @@ static enum kl_next mov128_mr(struct kl_vcpu *v, const struct kl_op *op)
 		uint64_t x;                                                              \
                                                                                          \
 		check_sse(v);                                                            \
-		memcpy(&x, xmm(v, op->rm), 8);                                           \
+		memcpy(&x, kl_xmm(v, op->rm), 8);                                        \
 		kl_gpr_set(v, op->reg, x, size);                                         \
 		return KL_NEXT;                                                          \
 	}
 MOV_LOW(4)
 MOV_LOW(8)
 
-/* MASKMOVDQU: the only one with a hidden memory operand. */
 static enum kl_next maskmovdqu(struct kl_vcpu *v, const struct kl_op *op)
 {
-	uint64_t ea = v->gpr[KL_RDI], lin;
-
 	check_sse(v);
-	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
-	lin = kl_seg_linear(v, op->seg, ea, 16, true);
-	for (unsigned i = 0; i < 16; i++)
-		if (xmm(v, op->rm)[i] & 0x80)
-			kl_write(v, kl_linear_add(v, lin, i), xmm(v, op->reg)[i], 1);
+	kl_masked_bytes(v, op);
 	return KL_NEXT;
 }
 
@@ -222,16 +168,6 @@ static void run(struct kl_thunk_ctx *c, void *thunk, unsigned info)
 	}
 }
 
-/* Masked exceptions accumulate; an unmasked one is raised and nothing else happens. */
-static void floating_point_flags(struct kl_vcpu *v, uint32_t after)
-{
-	uint32_t *mxcsr = (uint32_t *)(void *)(v->xsave + 24), flags = after & MXCSR_FLAGS;
-
-	*mxcsr |= flags;
-	if (flags & ~(*mxcsr >> 7))
-		kl_raise(v, v->cr4 & KL_CR4_OSXMMEXCPT ? KL_EXC_XM : KL_EXC_UD);
-}
-
 static void put_gpr(struct kl_vcpu *v, uint8_t offset, uint64_t x, unsigned info)
 {
 	kl_gpr_set(v, offset, x, info & I_WIDE ? 8 : 4);
@@ -251,14 +187,14 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 		if (KL_UNLIKELY((info & I_ALIGN) && (lin & 15)))
 			kl_raise_error(v, KL_EXC_GP, 0);
 		if (info & I_MEM_R)
-			read_mem(v, lin, c.mem, size);
+			kl_vec_read(v, lin, c.mem, size);
 	}
 	if (info & I_X0)
-		memcpy(c.x[0], xmm(v, 0), 16);
+		memcpy(c.x[0], kl_xmm(v, 0), 16);
 	if (info & I_REG_X)
-		memcpy(c.x[first], xmm(v, op->reg), 16);
+		memcpy(c.x[first], kl_xmm(v, op->reg), 16);
 	if (info & I_RM_X)
-		memcpy(c.x[first + 1], xmm(v, op->rm), 16);
+		memcpy(c.x[first + 1], kl_xmm(v, op->rm), 16);
 	if (info & I_REG_G)
 		c.rax = *(uint64_t *)kl_gpr(v, op->reg);
 	if (info & I_RM_G)
@@ -272,19 +208,18 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	if (info & I_FLAGS)
 		c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
 	if (info & I_FP)
-		c.mxcsr = ((*(uint32_t *)(void *)(v->xsave + 24) | MXCSR_MASKS) & ~MXCSR_FLAGS) &
-			  0xffff;
+		c.mxcsr = ((*kl_mxcsr(v) | MXCSR_MASKS) & ~MXCSR_FLAGS) & 0xffff;
 	run(&c, op->thunk, info);
 	if (info & I_FP)
-		floating_point_flags(v, c.mxcsr);
+		kl_mxcsr_note(v, c.mxcsr);
 	if (info & I_MEM_W)
-		write_mem(v, lin, c.mem, size);
+		kl_vec_write(v, lin, c.mem, size);
 	if (info & I_X0_W)
-		memcpy(xmm(v, 0), c.x[0], 16);
+		memcpy(kl_xmm(v, 0), c.x[0], 16);
 	if ((info & (I_RM_X | I_RM_W)) == (I_RM_X | I_RM_W))
-		memcpy(xmm(v, op->rm), c.x[first + 1], 16);
+		memcpy(kl_xmm(v, op->rm), c.x[first + 1], 16);
 	if ((info & (I_REG_X | I_REG_W)) == (I_REG_X | I_REG_W))
-		memcpy(xmm(v, op->reg), c.x[first], 16);
+		memcpy(kl_xmm(v, op->reg), c.x[first], 16);
 	if ((info & (I_RM_G | I_RM_W)) == (I_RM_G | I_RM_W))
 		put_gpr(v, op->rm, c.rcx, info);
 	if ((info & (I_VVVV_G | I_VVVV_W)) == (I_VVVV_G | I_VVVV_W))
@@ -344,7 +279,8 @@ static enum kind kind_of(ZydisMnemonic m)
 	CASE(PMOVZXBW) CASE(PMOVZXBD) CASE(PMOVZXBQ) CASE(PMOVZXWD) CASE(PMOVZXWQ) CASE(PMOVZXDQ)
 	CASE(PTEST) CASE(AESDEC) CASE(AESDECLAST) CASE(AESENC) CASE(AESENCLAST) CASE(AESIMC)
 	CASE(AESKEYGENASSIST) CASE(PCLMULQDQ) CASE(SHA1MSG1) CASE(SHA1MSG2) CASE(SHA1NEXTE)
-	CASE(SHA1RNDS4) CASE(SHA256MSG1) CASE(SHA256MSG2) CASE(SHA256RNDS2) CASE(ANDN) CASE(BEXTR)
+	CASE(SHA1RNDS4) CASE(SHA256MSG1) CASE(SHA256MSG2) CASE(SHA256RNDS2)
+	CASE(GF2P8AFFINEINVQB) CASE(GF2P8AFFINEQB) CASE(GF2P8MULB) CASE(ANDN) CASE(BEXTR)
 	CASE(BLSI) CASE(BLSMSK) CASE(BLSR) CASE(BZHI) CASE(MULX) CASE(PDEP) CASE(PEXT) CASE(RORX)
 	CASE(SARX) CASE(SHLX) CASE(SHRX) CASE(ADCX) CASE(ADOX)
 		return INTEGER;
@@ -356,26 +292,30 @@ static enum kind kind_of(ZydisMnemonic m)
 	}
 }
 
-/* CPUID may be a trap: once. Bit 0 (FSGSBASE) marks that it was asked. */
-static uint32_t leaf7_ebx(void)
+/* A word of leaf 7. CPUID may be a trap: once. Bit 63 marks that it was asked. */
+static uint64_t leaf7(void)
 {
-	static _Atomic uint32_t cached;
-	uint32_t r = atomic_load_explicit(&cached, memory_order_relaxed);
+	static _Atomic uint64_t cached;
+	uint64_t r = atomic_load_explicit(&cached, memory_order_relaxed);
 	unsigned a, b, c, d;
 
 	if (!r) {
-		r = 1;
+		r = 1ull << 63;
 		if (__get_cpuid_count(7, 0, &a, &b, &c, &d))
-			r |= b;
+			r |= b | (uint64_t)(c & 0x7fffffff) << 32;
 		atomic_store_explicit(&cached, r, memory_order_relaxed);
 	}
 	return r;
 }
 
-/* Running what the host does not have would kill the program. */
-static bool host_has(const ZydisDecodedInstruction *in)
+#define EBX(n) (1ull << (n))
+#define ECX(n) (1ull << (32 + (n)))
+
+bool kl_host_has(const struct kl_decode *d)
 {
-	switch (in->meta.isa_ext) {
+	bool vex = d->in.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+
+	switch (d->in.meta.isa_ext) {
 	case ZYDIS_ISA_EXT_SSE:
 	case ZYDIS_ISA_EXT_SSE2:
 		return true;
@@ -394,9 +334,30 @@ static bool host_has(const ZydisDecodedInstruction *in)
 	case ZYDIS_ISA_EXT_BMI2:
 		return __builtin_cpu_supports("bmi2");
 	case ZYDIS_ISA_EXT_SHA:
-		return leaf7_ebx() & 1u << 29;
+		return leaf7() & EBX(29);
 	case ZYDIS_ISA_EXT_ADOX_ADCX:
-		return leaf7_ebx() & 1u << 19;
+		return leaf7() & EBX(19);
+	case ZYDIS_ISA_EXT_AVX:
+		return __builtin_cpu_supports("avx");
+	case ZYDIS_ISA_EXT_AVX2:
+	case ZYDIS_ISA_EXT_AVX2GATHER:
+		return __builtin_cpu_supports("avx2");
+	case ZYDIS_ISA_EXT_FMA:
+		return __builtin_cpu_supports("fma");
+	case ZYDIS_ISA_EXT_F16C:
+		return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+	case ZYDIS_ISA_EXT_AVXAES:
+		return __builtin_cpu_supports("avx") && __builtin_cpu_supports("aes");
+	case ZYDIS_ISA_EXT_GFNI:
+		return (leaf7() & ECX(8)) && (!vex || __builtin_cpu_supports("avx"));
+	/* Zydis names the extension of the wider form. */
+	case ZYDIS_ISA_EXT_VAES:
+		return vex && __builtin_cpu_supports("avx") &&
+		       (d->in.raw.vex.L ? (leaf7() & ECX(9)) != 0 : __builtin_cpu_supports("aes"));
+	case ZYDIS_ISA_EXT_VPCLMULQDQ:
+		return vex && __builtin_cpu_supports("avx") &&
+		       (d->in.raw.vex.L ? (leaf7() & ECX(10)) != 0
+					: __builtin_cpu_supports("pclmul"));
 	default:
 		return false;
 	}
@@ -481,7 +442,7 @@ static bool select_thunk(struct kl_decode *d)
 	uint8_t code[16];
 	unsigned len;
 
-	if (kind == NOT_OURS || !host_has(&d->in))
+	if (kind == NOT_OURS || !kl_host_has(d))
 		return false;
 	for (unsigned i = 0; i < d->in.operand_count; i++)
 		if (!note_operand(d, &d->opnd[i], &info))
@@ -567,13 +528,13 @@ bool kl_select_sse(struct kl_decode *d)
 	case ZYDIS_MNEMONIC_MOVNTDQ:
 		return select_move128(d, true);
 	case ZYDIS_MNEMONIC_MOVNTDQA:
-		return host_has(&d->in) && select_move128(d, true);
+		return kl_host_has(d) && select_move128(d, true);
 	case ZYDIS_MNEMONIC_MOVUPS:
 	case ZYDIS_MNEMONIC_MOVUPD:
 	case ZYDIS_MNEMONIC_MOVDQU:
 		return select_move128(d, false);
 	case ZYDIS_MNEMONIC_LDDQU:
-		return host_has(&d->in) && select_move128(d, false);
+		return kl_host_has(d) && select_move128(d, false);
 	case ZYDIS_MNEMONIC_MOVSS:
 	case ZYDIS_MNEMONIC_MOVD:
 		return select_move_low(d, 4);

@@ -92,7 +92,13 @@ static const struct {
 	OP(XSAVE64, xsave),
 	OP(XSAVEOPT, xsave),
 	OP(XSAVEOPT64, xsave),
+	OP(XSAVEC, xsave),
+	OP(XSAVEC64, xsave),
+	OP(XSAVES, xsave),
+	OP(XSAVES64, xsave),
 	OP(XRSTOR, xrstor),
+	OP(XRSTORS, xrstor),
+	OP(XRSTORS64, xrstor),
 	OP(XRSTOR64, xrstor),
 	MILD(LDMXCSR, ldmxcsr),
 	OP(STMXCSR, stmxcsr),
@@ -268,14 +274,20 @@ bool kl_select_system(struct kl_decode *d)
 	case ZYDIS_MNEMONIC_FXRSTOR:
 	case ZYDIS_MNEMONIC_XSAVE:
 	case ZYDIS_MNEMONIC_XSAVEOPT:
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVES:
 	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTORS:
 		op->opsize = 4;
 		break;
 	case ZYDIS_MNEMONIC_FXSAVE64:
 	case ZYDIS_MNEMONIC_FXRSTOR64:
 	case ZYDIS_MNEMONIC_XSAVE64:
 	case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVES64:
 	case ZYDIS_MNEMONIC_XRSTOR64:
+	case ZYDIS_MNEMONIC_XRSTORS64:
 		op->opsize = 8;
 		break;
 	case ZYDIS_MNEMONIC_SYSRET:

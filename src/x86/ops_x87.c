@@ -14,9 +14,6 @@
 #include "x86/ops.h"
 #include "x86/thunk.h"
 
-#define XSTATE_X87 1u
-#define XSTATE_SSE 2u
-
 struct fx {
 	uint16_t fcw, fsw;
 	uint8_t ftw, pad;
@@ -158,6 +155,7 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 
 		if (flags & ~guest->fcw) {
 			guest->fsw |= (uint16_t)(flags | KL_FSW_SUMMARY | (f.fsw & 0x240));
+			kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 			return KL_NEXT;
 		}
 	}
@@ -182,7 +180,7 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	/* The reserved end of the area is software's. */
 	memcpy(guest, &f, 416);
 	kl_fpu_summarize(v);
-	*(uint64_t *)(v->xsave + 512) |= XSTATE_X87 | (info & I_XMM ? XSTATE_SSE : 0);
+	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 	if ((info & (I_RM_G | I_RM_W)) == (I_RM_G | I_RM_W))
 		kl_gpr_set(v, op->rm, c.rcx, info & I_WIDE ? 8 : 4);
 	if ((info & (I_REG_G | I_REG_W)) == (I_REG_G | I_REG_W))

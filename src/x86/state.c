@@ -434,73 +434,7 @@ void kl_x86_set_fpu(struct kl_vcpu *v, const struct kvm_fpu *f)
 	memcpy(x + 16, &f->last_dp, 8);
 	memcpy(x + 32, f->fpr, 128);
 	memcpy(x + 160, f->xmm, 256);
-}
-
-void kl_x86_get_xsave(struct kl_vcpu *v, void *buf, unsigned size)
-{
-	memset(buf, 0, size);
-	memcpy(buf, v->xsave, kl_min((size_t)size, (size_t)576));
-}
-
-int kl_x86_set_xsave(struct kl_vcpu *v, const void *buf, unsigned size)
-{
-	const uint8_t *in = buf;
-	uint64_t bv, comp, rest[6];
-	uint8_t old[24 + 8];
-	uint32_t mxcsr, mask;
-
-	if (size < 576)
-		return -EINVAL;
-	memcpy(&bv, in + 512, 8);
-	memcpy(&comp, in + 520, 8);
-	memcpy(rest, in + 528, sizeof(rest));
-	memcpy(&mxcsr, in + 24, 4);
-	if ((bv & ~3ull) || comp)
-		return -EINVAL;
-	for (unsigned i = 0; i < KL_ARRAY_SIZE(rest); i++)
-		if (rest[i])
-			return -EINVAL;
-	if ((bv & 3) && !kl_mxcsr_valid(mxcsr))
-		return -EINVAL;
-	memcpy(old, v->xsave, sizeof(old));
-	memcpy(&mask, v->xsave + 28, 4);
-	kl_fpu_reset(v);
-	if (bv & 1) {
-		memcpy(v->xsave, in, 24);
-		memcpy(v->xsave + 32, in + 32, 128);
-	}
-	if (bv & 2)
-		memcpy(v->xsave + 160, in + 160, 256);
-	if (bv & 3)
-		memcpy(v->xsave + 24, &mxcsr, 4);
-	memcpy(v->xsave + 28, &mask, 4);
-	return 0;
-}
-
-void kl_x86_get_xcrs(struct kl_vcpu *v, struct kvm_xcrs *x)
-{
-	memset(x, 0, sizeof(*x));
-	if (!(kl_cr4_supported() & KL_CR4_OSXSAVE))
-		return;
-	x->nr_xcrs = 1;
-	x->xcrs[0].value = v->xcr0;
-}
-
-int kl_x86_set_xcrs(struct kl_vcpu *v, const struct kvm_xcrs *x)
-{
-	if (!(kl_cr4_supported() & KL_CR4_OSXSAVE))
-		return -EINVAL;
-	if (x->nr_xcrs > KVM_MAX_XCRS || x->flags)
-		return -EINVAL;
-	for (unsigned i = 0; i < x->nr_xcrs; i++) {
-		if (x->xcrs[i].xcr)
-			continue;
-		if (!kl_xcr0_valid(v, x->xcrs[i].value))
-			return -EINVAL;
-		v->xcr0 = x->xcrs[i].value;
-		break;
-	}
-	return 0;
+	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 }
 
 /* ---- debug registers, events ---- */

@@ -150,6 +150,14 @@ static bool is_gpr(const ZydisDecodedOperand *o)
 	       c == ZYDIS_REGCLASS_GPR16 || c == ZYDIS_REGCLASS_GPR8;
 }
 
+static bool uses_gpr(const struct kl_decode *d)
+{
+	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
+		if (d->opnd[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_gpr(&d->opnd[i]))
+			return true;
+	return false;
+}
+
 /* New number of a register field; -1: as it was. */
 static int renumber(const ZydisDecodedOperand *o, int gpr, int vectors, int nth)
 {
@@ -178,7 +186,8 @@ unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out)
 	int rm = renumber(field(d, ZYDIS_OPERAND_ENCODING_MODRM_RM), KL_THUNK_RM, vectors, 1);
 	const uint8_t *bytes = d->op->bytes;
 	unsigned n = 0, at = in->raw.modrm.offset, imm = 0;
-	bool r = reg < 0 && in->raw.rex.R, b = rm < 0 && in->raw.modrm.mod == 3 && in->raw.rex.B;
+	bool wide, r = reg < 0 && in->raw.rex.R,
+		   b = rm < 0 && in->raw.modrm.mod == 3 && in->raw.rex.B;
 
 	if (!(in->attributes & ZYDIS_ATTRIB_HAS_MODRM)) {
 		if (in->opcode_map != ZYDIS_OPCODE_MAP_0F)
@@ -189,13 +198,17 @@ unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out)
 	}
 	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
 		const ZydisDecodedInstructionRawVex *x = &in->raw.vex;
-		int v = vvvv ? renumber(vvvv, KL_THUNK_VVVV, vectors, 2) : -1;
+		bool dst = vvvv && (vvvv->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE);
+		int v = vvvv ? renumber(vvvv, KL_THUNK_VVVV, vectors, dst ? 0 : 2) : -1;
 
 		if (vvvv && v < 0)
 			return 0;
+		/* Where a field is a general register the processor looks at W in 64-bit code only.
+		 */
+		wide = x->W && (in->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 || !uses_gpr(d));
 		out[n++] = 0xc4;
 		out[n++] = (uint8_t)(0xe0 | x->m_mmmm);
-		out[n++] = (uint8_t)(x->W << 7 | (vvvv ? ~v & 15 : 15) << 3 | x->L << 2 | x->pp);
+		out[n++] = (uint8_t)(wide << 7 | (vvvv ? ~v & 15 : 15) << 3 | x->L << 2 | x->pp);
 		out[n++] = in->opcode;
 	} else if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
 		unsigned simd = 0, opsize = 0, first = at - 1;
@@ -228,10 +241,12 @@ unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out)
 	}
 	out[n++] = (uint8_t)rewrite_modrm(d, reg, rm);
 	if (in->raw.imm[0].size) {
+		const ZydisDecodedOperand *is4 = field(d, ZYDIS_OPERAND_ENCODING_IS4);
+
 		imm = in->raw.imm[0].size / 8;
 		if (imm != 1)
 			return 0;
-		out[n++] = bytes[in->raw.imm[0].offset];
+		out[n++] = is4 ? (uint8_t)((vectors + 3) << 4) : bytes[in->raw.imm[0].offset];
 	}
 	return n;
 }

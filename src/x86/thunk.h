@@ -14,6 +14,8 @@ struct kl_thunk_ctx {
 	uint64_t rax, rcx, rdx, rsi; /* 192 */
 	uint64_t flags;              /* 224 */
 	uint32_t mxcsr, host_mxcsr;  /* 232 */
+	uint8_t pad[16];
+	uint8_t y[2][32]; /* 256: ymm0 and ymm1 as they are after it (ops_avx.c) */
 } __attribute__((aligned(64)));
 
 /* Prepare the arena, once per process. Without it kl_thunk_get() finds nothing. */
@@ -30,7 +32,8 @@ enum { KL_THUNK_REG = 0 /* rax */, KL_THUNK_RM = 1 /* rcx */, KL_THUNK_VVVV = 6 
 
 /*
  * Rewrite the decoded instruction: memory operand [rdi]; general registers as above; with
- * @vectors >= 0, vector registers reg, rm and vvvv become @vectors, +1, +2, else they stay.
+ * @vectors >= 0, vector registers reg, rm, vvvv and imm8[7:4] become @vectors, +1, +2, +3 (vvvv
+ * +0 if it is the destination), else they stay.
  * Returns its length, or 0 if it has a shape that is not handled.
  */
 unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out);

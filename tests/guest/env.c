@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include "x86/debug.h"
+#include "x86/control.h"
+#include "x86/guest_cpuid.h"
 #include "x86/insn.h"
 
 struct env env;
@@ -176,7 +178,8 @@ void env_init(void)
 			v->tlb[m][i] =
 				(struct kl_tlb_entry){KL_TLB_NONE, KL_TLB_NONE, KL_TLB_NONE, 0};
 	v->cr0 = KL_CR0_PE | KL_CR0_PG | KL_CR0_NE | KL_CR0_ET | KL_CR0_MP;
-	v->cr4 = KL_CR4_PAE | KL_CR4_OSFXSR | KL_CR4_OSXMMEXCPT;
+	v->cr4 = KL_CR4_PAE | KL_CR4_OSFXSR | KL_CR4_OSXMMEXCPT | KL_CR4_OSXSAVE;
+	v->xcr0 = 7;
 	v->efer = KL_EFER_LME | KL_EFER_LMA;
 	v->long_mode = true;
 	v->code_mode = KL_CODE64;
@@ -208,4 +211,29 @@ void env_run(bool step)
 			kl_interp_run(v);
 	}
 	kl_interp_settle(v);
+}
+
+/* What xsave.c asks of the rest of src/x86. */
+bool kl_xcr0_valid(struct kl_vcpu *v, uint64_t xcr0)
+{
+	return xcr0 & 1;
+}
+
+uint64_t kl_cr4_supported(void)
+{
+	return KL_CR4_OSXSAVE;
+}
+
+bool kl_host_is_intel(void)
+{
+	return false;
+}
+
+bool kl_guest_has(struct kl_vcpu *v, uint32_t fn, uint32_t index, unsigned reg, unsigned bit)
+{
+	return true;
+}
+
+void kl_x86_refresh_cpuid(struct kl_vcpu *v)
+{
 }

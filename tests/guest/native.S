@@ -13,8 +13,14 @@ native_enter:
 	mov %rdi, native_current(%rip)
 	mov %rsi, native_target(%rip)
 	mov %rsp, 144(%rdi)
-	fxrstor64 192(%rdi)
-	push 128(%rdi)
+	cmpb $0, native_avx(%rip)
+	je 1f
+	mov $7, %eax
+	xor %edx, %edx
+	xrstor64 192(%rdi)
+	jmp 2f
+1:	fxrstor64 192(%rdi)
+2:	push 128(%rdi)
 	popfq
 	mov 0(%rdi), %rax
 	mov 8(%rdi), %rcx
@@ -58,8 +64,15 @@ native_exit:
 	pushfq
 	pop 128(%rdi)
 	cld
-	fxsave64 192(%rdi)
-	fninit
+	cmpb $0, native_avx(%rip)
+	je 1f
+	mov $7, %eax
+	xor %edx, %edx
+	xsave64 192(%rdi)
+	vzeroupper
+	jmp 2f
+1:	fxsave64 192(%rdi)
+2:	fninit
 	ldmxcsr native_mxcsr(%rip)
 	pop %r15
 	pop %r14
@@ -70,7 +83,9 @@ native_exit:
 	ret
 
 	.data
+	.globl native_avx
 	.balign 8
+native_avx:	.quad 0
 native_mxcsr:	.long 0x1f80
 	.balign 8
 native_current:	.quad 0

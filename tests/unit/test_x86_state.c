@@ -161,10 +161,11 @@ static void cpuid_instruction(void **state)
 	want = kl_x86_find_cpuid(e->v, 7, 0);
 	assert_non_null(want);
 	assert_int_equal(e->v->gpr[KL_RBX], want->ebx);
-	/* What the engine lacks is not offered, whatever the host has: AVX, x2APIC, VMX, SVM. */
-	assert_int_equal(kl_x86_find_cpuid(e->v, 1, 0)->ecx & (1u << 28 | 1u << 21 | 1u << 5), 0);
+	/* What the engine lacks is not offered, whatever the host has: VMX, SVM, AVX-512, AMX. */
+	assert_int_equal(kl_x86_find_cpuid(e->v, 1, 0)->ecx & (1u << 5), 0);
 	assert_int_equal(kl_x86_find_cpuid(e->v, 0x80000001, 0)->ecx & (1u << 2), 0);
-	assert_int_equal(want->ebx & (1u << 5 | 1u << 16), 0);
+	assert_int_equal(want->ebx & (1u << 16), 0);
+	assert_int_equal(want->edx & (7u << 22 | 1u << 25), 0);
 }
 
 /* Every listed MSR can be read, and what was read can be written back. */
@@ -341,9 +342,9 @@ static void xsave_area(void **state)
 	struct kvm_fpu f;
 
 	kl_x86_get_xsave(e->v, area, sizeof(area));
-	assert_int_equal(area[512], 3);
-	memset(area + 160, 0x5a, 16); /* xmm0 */
-	memcpy(area, "\x12\x34", 2);  /* fcw, but x87 is declared to be in its initial state */
+	assert_int_equal(area[512], 0); /* nothing was used yet */
+	memset(area + 160, 0x5a, 16);   /* xmm0 */
+	memcpy(area, "\x12\x34", 2);    /* fcw, but x87 is declared to be in its initial state */
 	memcpy(area + 512, &bv, 8);
 	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), 0);
 	kl_x86_get_fpu(e->v, &f);
@@ -352,11 +353,34 @@ static void xsave_area(void **state)
 	memcpy(area + 24, &bad, 4);
 	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
 	kl_x86_get_xsave(e->v, area, sizeof(area));
-	area[512] = 7; /* AVX */
+	area[512] = 15; /* MPX */
 	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
 	area[512] = 3;
 	area[527] = 0x80; /* compacted */
 	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
+	area[527] = 0;
+	area[570] = 1;
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), -EINVAL);
+	area[570] = 0;
+
+	/* What was set is what is got, also where it is what it would be anyway. */
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), 0);
+	kl_x86_get_xsave(e->v, area, sizeof(area));
+	assert_int_equal(area[512], 3);
+	if (!__builtin_cpu_supports("avx"))
+		return;
+	area[512] = 7;
+	memset(area + 576, 0x77, 256);
+	assert_int_equal(kl_x86_set_xsave(e->v, area, sizeof(area)), 0);
+	memset(area, 0, sizeof(area));
+	kl_x86_get_xsave(e->v, area, sizeof(area));
+	assert_int_equal(area[512], 7);
+	assert_int_equal(area[576 + 255], 0x77);
+	/* A guest without AVX shows none. */
+	e->v->supported_xcr0 = 3;
+	kl_x86_get_xsave(e->v, area, sizeof(area));
+	assert_int_equal(area[512], 3);
+	assert_int_equal(area[576 + 255], 0);
 }
 
 static void xcr0(void **state)
@@ -371,8 +395,20 @@ static void xcr0(void **state)
 	assert_int_equal(kl_x86_set_xcrs(e->v, &x), 0);
 	x.xcrs[0].value = 2;
 	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
-	x.xcrs[0].value = 7;
+	x.xcrs[0].value = 5;
 	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
+	x.xcrs[0].value = 0x200;
+	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
+	x.xcrs[0].value = 7;
+	if (__builtin_cpu_supports("avx")) {
+		/* The size of the area in CPUID follows. */
+		assert_int_equal(kl_x86_find_cpuid(e->v, 0xd, 0)->ebx, 576);
+		assert_int_equal(kl_x86_set_xcrs(e->v, &x), 0);
+		assert_int_equal(kl_x86_find_cpuid(e->v, 0xd, 0)->ebx, 832);
+		assert_int_equal(kl_x86_find_cpuid(e->v, 0xd, 0)->ecx, 832);
+	} else {
+		assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
+	}
 	x.flags = 1;
 	assert_int_equal(kl_x86_set_xcrs(e->v, &x), -EINVAL);
 }
