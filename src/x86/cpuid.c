@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "host/cpu.h"
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/insn.h"
@@ -84,18 +85,6 @@ static struct regs host(uint32_t fn, uint32_t index)
 	if (fn <= (uint32_t)__get_cpuid_max(base, NULL))
 		__cpuid_count(fn, index, x.r[0], x.r[1], x.r[2], x.r[3]);
 	return x;
-}
-
-bool kl_host_is_intel(void)
-{
-	static _Atomic int cached; /* CPUID is slow in a virtual machine */
-	int intel = atomic_load_explicit(&cached, memory_order_relaxed);
-
-	if (!intel) {
-		intel = host(0, 0).r[EBX] == 0x756e6547 ? 1 : -1; /* "Genu" */
-		atomic_store_explicit(&cached, intel, memory_order_relaxed);
-	}
-	return intel > 0;
 }
 
 /* ---- KVM_GET_SUPPORTED_CPUID ---- */

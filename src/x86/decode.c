@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/decode.h"
 
 kl_op_fn kl_op_unsupported, kl_op_too_long;
@@ -39,6 +40,9 @@ static const ZydisDecoder *decoder(enum kl_code_mode mode)
 			/* Without these features their encodings are NOPs. */
 			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
 			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+			/* Near branches of 64-bit code: does the operand-size prefix count? */
+			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_AMD_BRANCHES,
+					       !kl_host_is_intel());
 		}
 		ready = true;
 	}
@@ -222,6 +226,65 @@ static bool offered(const struct kl_decode *d)
 	}
 }
 
+/* Each prefix @old becomes @new. */
+static void replace_prefix(uint8_t *bytes, const ZydisDecodedInstruction *in, uint8_t old,
+			   uint8_t new)
+{
+	for (unsigned i = 0; i < in->raw.prefix_count; i++)
+		if (in->raw.prefixes[i].value == old)
+			bytes[i] = new;
+}
+
+/* What Zydis 4.0 makes of some encodings is not what processors do. */
+static ZyanStatus decode(struct kl_decode *d, const uint8_t *bytes, unsigned len)
+{
+	const ZydisDecoder *dec = decoder(d->mode);
+	ZyanStatus status = ZydisDecoderDecodeFull(dec, bytes, len, &d->in, d->opnd);
+	ZydisDecodedInstruction *in = &d->in;
+	uint8_t copy[15];
+
+	if (!ZYAN_SUCCESS(status))
+		return status;
+	if (in->mnemonic == ZYDIS_MNEMONIC_PAUSE && in->raw.rex.B) {
+		/* XCHG R8, rAX */
+		memcpy(copy, bytes, in->length);
+		replace_prefix(copy, in, 0xf3, 0x3e);
+		return ZydisDecoderDecodeFull(dec, copy, in->length, in, d->opnd);
+	}
+	if (in->opcode_map == ZYDIS_OPCODE_MAP_0F && in->opcode == 0x0d && in->raw.modrm.mod == 3 &&
+	    !kl_host_is_intel())
+		return ZYDIS_STATUS_DECODING_ERROR; /* PREFETCHW of a register */
+	/* A SIB byte without base, whatever REX.B says */
+	if (in->address_width == 32 && (in->attributes & ZYDIS_ATTRIB_HAS_SIB) &&
+	    in->raw.modrm.mod == 0 && in->raw.sib.base == 5) {
+		for (unsigned i = 0; i < in->operand_count_visible; i++) {
+			ZydisDecodedOperandMem *m = &d->opnd[i].mem;
+
+			if (d->opnd[i].type != ZYDIS_OPERAND_TYPE_MEMORY ||
+			    m->base != ZYDIS_REGISTER_R13D)
+				continue;
+			m->base = ZYDIS_REGISTER_NONE;
+			m->disp.has_displacement = ZYAN_TRUE;
+			m->disp.value = in->raw.disp.value;
+		}
+	}
+	return status;
+}
+
+/* UD0 and UD1, of which AMD's processors need no more than the opcode. */
+static bool is_ud(const uint8_t *bytes, unsigned len, enum kl_code_mode mode)
+{
+	static const uint8_t prefixes[] = {0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26,
+					   0x2e, 0x36, 0x3e, 0x64, 0x65};
+	unsigned i = 0;
+
+	while (i < len && (memchr(prefixes, bytes[i], sizeof(prefixes)) ||
+			   (mode == KL_CODE64 && (bytes[i] & 0xf0) == 0x40)))
+		i++;
+	return i + 1 < len && bytes[i] == 0x0f && (bytes[i + 1] == 0xff || bytes[i + 1] == 0xb9) &&
+	       !kl_host_is_intel();
+}
+
 enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum kl_code_mode mode,
 				    uint64_t rip, const uint8_t *bytes, unsigned len)
 {
@@ -232,7 +295,9 @@ enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum 
 	d->mode = mode;
 	d->noflags = NULL;
 	d->simple = d->writes_flags = d->reads_flags = d->stores = false;
-	status = ZydisDecoderDecodeFull(decoder(mode), bytes, len, &d->in, d->opnd);
+	status = decode(d, bytes, len);
+	if (status == ZYDIS_STATUS_NO_MORE_DATA && is_ud(bytes, len, mode))
+		status = ZYDIS_STATUS_DECODING_ERROR;
 	if (status == ZYDIS_STATUS_NO_MORE_DATA && len < 15)
 		return KL_DECODE_TRUNCATED;
 	memcpy(op->bytes, bytes, kl_min(len, 15u));

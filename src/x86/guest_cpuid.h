@@ -4,7 +4,6 @@
 
 #include "x86/vcpu.h"
 
-bool kl_host_is_intel(void);
 /* The program's CPUID has bit @bit of register @reg (0 EAX ... 3 EDX). */
 bool kl_guest_has(struct kl_vcpu *v, uint32_t fn, uint32_t index, unsigned reg, unsigned bit);
 /* Derived fields of a vCPU without CPUID. */

@@ -128,10 +128,10 @@ enum kl_next kl_op_ins(struct kl_vcpu *v, const struct kl_op *op)
 			return KL_JUMPED_STOP; /* events, then the rest */
 	}
 	v->pio_left = 0;
+	check_port(v, (uint16_t)v->gpr[KL_RDX], size); /* also if there is nothing to do */
 	if (repeated(op) && !(v->gpr[KL_RCX] & mask))
 		return KL_NEXT;
 
-	check_port(v, (uint16_t)v->gpr[KL_RDX], size);
 	in_page = (unsigned)(di & ~KL_PAGE_MASK);
 	if (!(v->rflags & KL_FL_DF))
 		in_page = (unsigned)KL_PAGE_SIZE - in_page;
@@ -152,9 +152,9 @@ enum kl_next kl_op_outs(struct kl_vcpu *v, const struct kl_op *op)
 	uint64_t mask = address_mask(op), val;
 	unsigned port = (uint16_t)v->gpr[KL_RDX];
 
+	check_port(v, port, op->opsize);
 	if (repeated(op) && !(v->gpr[KL_RCX] & mask))
 		return KL_NEXT;
-	check_port(v, port, op->opsize);
 	val = kl_read(v, kl_seg_linear(v, op->seg, v->gpr[KL_RSI] & mask, op->opsize, false),
 		      op->opsize);
 	memcpy(v->pio_data, &val, op->opsize);

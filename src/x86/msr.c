@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/cpu.h"
 #include "host/guard.h"
 #include "x86/access.h"
 #include "x86/control.h"

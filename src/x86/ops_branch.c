@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Near branches: Jcc JMP CALL RET LOOP JCXZ. */
+#include "host/cpu.h"
 #include "x86/decode.h"
 #include "x86/ops.h"
 
@@ -123,8 +124,19 @@ static enum kl_next jcxz(struct kl_vcpu *v, const struct kl_op *op)
 	return kl_gpr_get(v, 8 * KL_RCX, op->addrsize) ? KL_NEXT : jump(v, target(v, op));
 }
 
+/* In 64-bit code an operand-size prefix counts on processors of AMD, unless REX.W does. */
+static bool has_16bit_target(const ZydisDecodedInstruction *in)
+{
+	for (unsigned i = 0; i < in->raw.prefix_count; i++)
+		if (in->raw.prefixes[i].value == 0x66)
+			return !in->raw.rex.W && !kl_host_is_intel();
+	return false;
+}
+
 static bool branch(struct kl_decode *d, kl_op_fn *fn)
 {
+	if (d->mode == KL_CODE64)
+		d->op->opsize = has_16bit_target(&d->in) ? 2 : 8;
 	d->op->fn = fn;
 	d->op->flags |= KL_OPF_END;
 	d->reads_flags = true;

@@ -70,6 +70,7 @@ EXTEND(sx, 16, 16, int16_t)
 EXTEND(sx, 32, 16, int16_t)
 EXTEND(sx, 64, 16, int16_t)
 EXTEND(sx, 64, 32, int32_t)
+EXTEND(sx, 16, 32, int32_t) /* reads four bytes (AMD) */
 
 #define EXTEND2(n)           \
 	{                    \
@@ -81,7 +82,7 @@ static kl_op_fn *const extend[2][3][3][2] = {
 	 {EXTEND2(zx16_16), EXTEND2(zx32_16), EXTEND2(zx64_16)}},
 	{{EXTEND2(sx16_8), EXTEND2(sx32_8), EXTEND2(sx64_8)},
 	 {EXTEND2(sx16_16), EXTEND2(sx32_16), EXTEND2(sx64_16)},
-	 {{mov16_rr, mov16_rm}, {mov32_rr, mov32_rm}, EXTEND2(sx64_32)}},
+	 {EXTEND2(sx16_32), {mov32_rr, mov32_rm}, EXTEND2(sx64_32)}},
 };
 
 #define LEA(bits)                                                                \

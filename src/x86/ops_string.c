@@ -225,7 +225,7 @@ static uint32_t compare(uint64_t a, uint64_t b, unsigned size)
 			   : compare64(a, b);
 }
 
-/* CMPS (two addresses) and SCAS (rAX). Flags change when the instruction ends or pauses. */
+/* CMPS (two addresses) and SCAS (rAX). Flags are those of the last element, also at a fault. */
 KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 {
 	bool rep = op->flags & REP;
@@ -235,10 +235,10 @@ KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 
 	while (n) {
 		unsigned size = op->opsize;
-		uint64_t a = two ? kl_read(v, src_lin(v, op, size), size) : v->gpr[KL_RAX];
+		/* In this order, as far as faults show it. */
 		uint64_t b = kl_read(v, dst_lin(v, op, size, false), size);
+		uint64_t a = two ? kl_read(v, src_lin(v, op, size), size) : v->gpr[KL_RAX];
 		uint32_t ax = compare(a, b, size);
-		bool stop;
 
 		if (two)
 			reg_add(v, KL_RSI, op, step(v, op));
@@ -246,15 +246,11 @@ KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 		n--;
 		if (rep)
 			kl_gpr_set(v, 8 * KL_RCX, n, op->addrsize);
-		if (!rep || !n || !!(ax & KL_FL_ZF << 8) == until) {
-			kl_flags_put(v, ax);
+		kl_flags_put(v, ax);
+		if (!rep || !n || !!(ax & KL_FL_ZF << 8) == until)
 			break;
-		}
-		stop = must_stop(v, &how);
-		if (stop) {
-			kl_flags_put(v, ax);
+		if (must_stop(v, &how))
 			return how;
-		}
 	}
 	return KL_NEXT;
 }

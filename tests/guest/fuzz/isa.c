@@ -4,6 +4,7 @@
  * the system which differs between a guest of kvmlet and a process of this host.
  */
 #include "fuzz.h"
+#include "host/cpu.h"
 
 static const struct kl_vcpu *cpu;
 
@@ -28,6 +29,8 @@ const ZydisDecoder *isa_decoder(enum kl_code_mode mode)
 			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
 			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
 			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+			ZydisDecoderEnableMode(&dec[i], ZYDIS_DECODER_MODE_AMD_BRANCHES,
+					       !kl_host_is_intel());
 		}
 		ready = true;
 	}
@@ -156,12 +159,12 @@ static bool not_yet(const ZydisDecodedInstruction *in)
 	switch (in->meta.isa_set) {
 	case ZYDIS_ISA_SET_X87:
 	case ZYDIS_ISA_SET_FCMOV:
+	case ZYDIS_ISA_SET_PPRO:
 	case ZYDIS_ISA_SET_SSE3X87:
 	case ZYDIS_ISA_SET_FXSAVE:
 	case ZYDIS_ISA_SET_FXSAVE64:
 	case ZYDIS_ISA_SET_XSAVE:
 	case ZYDIS_ISA_SET_XSAVEOPT:
-	case ZYDIS_ISA_SET_I486REAL:
 	case ZYDIS_ISA_SET_PENTIUMMMX:
 	case ZYDIS_ISA_SET_SSE:
 	case ZYDIS_ISA_SET_SSE2:
@@ -173,33 +176,10 @@ static bool not_yet(const ZydisDecodedInstruction *in)
 	case ZYDIS_ISA_SET_SSSE3MMX:
 	case ZYDIS_ISA_SET_AES:
 	case ZYDIS_ISA_SET_PCLMULQDQ:
-	case ZYDIS_ISA_SET_PREFETCH_NOP:
-	case ZYDIS_ISA_SET_PPRO:
 		return true;
 	default:
-		break;
+		return false;
 	}
-	switch (in->meta.category) {
-	case ZYDIS_CATEGORY_COND_BR:
-	case ZYDIS_CATEGORY_UNCOND_BR:
-	case ZYDIS_CATEGORY_CALL:
-	case ZYDIS_CATEGORY_RET:
-		return in->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE;
-	case ZYDIS_CATEGORY_IOSTRINGOP:
-	case ZYDIS_CATEGORY_STRINGOP:
-	case ZYDIS_CATEGORY_NOP:
-		return true;
-	default:
-		break;
-	}
-	switch (in->mnemonic) {
-	case ZYDIS_MNEMONIC_PAUSE:
-	case ZYDIS_MNEMONIC_MOVSXD:
-		return true;
-	default:
-		break;
-	}
-	return in->raw.modrm.rm == 4 && in->raw.sib.base == 5 && in->address_width == 32;
 }
 
 /* What the system behind it, or the process, would notice. */
