@@ -14,7 +14,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "host/cpu.h"
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/insn.h"

@@ -2,6 +2,7 @@
 /* CPUID, for the other files of src/x86. */
 #pragma once
 
+#include "host/cpu.h"
 #include "x86/vcpu.h"
 
 /* The program's CPUID has bit @bit of register @reg (0 EAX ... 3 EDX). */

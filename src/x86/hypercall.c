@@ -4,7 +4,6 @@
  * other one is #UD there, which KVM answers by writing the right instruction over it, as an
  * ordinary guest store, unless the quirk is disabled.
  */
-#include "host/cpu.h"
 #include "x86/guest_cpuid.h"
 #include "x86/hypercall.h"
 #include "x86/insn.h"

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 
-#include "host/cpu.h"
 #include "x86/guest_cpuid.h"
 #include "x86/msr.h"
 

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/cpu.h"
 #include "host/guard.h"
 #include "x86/access.h"
 #include "x86/control.h"

@@ -224,11 +224,6 @@ uint64_t kl_cr4_supported(void)
 	return KL_CR4_OSXSAVE;
 }
 
-bool kl_host_is_intel(void)
-{
-	return false;
-}
-
 bool kl_guest_has(struct kl_vcpu *v, uint32_t fn, uint32_t index, unsigned reg, unsigned bit)
 {
 	return true;
