@@ -6,6 +6,7 @@
  * instruction ready to be executed again for the rest. Requests are polled at least once per
  * page moved (M6). MOVS and STOS move runs inside one page at once.
  */
+#include "x86/access.h"
 #include "x86/decode.h"
 #include "x86/block.h"
 #include "x86/ops.h"
@@ -225,6 +226,22 @@ static uint32_t compare(uint64_t a, uint64_t b, unsigned size)
 			   : compare64(a, b);
 }
 
+/*
+ * A fault of [rDI] comes before one of [rSI], but MMIO is read the other way round, as KVM's
+ * emulator does.
+ */
+KL_INLINE void fault_first(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	uint64_t last = lin + size - 1;
+
+	if (KL_LIKELY(kl_tlb_entry(v, v->tlb_mode, lin)->rtag == (lin & KL_PAGE_MASK)) &&
+	    KL_LIKELY(!((lin ^ last) & KL_PAGE_MASK)))
+		return;
+	kl_probe(v, lin);
+	if ((lin ^ last) & KL_PAGE_MASK)
+		kl_probe(v, last & KL_PAGE_MASK);
+}
+
 /* CMPS (two addresses) and SCAS (rAX). Flags are those of the last element, also at a fault. */
 KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 {
@@ -235,11 +252,15 @@ KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 
 	while (n) {
 		unsigned size = op->opsize;
-		/* In this order, as far as faults show it. */
-		uint64_t b = kl_read(v, dst_lin(v, op, size, false), size);
-		uint64_t a = two ? kl_read(v, src_lin(v, op, size), size) : v->gpr[KL_RAX];
-		uint32_t ax = compare(a, b, size);
+		uint64_t dst = dst_lin(v, op, size, false), a = v->gpr[KL_RAX], b;
+		uint32_t ax;
 
+		if (two) {
+			fault_first(v, dst, size);
+			a = kl_read(v, src_lin(v, op, size), size);
+		}
+		b = kl_read(v, dst, size);
+		ax = compare(a, b, size);
 		if (two)
 			reg_add(v, KL_RSI, op, step(v, op));
 		reg_add(v, KL_RDI, op, step(v, op));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "env.h"
+#include "x86/access.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -83,6 +84,11 @@ void kl_write_bytes(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned l
 		if ((uint8_t *)((uint64_t)p & KL_PAGE_MASK) == v->code_page)
 			v->code_written = true;
 	}
+}
+
+void kl_probe(struct kl_vcpu *v, uint64_t lin)
+{
+	fill(v, lin);
 }
 
 uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size)
