@@ -53,6 +53,19 @@
 #define KL_TSAN 0
 #endif
 
+/* Whether `return f(x)` reuses the frame, so that functions may call on without end. meson.build
+ * defines KL_NO_TAILCALLS for sanitizers. */
+#if defined(__OPTIMIZE__) && !defined(KL_NO_TAILCALLS)
+#define KL_TAILCALLS 1
+#else
+#define KL_TAILCALLS 0
+#endif
+#if defined(__clang__)
+#define KL_MUSTTAIL __attribute__((musttail))
+#else
+#define KL_MUSTTAIL
+#endif
+
 KL_INLINE void kl_cpu_relax(void)
 {
 	__builtin_ia32_pause();

@@ -44,6 +44,27 @@
 				 : "memory");                              \
 	}
 #endif
+typedef long long kl_v128 __attribute__((vector_size(16), aligned(1), may_alias));
+
+#if KL_TSAN
+KL_INLINE kl_v128 kl_load128(const void *p)
+{
+	return (kl_v128){__atomic_load_n((const long long *)p, __ATOMIC_RELAXED),
+			 __atomic_load_n((const long long *)p + 1, __ATOMIC_RELAXED)};
+}
+#else
+/* Not atomic. */
+KL_INLINE kl_v128 kl_load128(const void *p)
+{
+	kl_v128 v;
+
+	__asm__ volatile("1: movdqu %1, %0\n\t" KL_EXTABLE("1b")
+			 : "=x"(v)
+			 : "m"(*(const kl_v128 *)p)
+			 : "memory");
+	return v;
+}
+#endif
 KL_ACCESS_FN(8, "movb", "q")
 KL_ACCESS_FN(16, "movw", "r")
 KL_ACCESS_FN(32, "movl", "r")

@@ -34,6 +34,9 @@ struct page {
 
 /* ---- TLB ---- */
 
+#define CODE_GEN_STEP 4u
+_Static_assert(KL_NR_TLB_MODES <= CODE_GEN_STEP, "low bits of code_gen");
+
 void kl_tlb_flush(struct kl_vcpu *v)
 {
 	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++) {
@@ -48,6 +51,7 @@ void kl_tlb_flush(struct kl_vcpu *v)
 	v->tlb_used = 0;
 	v->tlb_large = false;
 	v->mmio_tag = KL_MMIO_NONE;
+	v->code_gen += CODE_GEN_STEP;
 }
 
 void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
@@ -63,6 +67,7 @@ void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
 		e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
 	}
 	v->mmio_tag = KL_MMIO_NONE;
+	v->code_gen += CODE_GEN_STEP;
 }
 
 void kl_serve_flush(struct kl_vcpu *v)
@@ -91,6 +96,8 @@ void kl_x86_update_mode(struct kl_vcpu *v)
 	v->long_mode = (v->efer & KL_EFER_LMA) && cs->l;
 	v->code_mode = v->long_mode ? KL_CODE64 : cs->db ? KL_CODE32 : KL_CODE16;
 	v->tlb_mode = (uint8_t)kl_tlb_mode_of(v, v->cpl, false);
+	v->tlb_now = v->tlb[v->tlb_mode];
+	v->code_gen = (v->code_gen & ~(uint64_t)(CODE_GEN_STEP - 1)) | v->tlb_mode;
 }
 
 static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,

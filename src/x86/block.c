@@ -14,16 +14,27 @@
 #include "base/failpoint.h"
 #include "host/sys.h"
 #include "x86/block.h"
-#include "x86/decode.h"
+#include "x86/fast.h"
 #include "x86/thunk.h"
 
-#define ARENA_SIZE (4u << 20)
+#define ARENA_SIZE (8u << 20)
 #define MAX_OPS    32
-#define MAX_BYTES  256
+#define MAX_BYTES  224
+/* Behind a conditional jump a block goes on as long as it is short: all of it is compared. */
+#define MAX_BYTES_BEHIND_JUMP 32
 
 static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
 {
-	return sizeof(struct kl_block) + nr_ops * sizeof(struct kl_op) + ((nr_bytes + 7u) & ~7u);
+	return sizeof(struct kl_block) + (nr_ops + 1) * sizeof(struct kl_op) +
+	       ((nr_bytes + 15u) & ~15u);
+}
+
+bool kl_block_same_short(const struct kl_block *b)
+{
+	for (unsigned i = 0; i < b->nr_bytes; i++)
+		if (kl_load8(b->code + i) != b->own[i])
+			return false;
+	return true;
 }
 
 int kl_blocks_create(struct kl_vcpu *v)
@@ -72,6 +83,7 @@ static struct kl_block *room(struct kl_block_cache *c, size_t size)
  */
 struct flag_use {
 	kl_op_fn *noflags;
+	kl_run_fn *run_noflags;
 	bool before; /* live at its start whatever comes after */
 	bool after;  /* live at its end whatever comes after */
 	bool kills;
@@ -85,8 +97,16 @@ static void drop_dead_flags(struct kl_op *ops, const struct flag_use *use, unsig
 		live |= use[i].after;
 		if (!live && use[i].noflags)
 			ops[i].fn = use[i].noflags;
+		if (!live && use[i].run_noflags)
+			ops[i].run = use[i].run_noflags;
 		live = use[i].before || (live && !use[i].kills);
 	}
+}
+
+static bool ends_block(const struct kl_op *op, unsigned len)
+{
+	return (op->flags & KL_OPF_END) ||
+	       ((op->flags & KL_OPF_LINK) && (len > MAX_BYTES_BEHIND_JUMP || (int64_t)op->imm < 0));
 }
 
 /* Decode the straight line at @lin from a private copy of its bytes. NULL: use kl_block_one. */
@@ -98,6 +118,7 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	struct flag_use use[MAX_OPS];
 	struct kl_decode d;
 	struct kl_block *b;
+	uint8_t *own;
 
 	avail = kl_min(avail, (unsigned)MAX_BYTES);
 	b = room(c, block_size(MAX_OPS, MAX_BYTES));
@@ -116,18 +137,30 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 		use[n].before = !d.simple || mem || d.reads_flags;
 		use[n].after = !d.simple || d.stores;
 		use[n].kills = d.writes_flags;
+		op->offset = (uint8_t)len;
 		len += op->len;
-		n++;
-		if (op->flags & KL_OPF_END)
+		op->nth = (uint8_t)++n;
+		op->run = kl_fast_select(&d, &use[n - 1].run_noflags);
+		if (ends_block(op, len))
 			break;
 	}
 	if (!n)
 		return NULL;
 	drop_dead_flags(b->ops, use, n);
+	kl_fast_fuse(b->ops, n);
+	b->ops[n] = (struct kl_op){
+		.run = kl_fast_go_on, .offset = (uint8_t)len, .nth = (uint8_t)(n + 1)};
 	b->key = key;
+	b->rip = lin;
 	b->nr_ops = (uint16_t)n;
 	b->nr_bytes = (uint16_t)len;
-	memcpy(&b->ops[n], bytes, len);
+	b->short_mask = len < 16 && (lin & ~KL_PAGE_MASK) + 16 <= KL_PAGE_SIZE
+				? (uint16_t)((1u << len) - 1)
+				: 0;
+	own = (uint8_t *)&b->ops[n + 1];
+	memcpy(own, bytes, (len + 15u) & ~15u);
+	b->own = own;
+	b->code = code;
 	c->used += block_size(n, len);
 	c->nr_built++;
 	return b;
@@ -142,7 +175,8 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 	for (; (b = *link); link = &b->next) {
 		if (b->key != key)
 			continue;
-		if (kl_block_same(b, code))
+		b->code = code;
+		if (kl_block_same(b))
 			break;
 		*link = b->next; /* its memory comes back with the next flush */
 		c->nr_stale++;

@@ -2,9 +2,12 @@
 /*
  * The per-vCPU cache of decoded blocks (block.c), as interp.c uses it.
  *
- * A block is straight-line code of one page, keyed by linear address and code mode, with a
- * private copy of the bytes that it was decoded from. kl_block_get() compares them with
- * memory each time (T8). Everything is the vCPU thread's own.
+ * A block is straight-line code of one page with conditional jumps out of it, keyed by linear
+ * address and code mode, with a private copy of the bytes that it was decoded from. They are
+ * compared with memory each time that it is entered (T8), through the pointer that the TLB gave
+ * for them (code), which is good as long as v->code_gen is what it was then (gen). So a jump that
+ * knows where it goes (op->link) needs neither the hash nor the TLB. Everything is the vCPU
+ * thread's own.
  */
 #pragma once
 
@@ -13,9 +16,14 @@
 
 struct kl_block {
 	uint64_t key;
+	uint64_t rip;          /* where it starts, linear */
 	struct kl_block *next; /* in its hash chain */
+	const uint8_t *code;
+	uint64_t gen;
+	const uint8_t *own; /* the copy, padded to 16 bytes */
 	uint16_t nr_ops, nr_bytes;
-	struct kl_op ops[]; /* then nr_bytes of code */
+	uint16_t short_mask; /* less than 16 bytes: which of them count, or 0 at a page's end */
+	struct kl_op ops[];  /* one more, that goes on to the next block; then the copy */
 };
 
 /*
@@ -38,7 +46,10 @@ struct kl_block_cache {
 	uint8_t *arena;
 	size_t used;
 	bool stepping; /* kl_interp_one: one element of a string instruction at a time */
-	const struct kl_op *run_end; /* of the block whose count is in insn_count, or NULL */
+	bool stop;     /* kl_interp_run() is to return */
+	/* The jump that is to be linked to the block that comes next, if no flush intervenes. */
+	struct kl_op *from;
+	uint64_t from_flushes;
 	struct kl_single single[KL_NR_SINGLES]; /* by hash of the key */
 	/* Statistics for tests. */
 	uint64_t nr_built, nr_flushes, nr_stale;
@@ -60,34 +71,31 @@ KL_INLINE unsigned kl_block_hash(uint64_t key)
 	return (unsigned)(key >> 2 ^ key >> 14);
 }
 
-KL_INLINE uint64_t kl_block_bytes(const uint8_t *own, unsigned size)
-{
-	uint64_t x = 0;
+bool kl_block_same_short(const struct kl_block *b);
 
-	__builtin_memcpy(&x, own, size);
-	return x;
+KL_INLINE bool kl_v128_is_zero(kl_v128 x, unsigned mask)
+{
+	typedef char bytes __attribute__((vector_size(16)));
+
+	return ((unsigned)__builtin_ia32_pmovmskb128((bytes)x == (bytes){0}) & mask) == mask;
 }
 
-/* Whether memory at @code still holds what the block was decoded from. */
-KL_INLINE bool kl_block_same(const struct kl_block *b, const uint8_t *code)
+/* Whether memory still holds what the block was decoded from. */
+KL_INLINE bool kl_block_same(const struct kl_block *b)
 {
-	const uint8_t *own = (const uint8_t *)&b->ops[b->nr_ops];
+	const uint8_t *code = b->code, *own = b->own;
 	unsigned n = b->nr_bytes;
-	uint64_t diff = 0;
+	kl_v128 diff;
 
-	if (KL_LIKELY(n >= 8)) {
-		for (unsigned i = 0; i < n - 8; i += 8)
-			diff |= kl_load64(code + i) ^ kl_block_bytes(own + i, 8);
-		return !(diff | (kl_load64(code + n - 8) ^ kl_block_bytes(own + n - 8, 8)));
+	if (n >= 16) {
+		diff = kl_load128(code + n - 16) ^ *(const kl_v128 *)(own + n - 16);
+		for (unsigned i = 0; i + 16 < n; i += 16)
+			diff |= kl_load128(code + i) ^ *(const kl_v128 *)(own + i);
+		return kl_v128_is_zero(diff, 0xffff);
 	}
-	if (n >= 4) {
-		diff = kl_load32(code) ^ kl_block_bytes(own, 4);
-		return !(diff | (kl_load32(code + n - 4) ^ kl_block_bytes(own + n - 4, 4)));
-	}
-	diff = kl_load8(code) ^ own[0];
-	if (n >= 2)
-		diff |= kl_load16(code + n - 2) ^ kl_block_bytes(own + n - 2, 2);
-	return !diff;
+	if (KL_LIKELY(b->short_mask))
+		return kl_v128_is_zero(kl_load128(code) ^ *(const kl_v128 *)own, b->short_mask);
+	return kl_block_same_short(b);
 }
 
 struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin,
@@ -111,11 +119,14 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 			return NULL;
 	}
 	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
-	if (KL_UNLIKELY(!b || b->key != key || !kl_block_same(b, code))) {
+	if (KL_LIKELY(b && b->key == key))
+		b->code = code;
+	if (KL_UNLIKELY(!b || b->key != key || !kl_block_same(b))) {
 		b = kl_block_get_slow(v, key, lin, code);
 		if (!b)
 			return NULL;
 	}
+	b->gen = v->code_gen;
 	if (KL_UNLIKELY(v->code_mode != KL_CODE64)) {
 		uint64_t top = v->code_mode == KL_CODE16 ? 0xffff : 0xffffffff;
 

@@ -6,6 +6,9 @@
  * returns KL_NEXT (the caller advances rip by op->len), KL_JUMPED (the handler set rip),
  * or KL_STOP / KL_JUMPED_STOP (the same, and kl_interp_run() must return to run.c: an exit
  * is pending or events must be looked at). Faults leave by longjmp with rip unchanged.
+ *
+ * In a block an op is executed through op->run (fast.h), which does it quickly or lets op->fn do
+ * it. It returns what is executed next, or NULL: kl_interp_run() finds the next block.
  */
 #pragma once
 
@@ -14,6 +17,7 @@
 enum kl_next { KL_NEXT = 0, KL_JUMPED = 1, KL_STOP = 2, KL_JUMPED_STOP = 3 };
 
 typedef enum kl_next kl_op_fn(struct kl_vcpu *v, const struct kl_op *op);
+typedef const struct kl_op *kl_run_fn(struct kl_vcpu *v, const struct kl_op *op);
 
 #define KL_OPF_LOCK    (1u << 0)
 #define KL_OPF_REP     (1u << 1) /* F3 */
@@ -22,14 +26,20 @@ typedef enum kl_next kl_op_fn(struct kl_vcpu *v, const struct kl_op *op);
 #define KL_OPF_MEM_DST (1u << 4) /* the memory operand is the destination */
 #define KL_OPF_MMIO_OK (1u << 5) /* KVM 6.12's emulator decodes it (U2) */
 #define KL_OPF_END     (1u << 6) /* ends a block */
+#define KL_OPF_LINK    (1u << 7) /* op->link is where its jump goes */
 #define KL_OPF_STACK   (1u << 8) /* accesses the stack, too */
 
 #define KL_NOREG 0xff
 
 struct kl_op {
+	kl_run_fn *run;
 	kl_op_fn *fn;
 	uint64_t imm;
 	int64_t disp;
+	union {
+		void *thunk;           /* native thunk, for operations that only compute */
+		struct kl_block *link; /* KL_OPF_LINK: the block that is jumped to, if known */
+	};
 	uint16_t flags;
 	uint8_t len;         /* bytes of the instruction */
 	uint8_t opsize;      /* operand size in bytes */
@@ -41,9 +51,12 @@ struct kl_op {
 			      * number for segment, control, debug and vector registers */
 	uint8_t rm;          /* the other operand if it is a register, the same way */
 	uint8_t cond;        /* condition code of Jcc/SETcc/CMOVcc */
-	uint16_t mnemonic;   /* ZydisMnemonic */
+	/* Where it lies in its block: bytes from the start, and its number from 1. */
+	uint8_t offset, nth;
+	/* For op->run: what the address is the sum of, as indices from gpr[0]. */
+	uint8_t add_base, add_index, add_seg;
 	uint8_t bytes[15];
-	void *thunk; /* native thunk, for operations that only compute */
+	uint16_t mnemonic; /* ZydisMnemonic */
 };
 
 KL_INLINE void *kl_gpr(struct kl_vcpu *v, uint8_t offset)

@@ -1,19 +1,84 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The run loop. v->rip and v->cur_op are exact whenever a handler runs, so that it can leave
- * by longjmp anywhere; requests are polled before every block (M6).
+ * The run loop: finds blocks and starts them. What is in them runs by itself (fast.h): an op
+ * calls the next one, and a jump whose target is known the first op of that block. They come back
+ * here for everything else. Requests are polled before every block (M6).
  */
-#include "x86/block.h"
-#include "x86/ops.h"
+#include "x86/fast.h"
 
-/* Instructions of a block are counted when it is entered; take back those not executed. */
+/*
+ * Whatever leaves a block by longjmp leaves block, lazy and cur_op behind: everything before
+ * cur_op has been executed.
+ */
 void kl_interp_settle(struct kl_vcpu *v)
 {
-	struct kl_block_cache *c = v->blocks;
+	if (!v->block)
+		return;
+	if (v->lazy)
+		kl_fast_sync(v, v->cur_op);
+	v->insn_count += v->cur_op->nth - 1u;
+	v->block = NULL;
+}
 
-	if (c->run_end && v->cur_op)
-		v->insn_count -= (uint64_t)(c->run_end - v->cur_op);
-	c->run_end = NULL;
+const struct kl_op *kl_fast_leave(struct kl_vcpu *v)
+{
+	kl_interp_settle(v);
+	return NULL;
+}
+
+/* The next block is where @op jumps, always. */
+static void ask_for_link(struct kl_vcpu *v, const struct kl_op *op)
+{
+	v->blocks->from = (struct kl_op *)op;
+	v->blocks->from_flushes = v->blocks->nr_flushes;
+}
+
+static void link_to(struct kl_block_cache *c, struct kl_block *b)
+{
+	/* A flush has put the new block where the jump was. */
+	if (c->from && c->from_flushes == c->nr_flushes)
+		c->from->link = b;
+	c->from = NULL;
+}
+
+const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
+{
+	enum kl_next r;
+
+	v->cur_op = op;
+	kl_fast_sync(v, op);
+	if (op->flags & KL_OPF_END) {
+		v->insn_count += op->nth - 1u;
+		v->block = NULL;
+		r = op->fn(v, op);
+		v->insn_count++;
+	} else {
+		r = op->fn(v, op);
+		if (KL_LIKELY(!(r | v->code_written | v->exit_pending))) {
+			kl_fast_unsync(v);
+			KL_NEXT_OP(v, op + 1);
+		}
+		v->insn_count += op->nth;
+		v->block = NULL;
+	}
+	if (!(r & KL_JUMPED))
+		v->rip = kl_next_rip(v, op);
+	else if (op->flags & KL_OPF_LINK)
+		ask_for_link(v, op);
+	v->blocks->stop = (r & KL_STOP) || v->exit_pending;
+	return NULL;
+}
+
+const struct kl_op *kl_fast_go_on(struct kl_vcpu *v, const struct kl_op *op)
+{
+	struct kl_block *b = op->link;
+
+	v->cur_op = op;
+	if (KL_LIKELY(kl_fast_may_enter(v, b)))
+		return kl_fast_enter(v, b, op->nth - 1u);
+	if (v->code_mode == KL_CODE64)
+		ask_for_link(v, op);
+	return kl_fast_leave(v);
 }
 
 /*
@@ -50,7 +115,9 @@ void kl_interp_run(struct kl_vcpu *v)
 	struct kl_block_cache *c = v->blocks;
 
 	kl_interp_settle(v);
-	c->stepping = false;
+	c->stepping = c->stop = false;
+	c->from = NULL;
+	v->tlb_now = v->tlb[v->tlb_mode];
 	/* Only run.c's events, the program and IRET set RF, and all of them come through here. */
 	while (KL_UNLIKELY(v->rflags & KL_FL_RF) &&
 	       !atomic_load_explicit(&v->core.requests, memory_order_relaxed)) {
@@ -60,37 +127,24 @@ void kl_interp_run(struct kl_vcpu *v)
 	}
 	while (KL_LIKELY(!atomic_load_explicit(&v->core.requests, memory_order_relaxed))) {
 		struct kl_block *b = kl_block_get(v);
-		const struct kl_op *op, *end;
-		enum kl_next r;
-		uint64_t rip;
+		const struct kl_op *op;
 
 		v->code_written = false;
 		if (KL_UNLIKELY(!b)) {
+			c->from = NULL;
 			if (run_one(v))
 				return;
 			continue;
 		}
+		link_to(c, b);
 		op = b->ops;
-		end = op + b->nr_ops;
-		rip = v->rip;
-		v->insn_count += b->nr_ops;
-		c->run_end = end;
-		do {
-			v->rip = rip;
-			v->cur_op = op;
-			r = op->fn(v, op);
-			rip += op->len;
-			op++;
-			if (KL_UNLIKELY(r | v->code_written | v->exit_pending))
-				break;
-		} while (op != end);
-		v->insn_count -= (uint64_t)(end - op);
-		c->run_end = NULL;
-		if (!(r & KL_JUMPED))
-			v->rip = v->code_mode == KL_CODE64   ? rip
-				 : v->code_mode == KL_CODE32 ? (uint32_t)rip
-							     : (uint16_t)rip;
-		if (KL_UNLIKELY((r & KL_STOP) | v->exit_pending))
+		v->block = b;
+		v->cur_op = op;
+		kl_fast_unsync(v);
+		do
+			op = op->run(v, op);
+		while (op);
+		if (KL_UNLIKELY(c->stop))
 			return;
 	}
 }

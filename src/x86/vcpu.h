@@ -243,6 +243,7 @@ struct kl_breakpoints {
 struct kl_msr_entry; /* msr.c */
 struct kl_x86_vm;
 struct kl_block_cache; /* block.c */
+struct kl_block;
 struct kl_op;
 struct kl_pic;
 struct kl_ioapic;
@@ -256,8 +257,14 @@ struct kl_vcpu {
 	/* Integer state. */
 	uint64_t gpr[16] KL_CACHELINE;
 	uint64_t rip;    /* of the current instruction while a handler runs */
-	uint64_t rflags; /* bit 1 always set; all flags exact at block ends and faults */
+	uint64_t rflags; /* bit 1 always set; all flags exact outside of blocks */
 	struct kvm_segment seg[KL_NR_SEGS];
+	uint64_t zero; /* what an address without base or index adds */
+	/* The block that runs, or NULL. While lazy, rip is that of cur_op, and the status flags are
+	 * flags_now, packed (ops.h): kl_interp_settle() puts both in place. */
+	struct kl_block *block;
+	bool lazy;
+	uint16_t flags_now;
 	uint8_t cpl;
 	uint8_t code_mode; /* enum kl_code_mode, from CS and EFER */
 	uint8_t tlb_mode;  /* enum kl_tlb_mode, from CPL, CR4.SMAP, EFLAGS.AC */
@@ -269,6 +276,9 @@ struct kl_vcpu {
 
 	/* Memory. */
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
+	struct kl_tlb_entry *tlb_now; /* tlb[tlb_mode] */
+	/* Changes whenever a pointer from the TLB may be void; the low bits are tlb_mode. */
+	uint64_t code_gen;
 	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
 	bool tlb_large;   /* some of them are parts of large guest pages */
 	/* The last page that was MMIO: its translation only; stage 2 is asked each time. */
@@ -568,7 +578,7 @@ void kl_blocks_destroy(struct kl_vcpu *v);
 void kl_interp_run(struct kl_vcpu *v);
 /* Execute exactly one instruction, then return (single-step; interrupt shadow). */
 void kl_interp_one(struct kl_vcpu *v);
-/* After a longjmp out of it: make v->insn_count exact. Idempotent. */
+/* After a longjmp out of it: make rip, rflags and insn_count exact. Idempotent. */
 void kl_interp_settle(struct kl_vcpu *v);
 
 /* ---- events and control (exception.c, run.c) --------------------------------------- */

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/* Which fast handler an op gets. */
+#include "x86/fast.h"
+
+#define TERM(field) ((offsetof(struct kl_vcpu, field) - offsetof(struct kl_vcpu, gpr)) / 8)
+_Static_assert(TERM(zero) < 256 && TERM(seg[KL_GS].base) < 256, "terms are numbered by bytes");
+_Static_assert(sizeof(struct kvm_segment) % 8 == 0, "bases are aligned");
+
+static void address_terms(struct kl_op *op)
+{
+	op->add_base = op->base < 16 ? op->base : TERM(zero);
+	op->add_index = op->index < 16 ? op->index : TERM(zero);
+	op->add_seg = op->seg == KL_FS   ? TERM(seg[KL_FS].base)
+		      : op->seg == KL_GS ? TERM(seg[KL_GS].base)
+					 : TERM(zero);
+}
+
+kl_run_fn *kl_fast_select(const struct kl_decode *d, kl_run_fn **noflags)
+{
+	struct kl_op *op = d->op;
+	kl_run_fn *run = NULL;
+
+	*noflags = NULL;
+	/* Then d->in may be what it was before. */
+	if (op->fn == kl_op_ud || op->fn == kl_op_too_long || op->fn == kl_op_unsupported)
+		return kl_fast_call;
+	if (op->flags & (KL_OPF_LOCK | KL_OPF_REP | KL_OPF_REPNE))
+		return kl_fast_call;
+	if ((op->flags & KL_OPF_MEM) && (d->mode != KL_CODE64 || op->addrsize != 8))
+		return kl_fast_call;
+	address_terms(op);
+	run = kl_fast_select_mov(d, noflags);
+	if (!run)
+		run = kl_fast_select_alu(d, noflags);
+	if (!run)
+		run = kl_fast_select_branch(d);
+	return run ? run : kl_fast_call;
+}
