@@ -134,6 +134,7 @@ void kl_debug_fetch(struct kl_vcpu *v, uint64_t lin)
 static void note_hit(struct kl_vcpu *v, unsigned i)
 {
 	v->bp.hit |= (uint8_t)(1 << i);
+	v->bp.hit_rip = v->rip;
 	v->code_written = true;
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 }

@@ -15,6 +15,7 @@
 #include "x86/insn.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
+#include "x86/task.h"
 
 void kl_leave(struct kl_vcpu *v, enum kl_leave why)
 {
@@ -151,6 +152,7 @@ static void deliver_real(struct kl_vcpu *v, const struct event *e)
 	frame[0] = (uint16_t)e->rip;
 	frame[1] = v->seg[KL_CS].selector;
 	frame[2] = (uint16_t)v->rflags;
+	kl_stack_room(v, &v->seg[KL_SS], sp, sizeof(frame), 0);
 	kl_write_as(v, (uint32_t)(v->seg[KL_SS].base + sp), frame, sizeof(frame),
 		    (enum kl_tlb_mode)v->tlb_mode);
 
@@ -277,8 +279,14 @@ static void deliver32(struct kl_vcpu *v, const struct event *e)
 		kl_raise_error(v, KL_EXC_GP, vector_error(e));
 	if (!((gate >> 47) & 1))
 		kl_raise_error(v, KL_EXC_NP, vector_error(e));
-	if (type == 5)
-		kl_emulation_failure(v); /* hardware task switches are not implemented */
+	if (type == 5) {
+		struct kl_desc tss;
+
+		sel = kl_task_gate(v, &(struct kl_desc){.low = gate}, ext, &tss);
+		kl_task_switch(v, sel, &tss, KL_TASK_EVENT, e->rip, e->has_error ? &e->error : NULL,
+			       ext);
+		return;
+	}
 	sel = (uint16_t)(gate >> 16);
 	size = type & 8 ? 4 : 2;
 	rip = (gate & 0xffff) | (size == 4 ? (gate >> 32) & 0xffff0000 : 0);
@@ -316,8 +324,10 @@ static void deliver32(struct kl_vcpu *v, const struct event *e)
 		struct kvm_segment s;
 
 		kl_desc_to_segment(&ss_desc, ss, &s);
+		kl_stack_room(v, &s, sp, bytes, (ss & 0xfffcu) | ext);
 		base = s.base;
 	} else {
+		kl_stack_room(v, &v->seg[KL_SS], sp, bytes, ext);
 		base = v->seg[KL_SS].base;
 	}
 	kl_write_as(v, (uint32_t)(base + sp), frame, bytes, kl_tlb_mode_of(v, cpl, inner));

@@ -83,13 +83,14 @@ const struct kl_op *kl_fast_go_on(struct kl_vcpu *v, const struct kl_op *op)
 
 /*
  * RF holds for one instruction, all iterations of it: a breakpoint on a repeated one that was
- * passed must not be met again. IRET loads it for the next.
+ * passed must not be met again. IRET and task switches load it for the next. @rip and @rf are from
+ * before the instruction.
  */
-static KL_COLD void resume_flag(struct kl_vcpu *v, const struct kl_op *op, uint64_t rip)
+static KL_COLD void resume_flag(struct kl_vcpu *v, const struct kl_op *op, uint64_t rip, bool rf)
 {
 	if (v->rip == rip && (op->flags & (KL_OPF_REP | KL_OPF_REPNE)))
-		v->rflags |= v->bp.exec ? KL_FL_RF : 0;
-	else if (op->fn != kl_op_iret)
+		v->rflags |= KL_FL_RF;
+	else if (rf && op->fn != kl_op_iret)
 		v->rflags &= ~(uint64_t)KL_FL_RF;
 }
 
@@ -97,7 +98,7 @@ static KL_COLD void resume_flag(struct kl_vcpu *v, const struct kl_op *op, uint6
 static bool run_one(struct kl_vcpu *v)
 {
 	const struct kl_op *op = kl_block_one(v);
-	uint64_t rip = v->rip;
+	uint64_t rip = v->rip, rf = v->rflags & KL_FL_RF;
 	enum kl_next r;
 
 	v->cur_op = op;
@@ -105,8 +106,8 @@ static bool run_one(struct kl_vcpu *v)
 	v->insn_count++;
 	if (!(r & KL_JUMPED))
 		v->rip = kl_next_rip(v, op);
-	if (KL_UNLIKELY((v->rflags & KL_FL_RF) | v->bp.exec))
-		resume_flag(v, op, rip);
+	if (KL_UNLIKELY((v->rflags & (KL_FL_RF | KL_FL_TF)) | v->bp.exec))
+		resume_flag(v, op, rip, rf);
 	return (r & KL_STOP) || v->exit_pending;
 }
 

@@ -23,6 +23,7 @@
 #include "x86/irqchip.h"
 #include "x86/msr.h"
 #include "x86/segment.h"
+#include "x86/task.h"
 
 #define STEP_EXIT 0
 #define STEP_ON   1
@@ -186,6 +187,9 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 	if (why) {
 		kl_interp_settle(v);
 		v->bp.hit = 0; /* the instruction did not finish */
+		if (KL_UNLIKELY(v->task_undo.valid) && why != KL_LEAVE_EXCEPTION)
+			kl_task_undo(v);
+		v->task_undo.valid = false;
 	}
 	v->in_run = false;
 	v->delivering = false;
@@ -411,8 +415,12 @@ static int run_guest(struct kl_vcpu *v)
 	why = protected(v, kl_interp_run);
 	if (why)
 		return sort_out(v, why);
-	if (KL_UNLIKELY(v->bp.hit) && !unfinished(v))
+	if (KL_UNLIKELY(v->bp.hit) && !unfinished(v)) {
+		/* Between iterations: no instruction breakpoint when it goes on. */
+		if (v->rip == v->bp.hit_rip && (v->cur_op->flags & (KL_OPF_REP | KL_OPF_REPNE)))
+			v->rflags |= KL_FL_RF;
 		kl_debug_done(v, false);
+	}
 	return v->exit_pending ? take_exit(v) : STEP_ON;
 }
 

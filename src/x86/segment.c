@@ -107,12 +107,29 @@ uint64_t kl_sp_mask(struct kl_vcpu *v)
 	return v->seg[KL_SS].db ? 0xffffffff : 0xffff;
 }
 
+static bool beyond_limit(const struct kvm_segment *s, bool typed, uint64_t ea, unsigned size)
+{
+	uint64_t last = ea + size - 1;
+
+	if (typed && (s->type & 12) == 4) /* expands down */
+		return ea <= s->limit || last > (s->db ? 0xffffffffu : 0xffffu);
+	return last > s->limit;
+}
+
+void kl_stack_room(struct kl_vcpu *v, const struct kvm_segment *ss, uint64_t sp, unsigned size,
+		   uint32_t error)
+{
+	bool typed = !kl_real_mode(v);
+
+	if ((typed && (ss->unusable || !ss->present)) || beyond_limit(ss, typed, sp, size))
+		kl_raise_error(v, KL_EXC_SS, error);
+}
+
 uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size, bool write)
 {
 	const struct kvm_segment *seg = &v->seg[s];
 	unsigned vector = s == KL_SS ? KL_EXC_SS : KL_EXC_GP;
-	uint64_t last = ea + size - 1;
-	bool typed = !kl_real_mode(v) && !kl_vm86(v), down;
+	bool typed = !kl_real_mode(v) && !kl_vm86(v);
 
 	if (v->long_mode)
 		return s >= KL_FS ? ea + seg->base : ea;
@@ -122,8 +139,7 @@ uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned
 		if (seg->type & 8 ? write || !(seg->type & 2) : write && !(seg->type & 2))
 			kl_raise_error(v, vector, 0);
 	}
-	down = typed && (seg->type & 12) == 4;
-	if (down ? ea <= seg->limit || last > (seg->db ? 0xffffffffu : 0xffffu) : last > seg->limit)
+	if (beyond_limit(seg, typed, ea, size))
 		kl_raise_error(v, vector, 0);
 	return (uint32_t)(seg->base + ea);
 }

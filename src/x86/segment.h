@@ -77,6 +77,10 @@ uint64_t kl_tss_ist(struct kl_vcpu *v, unsigned ist, uint32_t ext);
 void kl_check_inner_ss(struct kl_vcpu *v, uint16_t sel, unsigned cpl, struct kl_desc *d,
 		       uint32_t ext);
 
+/* A frame of @size bytes at @sp of the stack @ss: #SS(@error) if it does not fit. */
+void kl_stack_room(struct kl_vcpu *v, const struct kvm_segment *ss, uint64_t sp, unsigned size,
+		   uint32_t error);
+
 /* Load DS, ES, FS, GS or SS as MOV does. May leave before anything changed. */
 void kl_load_segment(struct kl_vcpu *v, enum kl_seg seg, uint16_t sel);
 /* Real and virtual-8086 mode: base from selector. */

@@ -11,6 +11,7 @@
 #include "x86/insn.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
+#include "x86/task.h"
 
 static uint64_t truncate_rip(uint64_t rip, unsigned size)
 {
@@ -79,6 +80,31 @@ static void check_code(struct kl_vcpu *v, uint16_t sel, const struct kl_desc *d)
 		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
 }
 
+/* JMP or CALL to @d of @sel, if that is a task: true, it is done. */
+static bool to_task(struct kl_vcpu *v, uint16_t sel, struct kl_desc *d, enum kl_task_cause cause,
+		    uint64_t next)
+{
+	unsigned type = kl_desc_type(d);
+	struct kl_desc tss;
+
+	if ((v->efer & KL_EFER_LMA) || kl_desc_s(d))
+		return false;
+	if (type == 5) {
+		if (kl_desc_dpl(d) < v->cpl || kl_desc_dpl(d) < (sel & 3u))
+			kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
+		if (!kl_desc_present(d))
+			kl_raise_error(v, KL_EXC_NP, sel & 0xfffc);
+		sel = kl_task_gate(v, d, 0, &tss);
+		kl_task_switch(v, sel, &tss, cause, next, NULL, 0);
+		return true;
+	}
+	if (type != 1 && type != 9)
+		return false;
+	kl_task_check(v, sel, d);
+	kl_task_switch(v, sel, d, cause, next, NULL, 0);
+	return true;
+}
+
 struct call_gate {
 	struct kl_desc cs;
 	uint16_t sel;
@@ -93,8 +119,6 @@ static void read_gate(struct kl_vcpu *v, uint16_t sel, const struct kl_desc *d, 
 	unsigned type = kl_desc_type(d), dpl = kl_desc_dpl(d);
 	bool wide = v->efer & KL_EFER_LMA;
 
-	if (type == 5 || (!wide && (type == 1 || type == 9)))
-		kl_emulation_failure(v); /* hardware task switches are not implemented */
 	if (wide ? type != 12 : type != 12 && type != 4)
 		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
 	if (dpl < v->cpl || dpl < (sel & 3u))
@@ -149,6 +173,8 @@ enum kl_next kl_op_far_jmp(struct kl_vcpu *v, const struct kl_op *op)
 	if (KL_DESC_NULL(t.sel))
 		kl_raise_error(v, KL_EXC_GP, 0);
 	kl_desc_read(v, t.sel, &d, KL_EXC_GP, 0);
+	if (to_task(v, t.sel, &d, KL_TASK_JMP, kl_next_rip(v, op)))
+		return KL_JUMPED_STOP;
 	if (!kl_desc_s(&d)) {
 		struct call_gate g;
 
@@ -203,6 +229,8 @@ static void call_inner(struct kl_vcpu *v, struct call_gate *g, uint64_t ret)
 	for (unsigned i = 0; i < n; i++)
 		memcpy(buf + i * g->size, &word[i], g->size);
 	sp = (sp - bytes) & mask;
+	if (g->size != 8)
+		kl_stack_room(v, &ss, sp, (unsigned)bytes, sel & 0xfffc);
 	kl_write_as(v, g->size == 8 ? sp : (uint32_t)(base + sp), buf, (unsigned)bytes,
 		    kl_tlb_mode_of(v, cpl, true));
 	kl_desc_set_accessed(v, &g->cs);
@@ -232,6 +260,8 @@ enum kl_next kl_op_far_call(struct kl_vcpu *v, const struct kl_op *op)
 	if (KL_DESC_NULL(t.sel))
 		kl_raise_error(v, KL_EXC_GP, 0);
 	kl_desc_read(v, t.sel, &d, KL_EXC_GP, 0);
+	if (to_task(v, t.sel, &d, KL_TASK_CALL, word[1]))
+		return KL_JUMPED_STOP;
 	if (!kl_desc_s(&d)) {
 		struct call_gate g;
 
@@ -414,7 +444,8 @@ enum kl_next kl_op_iret(struct kl_vcpu *v, const struct kl_op *op)
 	if (v->rflags & KL_FL_NT) {
 		if (v->efer & KL_EFER_LMA)
 			kl_raise_error(v, KL_EXC_GP, 0);
-		kl_emulation_failure(v); /* return to another task */
+		kl_task_return(v, kl_next_rip(v, op));
+		return KL_JUMPED_STOP;
 	}
 	stack_read(v, 0, word, 3, size);
 	if (!(v->efer & KL_EFER_LMA) && v->cpl == 0 && size == 4 && (word[2] & KL_FL_VM)) {

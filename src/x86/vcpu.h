@@ -236,8 +236,17 @@ struct kl_breakpoints {
 	uint8_t len[4];
 	uint8_t exec, write, access, io; /* armed, by kind; access: reads and writes */
 	uint8_t hit;                     /* data and ports, by the instruction that runs */
+	uint64_t hit_rip;                /* where */
 	bool held;                       /* behind MOV SS: no instruction breakpoint now */
 	uint32_t trap;                   /* DR6 bits of instructions that are done */
+};
+
+/* What a task switch has changed, until it is complete (task.h). */
+struct kl_task_undo {
+	bool valid;
+	uint8_t cpl;
+	uint64_t gpr[16], rip, rflags, cr3, pdptrs[4];
+	struct kvm_segment seg[KL_NR_SEGS];
 };
 
 struct kl_msr_entry; /* msr.c */
@@ -338,6 +347,7 @@ struct kl_vcpu {
 	bool sipi_pending;
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */
 	struct kl_breakpoints bp;
+	struct kl_task_undo task_undo;
 
 	/* Exit to the program and its completion. */
 	struct kl_exit exit;

@@ -192,6 +192,7 @@ static void watch_repeated(void **state)
 	assert_vector(e, 1);
 	assert_int_equal(frame_at_sp(e).rip, CODE);
 	assert_int_equal(e->v->gpr[KL_RCX], 90);
+	assert_int_equal(frame_at_sp(e).rflags & KL_FL_RF, KL_FL_RF);
 	assert_int_equal(e->v->gpr[KL_RDI], WATCHED + 80);
 }
 
