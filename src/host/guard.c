@@ -37,6 +37,24 @@ static bool is_access(uint64_t pc)
 	return false;
 }
 
+extern const int32_t kl_fixup_start[] __asm__("__start_kl_fixup")
+	__attribute__((visibility("hidden"), weak));
+extern const int32_t kl_fixup_end[] __asm__("__stop_kl_fixup")
+	__attribute__((visibility("hidden"), weak));
+
+/* Of kl_guard_probe(). */
+static bool fix_up(ucontext_t *uc)
+{
+	greg_t *pc = &uc->uc_mcontext.gregs[REG_RIP];
+
+	for (const int32_t *e = kl_fixup_start; e < kl_fixup_end; e += 2)
+		if ((uint64_t)e + (uint64_t)(int64_t)e[0] == (uint64_t)*pc) {
+			*pc = (greg_t)((uint64_t)(e + 1) + (uint64_t)(int64_t)e[1]);
+			return true;
+		}
+	return false;
+}
+
 static void landing(long reason) KL_NORETURN;
 static void landing(long reason)
 {
@@ -80,8 +98,11 @@ bool kl_guard_signal(int sig, siginfo_t *info, void *context)
 		kl_guard_abandon(context);
 		return true;
 	}
-	if ((sig != SIGSEGV && sig != SIGBUS) || info->si_code <= 0 || !kl_self.guard ||
-	    !is_ours(context))
+	if ((sig != SIGSEGV && sig != SIGBUS) || info->si_code <= 0)
+		return false;
+	if (fix_up(context))
+		return true;
+	if (!kl_self.guard || !is_ours(context))
 		return false;
 	kl_self.fault_addr = (uint64_t)(uintptr_t)info->si_addr;
 	kl_self.touching = 0;

@@ -75,6 +75,24 @@ KL_INLINE int kl_guard_errno(enum kl_guard_reason why)
 	}
 }
 
+/*
+ * Load a byte: false if that faults. Costs the load; needs no guard, and the thread has only to let
+ * SIGSEGV and SIGBUS through. Not abandoned if it blocks.
+ */
+KL_INLINE bool kl_guard_probe(const void *p)
+{
+	/* The instruction, and where a fault goes on; each relative to its own entry. */
+	__asm__ goto("1: cmpb $0, %0\n\t"
+		     ".pushsection kl_fixup,\"a\"\n\t.long 1b - ., %l1 - .\n\t.popsection\n\t"
+		     :
+		     : "m"(*(const char *)p)
+		     : "cc"
+		     : faulted);
+	return true;
+faulted:
+	return false;
+}
+
 /* Copies between the engine and program memory. 0, -EFAULT, -EINTR, or -EHWPOISON. */
 int kl_guard_copy(void *dst, const void *src, size_t len) KL_MUST_CHECK;
 

@@ -12,7 +12,7 @@
 
 static bool interrupted(void)
 {
-	return kl_self.sig_pending && kl_self.running;
+	return kl_self.sig_pending && (kl_self.running || kl_self.interruptible);
 }
 
 int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
@@ -34,8 +34,8 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	 * "touching" on a handler abandons the touch wherever it finds this thread; before,
 	 * sig_pending says that it came.
 	 *
-	 * Only KVM_RUN is interrupted; and a kick that was meant for guest mode and came late is
-	 * no reason to give up.
+	 * Only KVM_RUN and refreshes of caches are interrupted; and a kick that was meant for guest
+	 * mode and came late is no reason to give up.
 	 */
 	do {
 		why = kl_guard_enter(&here);

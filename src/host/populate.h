@@ -15,7 +15,7 @@
  * a page that was read could be written, too, is not tried; that would break copy-on-write.
  *
  * Context: no lock, no reader section; may sleep for as long as a userfaultfd handler
- * pleases; interruptible by a program signal while the thread runs a vCPU.
+ * pleases; interruptible by a program signal while the thread runs a vCPU or said that it is.
  * Returns: 0; -EFAULT nothing there, or not writable and @write; -EINTR; -EHWPOISON.
  */
 int kl_host_populate(kl_hva_t hva, bool write, bool *writable) KL_MUST_CHECK;

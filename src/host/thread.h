@@ -41,6 +41,7 @@ struct kl_thread {
 	uint64_t saved_mask;          /* valid while sig_pending: kernel sigset to restore */
 	uint64_t deferred;            /* signals that were put off (sig_pending) */
 	bool unblocked;               /* kl_guard_unblock() was called */
+	bool interruptible;           /* kl_host_populate() gives up for a signal (G14) */
 	int brackets;                 /* notifier brackets that this thread has open (S7) */
 };
 

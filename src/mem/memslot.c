@@ -122,6 +122,9 @@ static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 	kl_notifier_update_end(&u);
 	racepoint("memslots-published");
 	kl_srcu_synchronize(&vm->srcu);
+	/* While no tag is current, and before a dirty log goes: who still holds a pointer? */
+	if (del && !del->invalid)
+		kl_gpc_zap_slot(vm, del);
 	/* At the wrap, while no tag can match: entries of the last cycle would (S6, B17). */
 	if (KL_MMIO_GEN(gen + 2) == 0)
 		kl_mmu_zap_mmio(vm);

@@ -33,6 +33,7 @@
 #include "base/racepoint.h"
 #include "base/srcu.h"
 #include "host/thread.h"
+#include "mem/gpc_index.h"
 #include "mem/notifier.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
@@ -202,6 +203,13 @@ static bool bracket_in_flight(const struct kl_notifier_update *u)
 	return atomic_load(&wild) > (u->vm ? wild_parked : 0);
 }
 
+bool kl_notifier_in_flight(uint64_t start, uint64_t end)
+{
+	const struct kl_notifier_update u = {.start = start, .end = end};
+
+	return bracket_in_flight(&u);
+}
+
 static void announce(struct kl_notifier_update *u)
 {
 	kl_assert_held(&gate);
@@ -226,6 +234,15 @@ static void withdraw(struct kl_notifier_update *u)
 	pthread_cond_broadcast(&gate_cond);
 }
 
+static void widen(uint64_t start, uint64_t end)
+{
+	kl_assert_held(&gate);
+	if (start < atomic_load_explicit(&seen.lo, memory_order_relaxed))
+		atomic_store(&seen.lo, start);
+	if (end > atomic_load_explicit(&seen.hi, memory_order_relaxed))
+		atomic_store(&seen.hi, end);
+}
+
 void kl_notifier_update_begin(struct kl_notifier_update *u)
 {
 	KL_ASSERT(!kl_self.brackets);
@@ -233,10 +250,16 @@ void kl_notifier_update_begin(struct kl_notifier_update *u)
 	kl_rank_wait(KL_RANK_NOTIFIER_WAIT);
 	kl_mutex_lock(&gate);
 	announce(u);
-	if (u->start < atomic_load_explicit(&seen.lo, memory_order_relaxed))
-		atomic_store(&seen.lo, u->start);
-	if (u->end > atomic_load_explicit(&seen.hi, memory_order_relaxed))
-		atomic_store(&seen.hi, u->end);
+	widen(u->start, u->end);
+}
+
+void kl_notifier_cover(uint64_t start, uint64_t end)
+{
+	if (start >= atomic_load(&seen.lo) && end <= atomic_load(&seen.hi))
+		return;
+	kl_mutex_lock(&gate);
+	widen(start, end);
+	kl_mutex_unlock(&gate);
 }
 
 void kl_notifier_update_end(struct kl_notifier_update *u)
@@ -308,6 +331,40 @@ static void end_until(const struct kl_notifier_range *r, const struct kl_vm *sto
 
 		if (vm_overlaps(vm, r->start, r->end))
 			kl_mmu_invalidate_end(vm, r);
+		kl_gpc_invalidate_end(vm, r);
+		kl_srcu_read_unlock(&vm->srcu, token);
+	}
+}
+
+/*
+ * The list of subscribers (mem/subscribers.h) for one VM. 1: stage 2 was touched; 0; or -EAGAIN
+ * with all as before. Context: reader section of vm->srcu.
+ */
+static int begin_one(struct kl_vm *vm, const struct kl_notifier_range *r)
+{
+	int ret = kl_gpc_invalidate_begin(vm, r);
+
+	if (ret || !vm_overlaps(vm, r->start, r->end))
+		return ret;
+	racepoint("notifier-gpcs-done");
+	ret = kl_mmu_invalidate_begin(vm, r);
+	if (ret) {
+		kl_gpc_invalidate_undo(vm, r);
+		return ret;
+	}
+	kl_stat_add(&vm->stats.mmu_invalidations, 1);
+	return 1;
+}
+
+/* As if it had not been: of the VMs before @stop. Context: reader section of vms_srcu. */
+static void undo_until(const struct kl_notifier_range *r, const struct kl_vm *stop)
+{
+	for (struct kl_vm *vm = first_vm(); vm != stop; vm = next_vm(vm)) {
+		int token = kl_srcu_read_lock(&vm->srcu);
+
+		if (vm_overlaps(vm, r->start, r->end))
+			kl_mmu_invalidate_end(vm, r);
+		kl_gpc_invalidate_undo(vm, r);
 		kl_srcu_read_unlock(&vm->srcu, token);
 	}
 }
@@ -318,21 +375,17 @@ static int begin_all(const struct kl_notifier_range *r)
 	int list = kl_srcu_read_lock(&vms_srcu), n = 0;
 
 	for (struct kl_vm *vm = first_vm(); vm; vm = next_vm(vm)) {
-		int token = kl_srcu_read_lock(&vm->srcu), ret = 0;
+		int token = kl_srcu_read_lock(&vm->srcu), ret = begin_one(vm, r);
 
-		if (vm_overlaps(vm, r->start, r->end)) {
-			ret = kl_mmu_invalidate_begin(vm, r);
-			if (!ret)
-				kl_stat_add(&vm->stats.mmu_invalidations, 1);
+		if (ret)
 			racepoint("notifier-begun-one");
-			n++;
-		}
 		kl_srcu_read_unlock(&vm->srcu, token);
-		if (ret) {
-			end_until(r, vm);
+		if (ret < 0) {
+			undo_until(r, vm);
 			n = ret;
 			break;
 		}
+		n += ret;
 	}
 	kl_srcu_read_unlock(&vms_srcu, list);
 	return n;
@@ -397,7 +450,8 @@ void kl_notifier_end(struct kl_notifier_range *r)
 	if (KL_WARN_ONCE(!take_bracket(r, &b), "end of a notifier bracket that was not begun on "
 					       "this thread; ignored"))
 		return;
-	if (b.touched) {
+	/* Of caches there may be others than at the beginning (mem/gpc_index.h). */
+	if (b.touched || kl_gpcs_in_use()) {
 		int list = kl_srcu_read_lock(&vms_srcu);
 
 		end_until(r, NULL);

@@ -3,7 +3,7 @@
  * Everything that the memory layer tells a higher one, in the order in which it tells it.
  * The functions are implemented by the layer named; this list is the only way up.
  *
- *   1. gpc    (to come with the gfn->pfn caches)
+ *   1. gpc    the gfn->pfn caches (mem/gpc.c)
  *   2. mmu    stage 2
  *   3. track  (to come with page tracking)
  */
@@ -16,6 +16,21 @@
 struct kl_vm;
 struct kl_memslot;
 struct kl_notifier_range;
+
+/*
+ * gpc: the host memory of @r is being invalidated (N2). begin() makes the caches over it invalid
+ * and waits for their holders. !r->may_block: -EAGAIN, with nothing changed, if it would wait.
+ * undo(): a later subscriber has refused. end(): which caches lie there may have changed since.
+ * Context: reader section of vm->srcu, inside the bracket.
+ */
+int kl_gpc_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r);
+void kl_gpc_invalidate_undo(struct kl_vm *vm, const struct kl_notifier_range *r);
+void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r);
+/*
+ * gpc: @slot is not in the published set any more, readers have left, and the generation is odd:
+ * wait for who holds a pointer that came from it (S8).
+ */
+void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
 
 /* mmu: birth and death with the VM. 0 or -ENOMEM. */
 int kl_mmu_create(struct kl_vm *vm) KL_MUST_CHECK;

@@ -2,11 +2,13 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/bias.h"
 #include "base/log.h"
 #include "base/pool.h"
 #include "host/guard.h"
 #include "host/maps.h"
 #include "host/timer.h"
+#include "mem/gpc_index.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -43,6 +45,7 @@ void kl_vm_destroy(struct kl_vm *vm)
 	kl_notifier_remove_vm(vm);
 	if (kl_uffd_source_on())
 		kl_uffd_source_vm_gone(vm);
+	kl_gpcs_destroy(vm);
 	kl_mmu_destroy(vm);
 	kl_memslots_destroy(vm);
 	kl_srcu_destroy(&vm->srcu);
@@ -71,6 +74,8 @@ void kl_vm_bug(struct kl_vm *vm, const char *what)
 void kl_vms_after_fork(void)
 {
 	kl_notifier_after_fork();
+	kl_gpcs_after_fork();
+	kl_bias_after_fork();
 	kl_uffd_source_after_fork();
 	kl_maps_after_fork();
 	kl_pool_after_fork();

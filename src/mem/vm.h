@@ -14,6 +14,7 @@
 #define KL_MAX_VCPU_IDS 4096
 
 struct kl_mmu;
+struct kl_gpcs;
 
 struct kl_vm {
 	/* Memslots. */
@@ -41,7 +42,8 @@ struct kl_vm {
 	_Atomic(struct kl_accessor *) accessors;
 	_Atomic uint64_t accessors_used; /* bit i: flushes look at accessor i */
 
-	struct kl_mmu *mmu; /* mmu/ */
+	_Atomic(struct kl_gpcs *) gpcs; /* mem/gpc_index.h; NULL until there is a cache */
+	struct kl_mmu *mmu;             /* mmu/ */
 
 	_Atomic bool dead; /* internal error: every later call is -EIO */
 	struct kl_vm_stats stats;

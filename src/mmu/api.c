@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bias.h"
 #include "base/config.h"
 #include "base/log.h"
 #include "mem/notifier.h"
@@ -56,7 +57,7 @@ int kl_api_may_access(const struct kvmlet_vm *vm, unsigned as)
 {
 	if (KL_UNLIKELY(as >= KL_NR_AS))
 		return -EINVAL;
-	if (KL_UNLIKELY(kl_self.brackets || kl_api_window))
+	if (KL_UNLIKELY(kl_self.brackets || kl_api_window || kl_bias_held()))
 		return -EDEADLK;
 	return kl_api_vm_usable(vm);
 }
@@ -92,7 +93,8 @@ KL_EXPORT void kvmlet_vm_destroy(struct kvmlet_vm *vm)
 	if (!vm || vm->forks != kl_api_forks)
 		return;
 	/* Brackets that it would wait for may be waiting for this thread. */
-	if (KL_WARN_ONCE(kl_api_window, "kvmlet_vm_destroy inside a window; ignored"))
+	if (KL_WARN_ONCE(kl_api_window || kl_bias_held(),
+			 "kvmlet_vm_destroy by the holder of a window or a cache; ignored"))
 		return;
 	kl_engine_enter();
 	kl_vm_destroy(&vm->vm);
@@ -115,7 +117,7 @@ KL_EXPORT int kvmlet_memslot_set(struct kvmlet_vm *vm, uint32_t slot, uint32_t f
 
 	if (ret)
 		return ret;
-	if (kl_api_window)
+	if (kl_api_window || kl_bias_held())
 		return -EDEADLK;
 	/* What else the engine knows has no function here that goes with it. */
 	if (flags & ~KVMLET_MEM_READONLY)
@@ -225,7 +227,7 @@ KL_EXPORT int kvmlet_notifier_begin(struct kvmlet_notifier_range *range)
 
 	if (range->start >= range->end || range->event > KVMLET_EVENT_REPLACE)
 		return -EINVAL;
-	if (kl_api_window)
+	if (kl_api_window || kl_bias_held())
 		return -EDEADLK;
 	kl_engine_enter();
 	ret = kl_notifier_begin(&r);
@@ -276,7 +278,7 @@ KL_EXPORT int kvmlet_notifier_uffd_source(int enable)
 	int r = 0;
 
 	/* The helper, and changes of slots, may be waiting for this thread. */
-	if (kl_self.brackets || kl_api_window)
+	if (kl_self.brackets || kl_api_window || kl_bias_held())
 		return -EDEADLK;
 	kl_engine_enter();
 	if (enable)

@@ -12,6 +12,7 @@
 
 #include "host/guard.h"
 #include "host/sys.h"
+#include "mem/gpc.h"
 #include "uapi/object.h"
 
 #define MAX_STATS 64
@@ -75,6 +76,8 @@ static void snapshot(const struct kl_ustats *s, uint64_t *data)
 	const void *base =
 		s->vcpu ? (void *)&s->vcpu->v->core.stats : (void *)&s->vm->kvm.mem.stats;
 
+	if (!s->vcpu)
+		kl_gpc_count_hits(&s->vm->kvm.mem);
 	for (unsigned i = 0; i < nr_stats(s); i++)
 		data[d[i].offset / sizeof(*data)] =
 			kl_stat_get((const kl_stat_t *)((const char *)base + d[i].offset));
@@ -173,6 +176,7 @@ static void add_up(uint64_t *to, const struct kl_stat_desc *d, unsigned n, const
 
 static void add_vm(struct totals *t, struct kl_uvm *vm, bool dying)
 {
+	kl_gpc_count_hits(&vm->kvm.mem);
 	add_up(t->vm, kl_vm_stat_descs, kl_vm_nr_stats, &vm->kvm.mem.stats, dying);
 	/* A dying VM's list is nobody else's. A living one's may be held by a thread that is gone.
 	 */

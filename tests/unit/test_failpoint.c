@@ -15,6 +15,7 @@
 
 #include "base/pool.h"
 #include "host/timer.h"
+#include "mem/gpc.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
 #include "failpoint_sites.h"
@@ -27,6 +28,7 @@ static uint8_t *ram;
 struct life {
 	struct kl_vm vm;
 	struct kl_vcpu_core vcpu;
+	struct kl_gpc gpc;
 	bool alive;
 	int expected; /* errno of the failing step; 0: nothing is armed */
 	int failures;
@@ -82,6 +84,16 @@ static int create_vm(struct life *l)
 static int start_timers(struct life *l)
 {
 	return kl_timer_get();
+}
+
+static int create_cache(struct life *l)
+{
+	return kl_gpc_init(&l->gpc, &l->vm, 0);
+}
+
+static int refresh_cache(struct life *l)
+{
+	return kl_gpc_refresh(&l->gpc, 8);
 }
 
 static int create_slot(struct life *l)
@@ -149,7 +161,12 @@ static void live(struct life *l)
 	step(l, create_vm);
 	step(l, start_timers);
 	assert_int_equal(kl_vcpu_core_add(&l->vm, &l->vcpu, 0), 0);
+	step(l, create_cache);
+	/* Nothing is there yet, and nothing can fail. */
+	assert_int_equal(kl_gpc_activate(&l->gpc, PG, 8), 0);
 	step(l, create_slot);
+	step(l, refresh_cache);
+	kl_gpc_destroy(&l->gpc);
 	step(l, create_readonly_slot);
 	step(l, write_fault);
 	step(l, read_fault_elsewhere);
@@ -235,7 +252,7 @@ static void nth_passage(void **state)
 
 static int setup(void **state)
 {
-	*state = calloc(1, sizeof(struct life));
+	*state = memset(aligned_alloc(64, sizeof(struct life)), 0, sizeof(struct life));
 	ram = mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	return ram == MAP_FAILED;
 }

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Threads' cells, and the closing side.
+ *
+ * Cells lie in chunks that are never given back, so a closer may look at them at any time. A thread
+ * claims a place with its first use and gives it back by a key's destructor; one that uses a lock
+ * even later keeps its place for ever.
+ *
+ * `used` of a chunk is raised before a place behind it is claimed for the first time, so whoever
+ * closes an object that a thread reads sees the thread.
+ *
+ * Why DRAINED survives a second close: the object has not been open in between, so no reader can
+ * have come; those whose cells name it find it closed and leave.
+ */
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+#include "base/bias.h"
+#include "base/log.h"
+#include "base/syscall.h"
+
+#define CHUNK_BYTES        (64ul << 10)
+#define CHUNK_THREADS      (CHUNK_BYTES / sizeof(struct kl_bias_thread) - 1)
+#define SPINS_BEFORE_YIELD 200
+
+_Static_assert(sizeof(struct kl_bias_thread) == 128, "two cache lines");
+
+struct chunk {
+	_Atomic(struct chunk *) next;
+	_Atomic unsigned used;
+	uint64_t first_index;
+	struct kl_bias_thread thread[CHUNK_THREADS];
+};
+_Static_assert(sizeof(struct chunk) <= CHUNK_BYTES, "as mapped");
+
+KL_TLS struct kl_bias_thread *kl_bias_self;
+bool kl_bias_fenced;
+
+static _Atomic(struct chunk *) chunks;
+static pthread_key_t key;
+static bool have_key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static bool refused; /* a test says so */
+
+static long membarrier(int cmd)
+{
+	return kl_sys(SYS_membarrier, cmd, 0, 0);
+}
+
+static void release(void *place)
+{
+	struct kl_bias_thread *t = place;
+
+	kl_bias_self = NULL;
+	t->used = 0;
+	atomic_store_explicit(&t->taken, 0, memory_order_release);
+}
+
+static void init(void)
+{
+	have_key = !pthread_key_create(&key, release);
+	kl_bias_fenced = KL_TSAN || membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
+}
+
+/* One more chunk at @end, or the one that another thread put there meanwhile. */
+static struct chunk *add_chunk(_Atomic(struct chunk *) *end, uint64_t first_index)
+{
+	struct chunk *there = NULL, *c;
+	long p = kl_sys(SYS_mmap, 0, CHUNK_BYTES, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p < 0)
+		return NULL;
+	c = (struct chunk *)p;
+	c->first_index = first_index;
+	if (atomic_compare_exchange_strong(end, &there, c))
+		return c;
+	kl_sys(SYS_munmap, p, CHUNK_BYTES);
+	return there;
+}
+
+static struct kl_bias_thread *claim_in(struct chunk *c)
+{
+	for (unsigned i = 0; i < CHUNK_THREADS; i++) {
+		struct kl_bias_thread *t = &c->thread[i];
+		unsigned used = atomic_load(&c->used);
+		uint32_t no = 0;
+
+		while (used <= i && !atomic_compare_exchange_weak(&c->used, &used, i + 1))
+			;
+		if (atomic_compare_exchange_strong(&t->taken, &no, 1)) {
+			t->index = c->first_index + i;
+			return t;
+		}
+	}
+	return NULL;
+}
+
+struct kl_bias_thread *kl_bias_register(void)
+{
+	_Atomic(struct chunk *) *p = &chunks;
+	struct kl_bias_thread *t = NULL;
+	uint64_t index = 0;
+
+	pthread_once(&once, init);
+	while (!t) {
+		struct chunk *c = atomic_load_explicit(p, memory_order_acquire);
+
+		if (!c)
+			c = add_chunk(p, index);
+		if (!c)
+			return NULL;
+		t = claim_in(c);
+		index += CHUNK_THREADS;
+		p = &c->next;
+	}
+	if (have_key)
+		pthread_setspecific(key, t);
+	kl_bias_self = t;
+	return t;
+}
+
+bool kl_bias_enter_another(struct kl_bias_thread *t, const struct kl_bias *b)
+{
+	unsigned i = (unsigned)__builtin_ctz(~t->used);
+
+	KL_ASSERT(i < KL_BIAS_CELLS);
+	if (!kl_bias_publish(t, i, b))
+		return false;
+	t->used |= 1u << i;
+	return true;
+}
+
+bool kl_bias_leave_other(struct kl_bias_thread *t, const struct kl_bias *b)
+{
+	for (uint32_t left = t ? t->used : 0; left; left &= left - 1) {
+		unsigned i = (unsigned)__builtin_ctz(left);
+
+		if (atomic_load_explicit(&t->cell[i], memory_order_relaxed) != b)
+			continue;
+		t->used &= ~(1u << i);
+		atomic_store_explicit(&t->cell[i], NULL, memory_order_release);
+		return true;
+	}
+	return false;
+}
+
+/* ---- closing ------------------------------------------------------------------------------ */
+
+uint64_t kl_bias_close(struct kl_bias *b, uint64_t *now)
+{
+	uint64_t old = atomic_load(&b->state), new;
+
+	do {
+		new = (old & ~(KL_BIAS_OPEN | KL_BIAS_DRAINED)) + KL_BIAS_SEQ;
+		if (!(old & KL_BIAS_OPEN))
+			new |= old &KL_BIAS_DRAINED;
+	} while (!atomic_compare_exchange_weak(&b->state, &old, new)); /* PAIR(bias) */
+	*now = new;
+	return old;
+}
+
+bool kl_bias_open(struct kl_bias *b, uint64_t state)
+{
+	KL_ASSERT(state & KL_BIAS_DRAINED);
+	return atomic_compare_exchange_strong(&b->state, &state,
+					      (state & ~KL_BIAS_DRAINED) | KL_BIAS_OPEN);
+}
+
+bool kl_bias_reopen(struct kl_bias *b, uint64_t now)
+{
+	uint64_t state = kl_bias_state(b);
+
+	do {
+		if ((state ^ now) & ~KL_BIAS_DRAINED)
+			return false;
+	} while (!atomic_compare_exchange_weak(&b->state, &state,
+					       (state & ~KL_BIAS_DRAINED) | KL_BIAS_OPEN));
+	return true;
+}
+
+void kl_bias_set_drained(struct kl_bias *b)
+{
+	KL_ASSERT(!(kl_bias_state(b) & KL_BIAS_OPEN));
+	atomic_fetch_or(&b->state, KL_BIAS_DRAINED);
+}
+
+/*
+ * The program may have forbidden itself the call since (seccomp). A page that loses a permission
+ * has to leave the TLB of every processor that runs this process, which takes an interrupt there.
+ */
+static pthread_mutex_t interrupt_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void interrupt_all(void)
+{
+	static long page;
+
+	pthread_mutex_lock(&interrupt_lock);
+	if (!page)
+		page = kl_sys(SYS_mmap, 0, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (page > 0) {
+		kl_sys(SYS_mprotect, page, KL_PAGE_SIZE, PROT_READ | PROT_WRITE);
+		atomic_fetch_add((_Atomic unsigned *)page, 1);
+		kl_sys(SYS_mprotect, page, KL_PAGE_SIZE, PROT_READ);
+	}
+	pthread_mutex_unlock(&interrupt_lock);
+}
+
+void kl_bias_barrier(void)
+{
+	if (kl_bias_fenced)
+		return;
+	/* EPERM: a forked child of a kernel that does not hand the registration on. */
+	if (refused || (membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
+			(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) ||
+			 membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))))
+		interrupt_all();
+}
+
+/* @b NULL: anything. */
+static bool in_a_cell(const struct kl_bias *b)
+{
+	for (struct chunk *c = atomic_load(&chunks); c; c = atomic_load(&c->next)) {
+		unsigned n = atomic_load(&c->used);
+
+		for (unsigned i = 0; i < n; i++)
+			for (unsigned k = 0; k < KL_BIAS_CELLS; k++) {
+				const struct kl_bias *there =
+					atomic_load(&c->thread[i].cell[k]); /* PAIR(bias) */
+
+				if (there && (!b || there == b))
+					return true;
+			}
+	}
+	return false;
+}
+
+bool kl_bias_busy(const struct kl_bias *b)
+{
+	return in_a_cell(b);
+}
+
+bool kl_bias_any(void)
+{
+	return in_a_cell(NULL);
+}
+
+void kl_bias_wait(const struct kl_bias *b)
+{
+	for (unsigned n = 0; kl_bias_busy(b); n++) {
+		if (n == 0)
+			racepoint("bias-waits");
+		if (n < SPINS_BEFORE_YIELD)
+			kl_cpu_relax();
+		else
+			sched_yield();
+	}
+}
+
+bool kl_bias_choose(enum kl_bias_variant v)
+{
+	pthread_once(&once, init);
+	if (v != KL_BIAS_FENCED && KL_TSAN)
+		return false;
+	if (v == KL_BIAS_MEMBARRIER && membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
+		return false;
+	kl_bias_fenced = v == KL_BIAS_FENCED;
+	refused = v == KL_BIAS_INTERRUPT;
+	return true;
+}
+
+void kl_bias_after_fork(void)
+{
+	pthread_mutex_init(&interrupt_lock, NULL);
+	for (struct chunk *c = atomic_load(&chunks); c; c = atomic_load(&c->next))
+		for (unsigned i = 0; i < atomic_load(&c->used); i++) {
+			struct kl_bias_thread *t = &c->thread[i];
+
+			for (unsigned k = 0; k < KL_BIAS_CELLS; k++)
+				atomic_store(&t->cell[k], NULL);
+			t->used = 0;
+			if (t != kl_bias_self)
+				atomic_store(&t->taken, 0);
+		}
+}

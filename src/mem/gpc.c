@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: MIT */
+#include <errno.h>
+#include <string.h>
+
+#include "base/failpoint.h"
+#include "base/log.h"
+#include "base/racepoint.h"
+#include "host/guard.h"
+#include "host/populate.h"
+#include "mem/gpc.h"
+#include "mem/notifier.h"
+#include "mem/notifier_gate.h"
+#include "mem/subscribers.h"
+#include "mem/vm.h"
+
+#define USER_ADDRESS_END 0x00007ffffffff000ull
+
+static uint64_t page_of(uint64_t addr)
+{
+	return addr >> KL_PAGE_SHIFT;
+}
+
+/* G4 */
+static bool fits(uint64_t addr, size_t len)
+{
+	return len - 1 < KL_PAGE_SIZE - (addr & ~KL_PAGE_MASK);
+}
+
+int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id)
+{
+	struct kl_gpcs *g = kl_gpcs_get(vm);
+
+	if (!g)
+		return -ENOMEM;
+	memset(c, 0, sizeof(*c));
+	c->bias = (struct kl_bias)KL_BIAS_INITIALIZER;
+	atomic_init(&c->current, &c->generation);
+	c->gpcs = g;
+	c->vm = vm;
+	c->as_id = as_id;
+	kl_mutex_init(&c->lock, KL_RANK_GPC);
+	kl_mutex_lock(&g->lock);
+	g->nr_objects++;
+	kl_mutex_unlock(&g->lock);
+	return 0;
+}
+
+/* Invalid, and no holder is left. Context: c->lock; the calling thread does not hold it. */
+static void quiesce(struct kl_gpc *c)
+{
+	uint64_t now;
+
+	kl_assert_held(&c->lock);
+	(void)kl_bias_close(&c->bias, &now);
+	if (now & KL_BIAS_DRAINED)
+		return;
+	racepoint("gpc-quiesce");
+	kl_bias_barrier();
+	kl_rank_wait(KL_RANK_GPC_WAIT);
+	kl_bias_wait(&c->bias);
+	kl_bias_set_drained(&c->bias); /* only we could open it */
+}
+
+/* To nowhere: cannot fail. */
+static void take_out_of_index(struct kl_gpc *c)
+{
+	if (c->page && kl_gpc_index_move(c, 0))
+		kl_vm_bug(c->vm, "a cache cannot leave the index");
+}
+
+/* Context: c->lock. */
+static void make_inactive(struct kl_gpc *c)
+{
+	c->active = false;
+	quiesce(c);
+	racepoint("gpc-inactive");
+	take_out_of_index(c);
+}
+
+void kl_gpc_destroy(struct kl_gpc *c)
+{
+	struct kl_gpcs *g = c->gpcs;
+
+	kl_mutex_lock(&c->lock);
+	make_inactive(c);
+	kl_mutex_unlock(&c->lock);
+	kl_mutex_destroy(&c->lock);
+	kl_mutex_lock(&g->lock);
+	g->nr_objects--;
+	kl_mutex_unlock(&g->lock);
+}
+
+/* ---- refresh ------------------------------------------------------------------------------- */
+
+/* What one reader section says of a gpa-based cache's page; a fixed address says it itself. */
+struct lookup {
+	uint64_t hva; /* of the area's first byte; 0: none */
+	uint64_t generation;
+	_Atomic uint64_t *dirty; /* word */
+	uint64_t dirty_bit;
+	bool changing; /* the slot, or the set */
+};
+
+static struct lookup look_up(struct kl_gpc *c)
+{
+	struct lookup l = {0};
+	const struct kl_memslot *slot;
+	kl_gfn_t gfn = page_of(c->addr);
+	int token;
+
+	if (c->hva_based) {
+		l.hva = c->addr;
+		return l;
+	}
+	token = kl_srcu_read_lock(&c->vm->srcu);
+	l.generation = kl_generation(c->vm, c->as_id); /* before the set (S5) */
+	slot = kl_memslot_find(kl_memslots(c->vm, c->as_id), gfn);
+	l.changing = (l.generation & 1) || (slot && slot->invalid);
+	/* As KVM, which maps what it caches writable. */
+	if (slot && !slot->invalid && !(slot->flags & KVM_MEM_READONLY)) {
+		uint64_t index = gfn - slot->base_gfn;
+
+		l.hva = kl_memslot_hva(slot, gfn).addr | (c->addr & ~KL_PAGE_MASK);
+		if (slot->dirty) {
+			l.dirty = &slot->dirty[index / 64];
+			l.dirty_bit = 1ull << index % 64;
+		}
+	}
+	kl_srcu_read_unlock(&c->vm->srcu, token);
+	return l;
+}
+
+/* After which wait another attempt may succeed. */
+enum { AT_ONCE = 1, AFTER_BRACKETS, AFTER_SLOTS };
+
+/*
+ * Only the generation has moved on: somewhere else a slot changed. Storing the tag is all there is
+ * to do, and needs no closing: check fails until it is stored, and a bracket or the end of the slot
+ * meanwhile closes the cache whatever its tag. A pointer that is held stays true.
+ */
+static bool retag(struct kl_gpc *c, const struct lookup *l)
+{
+	if (!(kl_bias_state(&c->bias) & KL_BIAS_OPEN) || c->hva_based ||
+	    atomic_load_explicit(&c->khva, memory_order_relaxed) != l->hva ||
+	    atomic_load_explicit(&c->dirty, memory_order_relaxed) != l->dirty)
+		return false;
+	atomic_store_explicit(&c->generation, l->generation, memory_order_release);
+	return kl_bias_state(&c->bias) & KL_BIAS_OPEN;
+}
+
+/* Context: closed and drained. */
+static void set_fields(struct kl_gpc *c, const struct lookup *l)
+{
+	atomic_store_explicit(&c->khva, l->hva, memory_order_relaxed);
+	atomic_store_explicit(&c->dirty, l->dirty, memory_order_relaxed);
+	c->dirty_bit = l->dirty_bit;
+	if (c->hva_based) {
+		atomic_store_explicit(&c->current, &c->generation, memory_order_relaxed);
+	} else {
+		atomic_store_explicit(&c->generation, l->generation, memory_order_relaxed);
+		atomic_store_explicit(&c->current, &c->vm->generation[c->as_id],
+				      memory_order_relaxed);
+	}
+}
+
+/* G14: a signal that is put off until the engine is left ends it with EINTR. */
+static int populate(uint64_t hva)
+{
+	bool writable;
+	int r;
+
+	kl_guard_unblock(); /* in case that the thread has blocked them again */
+	kl_self.interruptible = true;
+	r = kl_host_populate((kl_hva_t){hva}, true, &writable);
+	kl_self.interruptible = false;
+	return r;
+}
+
+static bool in_bracket(uint64_t hva)
+{
+	return kl_notifier_in_flight(hva & KL_PAGE_MASK, (hva & KL_PAGE_MASK) + KL_PAGE_SIZE);
+}
+
+/* One attempt, from lookup to open. 0: valid; the waits above; -errno. Context: c->lock. */
+static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
+{
+	struct lookup l;
+	uint64_t state;
+	int r;
+
+	/* Nobody could invalidate it. [B6] */
+	if (!c->active || !fits(c->addr, len))
+		return -EINVAL;
+	if (!doubted && kl_gpc_check(c, len))
+		return 0;
+	kl_stat_add(&c->vm->stats.gpc_refreshes, 1);
+	l = look_up(c);
+	*hva = l.hva;
+	racepoint("gpc-looked-up");
+	if (l.changing)
+		return AFTER_SLOTS;
+	if (!doubted && retag(c, &l))
+		return 0;
+	/* From here on check fails, until the end. [B1] */
+	quiesce(c);
+	if (!page_of(l.hva)) {
+		take_out_of_index(c);
+		return -EFAULT;
+	}
+	if (page_of(l.hva) != c->page) {
+		r = kl_gpc_index_move(c, page_of(l.hva));
+		if (r)
+			return r;
+	}
+	racepoint("gpc-indexed");
+	/* After the address is in the index. [B32] */
+	state = kl_bias_state(&c->bias);
+	racepoint("gpc-populate");
+	r = populate(l.hva);
+	racepoint("gpc-populated");
+	if (!r)
+		set_fields(c, &l);
+	/*
+	 * First what is in flight, then what has been: end() raises the sequence, then takes its
+	 * range back. [B2] Inside a bracket the memory may be in any state, so that a failure says
+	 * nothing.
+	 */
+	if ((!r || r == -EFAULT) && in_bracket(l.hva))
+		return AFTER_BRACKETS;
+	racepoint("gpc-not-in-flight");
+	if (r)
+		return r == -EFAULT && kl_bias_state(&c->bias) != state ? AT_ONCE : r;
+	if (!kl_bias_open(&c->bias, state))
+		return AT_ONCE;
+	return 0;
+}
+
+/* Sleeps until no bracket over the page is in flight; those that come next queue. */
+static void wait_for_brackets(uint64_t hva)
+{
+	struct kl_notifier_update u = {.start = hva & KL_PAGE_MASK,
+				       .end = (hva & KL_PAGE_MASK) + KL_PAGE_SIZE};
+
+	kl_notifier_update_begin(&u);
+	kl_notifier_update_end(&u);
+}
+
+static void wait_for_slots(struct kl_vm *vm)
+{
+	racepoint("gpc-waits-for-slots");
+	kl_mutex_lock(&vm->slots_lock);
+	kl_mutex_unlock(&vm->slots_lock);
+}
+
+/*
+ * @doubted: the pointer of the valid cache turned out to be bad. The waits are made without
+ * c->lock, and each attempt begins anew: the cache may have moved or have become inactive
+ * meanwhile.
+ */
+static int refresh(struct kl_gpc *c, size_t len, bool doubted)
+{
+	uint64_t hva;
+	int r;
+
+	/* A bracket waits for holders, and we would wait for the bracket. [B33] */
+	if (kl_self.brackets || kl_bias_held())
+		return -EDEADLK;
+	for (;;) {
+		kl_mutex_lock(&c->lock);
+		r = attempt(c, len, doubted, &hva);
+		kl_mutex_unlock(&c->lock);
+		if (r <= 0)
+			return r;
+		kl_stat_add(&c->vm->stats.gpc_retries, 1);
+		if (r == AFTER_BRACKETS)
+			wait_for_brackets(hva);
+		else if (r == AFTER_SLOTS)
+			wait_for_slots(c->vm);
+	}
+}
+
+int kl_gpc_refresh(struct kl_gpc *c, size_t len)
+{
+	return refresh(c, len, false);
+}
+
+/* ---- activation ---------------------------------------------------------------------------- */
+
+static int activate_locked(struct kl_gpc *c, bool hva_based, uint64_t addr)
+{
+	struct lookup l;
+
+	if (c->active && c->hva_based == hva_based && c->addr == addr)
+		return 0;
+	if (KL_BUG_ON(!c->active && (kl_bias_state(&c->bias) & KL_BIAS_OPEN), c->vm)) /* [B8] */
+		return -EIO;
+	if (c->active)
+		make_inactive(c);
+	c->hva_based = hva_based;
+	c->addr = addr;
+	l = look_up(c);
+	racepoint("gpc-activate-looked-up");
+	if (page_of(l.hva)) {
+		int r = kl_gpc_index_move(c, page_of(l.hva));
+
+		if (r)
+			return r;
+	}
+	c->active = true;
+	return 0;
+}
+
+static int activate(struct kl_gpc *c, bool hva_based, uint64_t addr, size_t len)
+{
+	int r;
+
+	if (kl_self.brackets || kl_bias_held())
+		return -EDEADLK;
+	if (!fits(addr, len))
+		return -EINVAL;
+	kl_mutex_lock(&c->lock);
+	r = activate_locked(c, hva_based, addr);
+	kl_mutex_unlock(&c->lock);
+	if (r)
+		return r;
+	racepoint("gpc-active");
+	/* So that a caller who may not sleep finds it valid. What fails now fails at use (G16). */
+	r = refresh(c, len, false);
+	return r == -EIO ? r : 0;
+}
+
+int kl_gpc_activate(struct kl_gpc *c, kl_gpa_t gpa, size_t len)
+{
+	if (gpa == KL_INVALID_GPA)
+		return -EINVAL;
+	return activate(c, false, gpa, len);
+}
+
+int kl_gpc_activate_hva(struct kl_gpc *c, kl_hva_t hva, size_t len)
+{
+	if (!page_of(hva.addr) || hva.addr >= USER_ADDRESS_END)
+		return -EINVAL;
+	return activate(c, true, hva.addr, len);
+}
+
+int kl_gpc_deactivate(struct kl_gpc *c)
+{
+	if (kl_bias_held())
+		return -EDEADLK;
+	kl_mutex_lock(&c->lock);
+	if (c->active)
+		make_inactive(c);
+	kl_mutex_unlock(&c->lock);
+	return 0;
+}
+
+/* ---- use ----------------------------------------------------------------------------------- */
+
+/* The calling thread's cells, with room for @n more. */
+static int my_cells(unsigned n, struct kl_bias_thread **t)
+{
+	*t = kl_bias_self ? kl_bias_self : kl_bias_register();
+	if (!*t)
+		return -ENOMEM;
+	if (KL_UNLIKELY(!kl_self.unblocked))
+		kl_guard_unblock();
+	return kl_bias_held() + n > KL_BIAS_CELLS ? -E2BIG : 0;
+}
+
+int kl_gpc_lock_slow(struct kl_gpc *c, size_t len, void **p)
+{
+	return kl_gpc_lock_many(&c, &len, p, 1);
+}
+
+int kl_gpc_trylock(struct kl_gpc *c, size_t len, void **p)
+{
+	struct kl_bias_thread *t;
+	int r = kl_self.brackets ? -EDEADLK : my_cells(1, &t);
+
+	if (!r && !kl_gpc_try(c, t, len, p))
+		r = -EAGAIN;
+	return r;
+}
+
+/* 0, or which one could not be locked. */
+static unsigned try_all(struct kl_gpc *const *c, const size_t *len, void **p, unsigned n,
+			struct kl_bias_thread *t)
+{
+	for (unsigned i = 0; i < n; i++) {
+		if (kl_gpc_try(c[i], t, len[i], &p[i]))
+			continue;
+		for (unsigned k = 0; k < i; k++)
+			kl_bias_leave(t, &c[k]->bias);
+		return i + 1;
+	}
+	return 0;
+}
+
+int kl_gpc_lock_many(struct kl_gpc *const *c, const size_t *len, void **p, unsigned n)
+{
+	struct kl_bias_thread *t;
+	unsigned miss;
+	int r;
+
+	if (kl_self.brackets)
+		return -EDEADLK;
+	r = my_cells(n, &t);
+	while (!r && (miss = try_all(c, len, p, n, t))) {
+		racepoint("gpc-miss");
+		/* One that is valid all the same points to memory that is not there. */
+		r = refresh(c[miss - 1], len[miss - 1], kl_gpc_check(c[miss - 1], len[miss - 1]));
+	}
+	return r;
+}
+
+/* ---- brackets ------------------------------------------------------------------------------ */
+
+static void undo_range(struct kl_vm *vm, uint64_t start, uint64_t end)
+{
+	struct kl_gpc_walk w;
+
+	kl_for_each_gpc(&w, vm, start, end)
+	{
+		uint64_t undo = atomic_load(&w.c->undo);
+
+		if (undo)
+			(void)kl_bias_reopen(&w.c->bias, undo);
+	}
+}
+
+/*
+ * Wait for the holders of what was closed. What is found closed here has not been open since: none
+ * becomes valid while the bracket is in flight.
+ */
+static bool drain_range(struct kl_vm *vm, const struct kl_notifier_range *r)
+{
+	struct kl_gpc_walk w;
+
+	kl_bias_barrier();
+	kl_rank_wait(KL_RANK_GPC_WAIT);
+	kl_for_each_gpc(&w, vm, r->start, r->end)
+	{
+		if (kl_bias_state(&w.c->bias) & KL_BIAS_DRAINED)
+			continue;
+		if (r->may_block)
+			kl_bias_wait(&w.c->bias);
+		else if (kl_bias_busy(&w.c->bias))
+			return false;
+		kl_bias_set_drained(&w.c->bias);
+	}
+	return true;
+}
+
+int kl_gpc_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
+{
+	bool drain = false;
+	struct kl_gpc_walk w;
+	uint64_t now, n = 0;
+
+	kl_for_each_gpc(&w, vm, r->start, r->end)
+	{
+		bool was_open = kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN;
+
+		if (!r->may_block)
+			atomic_store(&w.c->undo, was_open ? now : 0);
+		drain |= !(now & KL_BIAS_DRAINED);
+		n += was_open;
+	}
+	racepoint("gpc-invalidated");
+	if (drain && !drain_range(vm, r)) {
+		undo_range(vm, r->start, r->end);
+		return -EAGAIN;
+	}
+	if (n)
+		kl_stat_add(&vm->stats.gpc_invalidations, n);
+	return 0;
+}
+
+void kl_gpc_invalidate_undo(struct kl_vm *vm, const struct kl_notifier_range *r)
+{
+	undo_range(vm, r->start, r->end);
+}
+
+void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
+{
+	struct kl_gpc_walk w;
+	uint64_t now;
+
+	kl_for_each_gpc(&w, vm, r->start, r->end)(void) kl_bias_close(&w.c->bias, &now);
+}
+
+/*
+ * No tag is current, so whom it waits for was there before. It marks nothing as drained: who
+ * refreshes next does not know whether the barrier here came after the last close.
+ */
+void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
+{
+	uint64_t start = slot->hva, end = slot->hva + (slot->npages << KL_PAGE_SHIFT), now, n = 0;
+	int token = kl_srcu_read_lock(&vm->srcu);
+	struct kl_gpc_walk w;
+	bool wait = false;
+
+	kl_for_each_gpc(&w, vm, start, end)
+	{
+		if (w.c->hva_based) /* G11 */
+			continue;
+		n += kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN;
+		wait |= !(now & KL_BIAS_DRAINED);
+	}
+	racepoint("gpc-slot-closed");
+	if (wait) {
+		kl_bias_barrier();
+		kl_rank_wait(KL_RANK_GPC_WAIT);
+		kl_for_each_gpc(&w, vm, start, end) if (!w.c->hva_based) kl_bias_wait(&w.c->bias);
+	}
+	kl_srcu_read_unlock(&vm->srcu, token);
+	if (n)
+		kl_stat_add(&vm->stats.gpc_invalidations, n);
+}
+
+void kl_gpc_count_hits(struct kl_vm *vm)
+{
+	struct kl_gpcs *g = atomic_load(&vm->gpcs);
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; g && i < KL_GPC_COUNTERS; i++)
+		sum += kl_stat_get(&g->counter[i].hits);
+	atomic_store_explicit(&vm->stats.gpc_hits, sum, memory_order_relaxed);
+}

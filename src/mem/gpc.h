@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * gfn->pfn caches (G1-G17): one area within one guest page, or at one host address, as a pointer
+ * that is good from lock to unlock, whatever changes the memory.
+ *
+ * States of a cache, and what holds in each
+ *   inactive                 closed, in no index
+ *   active, without address  closed: no slot is there (yet), or it may not be written (G16)
+ *   active, with address     in the VM's index: every bracket over its page finds it
+ *   valid                    active, with address, open (base/bias.h): its pointer and its tag are
+ *                            those of the lookup and the populate that made it valid
+ * So: Valid => active => reachable by notifiers (G5).
+ *
+ * Who may change what
+ *   - c->lock (rank GPC) serialises activate, deactivate and refresh (G7), which alone change the
+ *     address and what readers read, and open the cache. They do so while it is closed and drained.
+ *   - brackets and changes of slots close it, with no lock, and wait for its holders.
+ *   - holders take no lock, and wait for nobody (G1a).
+ *
+ * Why no stale pointer becomes valid (B1-B5, B32). A refresh closes the cache, enters its address
+ * into the index, reads the state, resolves, and then opens the cache if
+ *   no bracket over the page is in flight   (it is one of those that closed the cache before, or it
+ *                                           looked into the index before the address was there)
+ *   the state is still the one it read      (a bracket that began or ended meanwhile raised the
+ *                                           sequence in it; so did a slot's change)
+ * in this order. A bracket publishes its range before it looks into the index, and looks again at
+ * its end before it takes the range back; so it is seen in flight, or it has raised the sequence,
+ * or it will close the cache after it was opened.
+ *
+ * Nothing is pinned (G17): the pointer is the host address itself.
+ */
+#pragma once
+
+#include <kvmlet/types.h>
+
+#include "base/bias.h"
+#include "base/lock.h"
+#include "host/guard.h"
+#include "mem/gpc_index.h"
+#include "mem/vm.h"
+
+#define KL_INVALID_GPA UINT64_MAX
+
+struct kl_gpc {
+	/* What a holder reads; changes only while closed and drained. */
+	struct kl_bias bias;
+	_Atomic uint64_t khva;                     /* of the area's first byte */
+	_Atomic(const _Atomic uint64_t *) current; /* the generation that counts for it ... */
+	_Atomic uint64_t generation;               /* ... and the tag; hva-based: the same word */
+	_Atomic(_Atomic uint64_t *) dirty;         /* the word of the slot's log, or NULL (G13) */
+	uint64_t dirty_bit;
+	struct kl_gpcs *gpcs;
+	struct kl_vm *vm; /* with as_id: the immutable owner */
+
+	/* c->lock */
+	struct kl_mutex lock;
+	unsigned as_id;
+	bool active;
+	_Atomic bool hva_based; /* read by changes of slots; only changes outside the index */
+	_Atomic uint64_t addr;  /* gpa or hva, as hva_based says; holders may read it */
+
+	/* The index; page is its place, 0: none (c->lock) */
+	uint64_t page, page_in[2];
+	struct kl_gpc_link link[2];
+
+	/* A bracket that may not block: what to restore if it fails (G15, N5). */
+	_Atomic uint64_t undo;
+} KL_CACHELINE;
+
+/* The immutable owner. 0 or -ENOMEM. */
+int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id) KL_MUST_CHECK;
+/* Nobody uses @c any more. */
+void kl_gpc_destroy(struct kl_gpc *c);
+
+/*
+ * The calls of include/kvmlet/gpc.h, whose contracts are there. Context of all but try, check and
+ * unlock: no lock above GPC, no reader section, no window; the VM is usable.
+ */
+int kl_gpc_activate(struct kl_gpc *c, kl_gpa_t gpa, size_t len) KL_MUST_CHECK;
+int kl_gpc_activate_hva(struct kl_gpc *c, kl_hva_t hva, size_t len) KL_MUST_CHECK;
+int kl_gpc_deactivate(struct kl_gpc *c) KL_MUST_CHECK;
+int kl_gpc_refresh(struct kl_gpc *c, size_t len) KL_MUST_CHECK;
+int kl_gpc_lock_slow(struct kl_gpc *c, size_t len, void **p) KL_MUST_CHECK;
+int kl_gpc_trylock(struct kl_gpc *c, size_t len, void **p) KL_MUST_CHECK;
+int kl_gpc_lock_many(struct kl_gpc *const *c, const size_t *len, void **p,
+		     unsigned n) KL_MUST_CHECK;
+
+/* Would try() succeed, but for what happens meanwhile? (G6) */
+KL_INLINE bool kl_gpc_check(const struct kl_gpc *c, size_t len)
+{
+	uint64_t khva = atomic_load_explicit(&c->khva, memory_order_relaxed);
+
+	return (kl_bias_state((struct kl_bias *)&c->bias) & KL_BIAS_OPEN) &&
+	       atomic_load_explicit(&c->generation, memory_order_relaxed) ==
+		       atomic_load_explicit(atomic_load_explicit(&c->current, memory_order_relaxed),
+					    memory_order_acquire) &&
+	       len - 1 < KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK);
+}
+
+/*
+ * Lock if it is valid. Never waits (but for a page that the host has to bring back); false: nothing
+ * is held. Memory that went without an event is found here, and not by the holder (N7).
+ */
+KL_INLINE bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p)
+{
+	struct kl_gpc_counter *n;
+	uint64_t khva;
+
+	if (KL_UNLIKELY(!kl_bias_enter(t, &c->bias)))
+		return false;
+	khva = atomic_load_explicit(&c->khva, memory_order_relaxed);
+	/* The tag is looked at after "open": who opened it had seen that it was current. */
+	if (KL_UNLIKELY(atomic_load_explicit(&c->generation, memory_order_relaxed) !=
+				atomic_load_explicit(
+					atomic_load_explicit(&c->current, memory_order_relaxed),
+					memory_order_seq_cst) ||
+			len - 1 >= KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK) ||
+			!kl_guard_probe((void *)(uintptr_t)khva))) {
+		kl_bias_leave(t, &c->bias);
+		return false;
+	}
+	if (KL_LIKELY(t->index < KL_GPC_COUNTERS)) {
+		n = &c->gpcs->counter[t->index];
+		kl_stat_own_add(&n->hits, 1);
+	}
+	*p = (void *)(uintptr_t)khva;
+	return true;
+}
+
+/* Not inside a bracket, and a cell is free. */
+KL_INLINE bool kl_gpc_may_try(const struct kl_bias_thread *t)
+{
+	return !kl_self.brackets && t->used != (1u << KL_BIAS_CELLS) - 1;
+}
+
+KL_INLINE int kl_gpc_lock(struct kl_gpc *c, size_t len, void **p)
+{
+	struct kl_bias_thread *t = kl_bias_self;
+
+	if (KL_LIKELY(t && kl_gpc_may_try(t) && kl_gpc_try(c, t, len, p)))
+		return 0;
+	return kl_gpc_lock_slow(c, len, p);
+}
+
+/* False: the calling thread does not hold it. @written: the area, since it was locked. */
+KL_INLINE bool kl_gpc_unlock(struct kl_gpc *c, bool written)
+{
+	_Atomic uint64_t *dirty;
+
+	if (KL_UNLIKELY(!kl_bias_reads_only(kl_bias_self, &c->bias) &&
+			!kl_bias_reads(kl_bias_self, &c->bias)))
+		return false;
+	/*
+	 * Unconditional: a bit that looks set may be taken by a reader of the log before our store
+	 * to the page is visible. [B13]
+	 */
+	if (written) {
+		dirty = atomic_load_explicit(&c->dirty, memory_order_relaxed);
+		if (KL_UNLIKELY(dirty))
+			atomic_fetch_or(dirty, c->dirty_bit);
+	}
+	return kl_bias_leave(kl_bias_self, &c->bias);
+}
+
+/* Is the cache that the calling thread holds at guest-physical address @gpa? */
+KL_INLINE bool kl_gpc_is_at(const struct kl_gpc *c, kl_gpa_t gpa)
+{
+	return !c->hva_based && atomic_load_explicit(&c->addr, memory_order_relaxed) == gpa;
+}
+
+/* Bring vm->stats.gpc_hits up to date: threads count for themselves. */
+void kl_gpc_count_hits(struct kl_vm *vm);
