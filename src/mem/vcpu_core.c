@@ -29,14 +29,20 @@ void kl_vcpu_sleep(struct kl_vcpu_core *c)
 
 		/*
 		 * A flush has nothing to wake for: the TLB is dropped before the next guest
-		 * access in any case (B14). A signal handler sets KL_REQ_SIGNAL, which changes
-		 * the word, so one that runs just before the wait is not lost.
+		 * access in any case (B14). Nor has who wants it out of guest mode. A signal
+		 * handler sets KL_REQ_SIGNAL, which changes the word, so one that runs just before
+		 * the wait is not lost.
 		 */
-		if (seen & ~KL_REQ_TLB_FLUSH)
+		if (seen & ~(KL_REQ_TLB_FLUSH | KL_REQ_STOP))
 			break;
 		kl_futex_wait(&c->requests, seen, NULL);
 	}
 	atomic_store_explicit(&c->sleeping, 0, memory_order_relaxed);
+}
+
+static bool in_guest(struct kl_vcpu_core *c)
+{
+	return atomic_load(&c->mode) == KL_IN_GUEST;
 }
 
 static bool must_wait_for(struct kl_vcpu_core *c)
@@ -56,14 +62,14 @@ static void note_wait(struct kl_vcpu_core *c, uint64_t ns)
 	kl_flush_wait.slowest_ns = ns;
 }
 
-static void wait_for(struct kl_vcpu_core *c)
+static void wait_while(bool (*condition)(struct kl_vcpu_core *), struct kl_vcpu_core *c)
 {
 	uint64_t begun = KL_UNLIKELY(kl_trace_on) ? kl_now_ns() : 0;
 	bool waited = false;
 	unsigned next_kick = SPINS_BEFORE_YIELD + YIELDS_BEFORE_KICK;
 
 	kl_rank_wait(KL_RANK_VCPU_WAIT);
-	for (unsigned n = 0; must_wait_for(c); n++) {
+	for (unsigned n = 0; condition(c); n++) {
 		if (!waited)
 			racepoint("vcpu-awaited");
 		waited = true;
@@ -149,19 +155,72 @@ int kl_vcpus_flush(struct kl_vm *vm, bool may_wait)
 		if (!c)
 			continue;
 		if (may_wait)
-			wait_for(c);
+			wait_while(must_wait_for, c);
 		else if (must_wait_for(c))
 			r = -EAGAIN;
 	}
 	for_each_accessor (a, accessors, used) {
 		if (may_wait)
-			wait_for(a);
+			wait_while(must_wait_for, a);
 		else if (must_wait_for(a))
 			r = -EAGAIN;
 	}
 	if (!r)
 		kl_stat_add(&vm->stats.remote_tlb_flush, 1);
 	return r;
+}
+
+/* ---- one vCPU alone ---- */
+
+void kl_vcpu_enter_guest(struct kl_vcpu_core *c)
+{
+	for (;;) {
+		atomic_store(&c->mode, KL_IN_GUEST); /* PAIR(vcpu-mode) PAIR(vcpu-stop) */
+		racepoint("vcpu-entered");
+		if (KL_LIKELY(!atomic_load(&c->vm->alone) || c->alone))
+			return;
+		kl_vcpu_leave_guest(c);
+		racepoint("vcpu-stopped");
+		kl_futex_wait(&c->vm->alone, 1, NULL);
+	}
+}
+
+bool kl_vcpus_stop(struct kl_vcpu_core *me)
+{
+	struct kl_vm *vm = me->vm;
+	uint32_t nobody = 0;
+	unsigned n;
+
+	while (!atomic_compare_exchange_strong(&vm->alone, &nobody, 1)) { /* PAIR(vcpu-stop) */
+		if (kl_vcpu_requests(me) & (KL_REQ_SIGNAL | KL_REQ_VM_DEAD))
+			return false;
+		kl_futex_wait(&vm->alone, 1, NULL);
+		nobody = 0;
+	}
+	me->alone = true;
+	racepoint("vcpus-stopping");
+	/* One that is not counted yet finds the word set when it enters. */
+	n = atomic_load(&vm->nr_vcpus);
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = vcpu_at(vm, i);
+
+		if (c && c != me && in_guest(c)) /* else a halted one would wake for nothing */
+			atomic_fetch_or(&c->requests, KL_REQ_STOP);
+	}
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = vcpu_at(vm, i);
+
+		if (c && c != me)
+			wait_while(in_guest, c);
+	}
+	return true;
+}
+
+void kl_vcpus_go(struct kl_vcpu_core *me)
+{
+	me->alone = false;
+	atomic_store(&me->vm->alone, 0);
+	kl_futex_wake(&me->vm->alone, INT_MAX);
 }
 
 int kl_vcpu_core_add(struct kl_vm *vm, struct kl_vcpu_core *c, unsigned id)

@@ -35,6 +35,7 @@ enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 #define KL_REQ_EVENT     (1u << 2) /* an interrupt, NMI or exception may have become deliverable */
 #define KL_REQ_UNHALT    (1u << 3) /* wake from HLT */
 #define KL_REQ_VM_DEAD   (1u << 4) /* never consumed: KVM_RUN returns EIO */
+#define KL_REQ_STOP      (1u << 5) /* another vCPU stops all others: leave guest mode */
 
 struct kl_vcpu_core {
 	_Atomic uint32_t requests; /* futex word of a halted vCPU */
@@ -45,6 +46,7 @@ struct kl_vcpu_core {
 	unsigned index;    /* in vm->vcpus */
 	unsigned id;       /* the APIC id given to KVM_CREATE_VCPU */
 	_Atomic pid_t tid; /* thread inside KVM_RUN, or 0 */
+	bool alone;        /* own thread: it has stopped the others */
 	struct kl_vcpu_stats stats;
 };
 
@@ -57,11 +59,8 @@ struct kl_accessor {
 	_Atomic bool ready; /* flushes know it; mmu/accessor.c */
 } KL_CACHELINE;
 
-KL_INLINE void kl_vcpu_enter_guest(struct kl_vcpu_core *c)
-{
-	atomic_store_explicit(&c->mode, KL_IN_GUEST, memory_order_seq_cst); /* PAIR(vcpu-mode) */
-	racepoint("vcpu-entered");
-}
+/* May sleep while another vCPU of the VM has stopped this one. */
+void kl_vcpu_enter_guest(struct kl_vcpu_core *c);
 
 KL_INLINE void kl_vcpu_leave_guest(struct kl_vcpu_core *c)
 {
@@ -97,6 +96,16 @@ void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);
  * may wait must be made before anybody relies on it.
  */
 int kl_vcpus_flush(struct kl_vm *vm, bool may_wait);
+
+/*
+ * Stop all other vCPUs of the VM: until kl_vcpus_go() none is in guest mode, and @me may go in
+ * and out. For what the guest takes for one access and the host cannot do as one. Accessors are
+ * not stopped.
+ * Context: own thread, OUTSIDE, no lock. False: @me has a signal, nobody is stopped.
+ */
+bool kl_vcpus_stop(struct kl_vcpu_core *me) KL_MUST_CHECK;
+/* Own thread, in guest mode or not. */
+void kl_vcpus_go(struct kl_vcpu_core *me);
 
 /* Whom this thread's last flush waited for. Only kept while tracing. */
 struct kl_flush_wait {

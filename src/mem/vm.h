@@ -37,6 +37,7 @@ struct kl_vm {
 	struct kl_mutex vcpus_lock;
 	_Atomic(struct kl_vcpu_core *) vcpus[KL_MAX_VCPUS];
 	_Atomic unsigned nr_vcpus;
+	_Atomic uint32_t alone; /* futex: one vCPU has stopped the others */
 
 	/* Accessors (mmu/accessor.c): KL_NR_ACCESSORS of them; NULL and 0 until the first use. */
 	_Atomic(struct kl_accessor *) accessors;

@@ -123,10 +123,13 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 {
 	jmp_buf *guard = kl_self.guard;
+	bool alone = v->core.alone;
 	uint32_t req;
 	int r;
 
 	kl_vcpu_leave_guest(&v->core);
+	if (KL_UNLIKELY(alone)) /* this may take long */
+		kl_vcpus_go(&v->core);
 	kl_self.guard = NULL; /* a trap in the engine is not the guest's */
 	r = kl_mmu_fault(&v->core, gpa, access);
 	kl_self.guard = guard;
@@ -138,7 +141,7 @@ static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 		v->exit_errno = r;
 		kl_leave(v, KL_LEAVE_EXIT);
 	}
-	if (req & (KL_REQ_SIGNAL | KL_REQ_VM_DEAD))
+	if (alone || (req & (KL_REQ_SIGNAL | KL_REQ_VM_DEAD)))
 		kl_leave(v, KL_LEAVE_RESTART);
 	return r == KL_FAULT_MMIO;
 }
@@ -448,7 +451,7 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 			kl_emulation_failure(v);
 		mmio_check(v);
 	} else if (!system && v->cur_op && (v->cur_op->flags & KL_OPF_LOCK) &&
-		   (first == len || v->mmio_used)) {
+		   (!v->core.alone || v->mmio_used)) {
 		kl_rmw_restart(v);
 	}
 	if (!system)
@@ -462,6 +465,8 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		} else {
 			store_split(v, p, buf, first, len);
 		}
+		if (v->core.alone)
+			kl_vcpus_go(&v->core);
 		return;
 	}
 	if (p[0].mmio)
@@ -515,14 +520,45 @@ void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned 
 	write_any(v, lin, buf, len, kl_tlb_mode_of(v, 0, true), true);
 }
 
+/*
+ * The host cannot lock two pages that are no neighbours: the other vCPUs of the VM stop until
+ * the store is done, or whatever else ends the instruction. All translations are void.
+ */
+static KL_COLD void stop_others(struct kl_vcpu *v)
+{
+	jmp_buf *guard = kl_self.guard;
+	bool alone;
+
+	kl_vcpu_leave_guest(&v->core);
+	kl_self.guard = NULL;
+	alone = kl_vcpus_stop(&v->core);
+	kl_self.guard = guard;
+	kl_vcpu_enter_guest(&v->core);
+	if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
+		kl_serve_flush(v);
+	if (!alone)
+		kl_leave(v, KL_LEAVE_RESTART);
+}
+
 /* A page-crossing operand has a pointer, too, where the two pages are neighbours in the host. */
 void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
+	bool lock = v->cur_op && (v->cur_op->flags & KL_OPF_LOCK);
 	struct page p[2];
-	unsigned first = translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode,
-					 false, p);
+	unsigned first;
 
-	if (p[0].mmio || p[1].mmio || (first < size && p[0].ptr + first != p[1].ptr)) {
+	for (;;) {
+		first = translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode,
+					false, p);
+		if (p[0].mmio || p[1].mmio || first == size || p[0].ptr + first == p[1].ptr)
+			break;
+		if (!lock || v->core.alone)
+			return NULL;
+		stop_others(v);
+	}
+	if (KL_UNLIKELY(v->core.alone)) /* it is not needed any more */
+		kl_vcpus_go(&v->core);
+	if (p[0].mmio || p[1].mmio) {
 		racepoint("rmw-no-pointer");
 		return NULL;
 	}

@@ -183,6 +183,8 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 		fn(v);
 	}
 	kl_vcpu_leave_guest(&v->core);
+	if (KL_UNLIKELY(v->core.alone))
+		kl_vcpus_go(&v->core);
 	kl_self.guard = NULL;
 	if (why) {
 		kl_interp_settle(v);
@@ -553,8 +555,8 @@ static int poll_requests(struct kl_vcpu *v)
 		return -EIO;
 	if (KL_UNLIKELY(signal_pending(v)))
 		return interrupted(v);
-	if (req & (KL_REQ_EVENT | KL_REQ_UNHALT)) {
-		req = kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+	if (req & (KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP)) {
+		req = kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP);
 		kl_stat_own_add(&v->core.stats.request_exits, 1);
 		if ((req & KL_REQ_UNHALT) && mp_state(v) == KVM_MP_STATE_HALTED)
 			set_mp_state(v, KVM_MP_STATE_RUNNABLE);

@@ -305,6 +305,64 @@ static void split_store_is_whole(void **state)
 	}
 }
 
+/*
+ * A locked operation on two pages that are no neighbours in the host: another vCPU that comes in
+ * the middle of it waits, and sees it whole.
+ */
+static void locked_split_is_alone(void **state)
+{
+	struct env *e = *state, other = *e;
+	uint8_t *host =
+		mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	const uint64_t val = 0x00000000ffffffff;
+	struct kvm_sregs s;
+	pthread_t t[2];
+	void *r;
+
+	assert_true(host != MAP_FAILED);
+	assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0x1000, host + 0x1000), 0);
+	assert_int_equal(env_slot(e, 2, 0, MMIO_GPA + 0x1000, 0x1000, host), 0);
+	memcpy(host + 0x1ffc, &val, 4);
+	memcpy(host, (uint8_t *)&val + 4, 4);
+	env_code(e, 0xf0, 0x48, 0x01, 0x07, 0xf4); /* lock add [rdi], rax; hlt */
+	mode64(e, 0);
+	e->v->gpr[KL_RAX] = 1;
+	e->v->gpr[KL_RDI] = P_MMIO + 0xffc;
+	memcpy(e->mem + CODE + 0x100, (const uint8_t[]){0x48, 0x8b, 0x07, 0xf4},
+	       4); /* mov rax, [rdi] */
+	assert_int_equal(kl_x86_vcpu_create(e->vm, 1, &other.v), 0);
+	kl_x86_get_sregs(e->v, &s);
+	assert_int_equal(kl_x86_set_sregs(other.v, &s), 0);
+	atomic_store(&other.v->mp_state, KVM_MP_STATE_RUNNABLE);
+	enter_at(&other, CODE + 0x100, STACK);
+	other.v->gpr[KL_RDI] = P_MMIO + 0xffc;
+
+	if (kl_racepoints_enabled())
+		kl_racepoint_arm("split-store", 1);
+	assert_int_equal(pthread_create(&t[0], NULL, runner, e), 0);
+	if (kl_racepoints_enabled()) {
+		assert_true(kl_racepoint_wait("split-store", 10000));
+		kl_racepoint_arm("vcpu-stopped", 1);
+		assert_int_equal(pthread_create(&t[1], NULL, runner, &other), 0);
+		assert_true(kl_racepoint_wait("vcpu-stopped", 10000));
+		kl_racepoint_release("split-store");
+		kl_racepoint_release("vcpu-stopped");
+		assert_int_equal(pthread_join(t[1], &r), 0);
+		assert_non_null(r);
+		assert_int_equal(other.v->gpr[KL_RAX], val + 1);
+	}
+	assert_int_equal(pthread_join(t[0], &r), 0);
+	assert_non_null(r);
+	assert_int_equal(*(uint32_t *)(host + 0x1ffc), 0);
+	assert_int_equal(*(uint32_t *)host, 1);
+	assert_int_equal(e->vm->mem.alone, 0);
+	assert_int_equal(kl_vcpu_requests(&e->v->core) & KL_REQ_STOP, 0);
+	assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, 0, NULL), 0);
+	assert_int_equal(env_slot(e, 2, 0, MMIO_GPA + 0x1000, 0, NULL), 0);
+	munmap(host, 0x2000);
+	kl_x86_vcpu_destroy(other.v);
+}
+
 /* The same for a plain store where the pages are neighbours; and code in the second one. */
 static void store_across_neighbours(void **state)
 {
@@ -544,6 +602,7 @@ int main(void)
 		TEST(iret_stack_segment),
 		TEST(slot_change_while_running),
 		TEST(split_store_is_whole),
+		TEST(locked_split_is_alone),
 		TEST(store_across_neighbours),
 		TEST(linear_addresses_wrap),
 		TEST(blocked_in_page_table),
