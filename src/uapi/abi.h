@@ -39,6 +39,9 @@ struct kvm_pre_fault_memory {
 };
 #endif
 _Static_assert(sizeof(struct kvm_pre_fault_memory) == 64, "ABI");
+#ifndef KVM_CAP_X86_APIC_BUS_CYCLES_NS
+#define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237
+#endif
 #ifndef KVM_X86_DEFAULT_VM
 #define KVM_X86_DEFAULT_VM 0
 #endif

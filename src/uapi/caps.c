@@ -15,7 +15,8 @@
 
 /* Quirks that the engine has, and lets be disabled. */
 #define QUIRKS                                                                   \
-	(KVM_X86_QUIRK_SLOT_ZAP_ALL | KVM_X86_QUIRK_OUT_7E_INC_RIP |             \
+	(KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |         \
+	 KVM_X86_QUIRK_SLOT_ZAP_ALL | KVM_X86_QUIRK_OUT_7E_INC_RIP |             \
 	 KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT | KVM_X86_QUIRK_FIX_HYPERCALL_INSN | \
 	 KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
 
@@ -25,6 +26,12 @@
 	 KVM_GUESTDBG_BLOCKIRQ)
 
 #define SYNC_FIELDS (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)
+
+#define X2APIC_API_FLAGS (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
+
+/* There is no exit for PAUSE or a C-state, so these two are always so; MWAIT is never idle. */
+#define DISABLE_EXITS \
+	(KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_CSTATE)
 
 static const int caps[] = {
 	[KVM_CAP_CHECK_EXTENSION_VM] = 1,
@@ -67,6 +74,10 @@ static const int caps[] = {
 	[KVM_CAP_MAX_VCPU_ID] = KL_MAX_VCPU_IDS,
 	[KVM_CAP_SET_BOOT_CPU_ID] = 1,
 	[KVM_CAP_HLT] = 1,
+	[KVM_CAP_X2APIC_API] = X2APIC_API_FLAGS,
+	[KVM_CAP_TSC_DEADLINE_TIMER] = 1,
+	[KVM_CAP_X86_APIC_BUS_CYCLES_NS] = 1,
+	[KVM_CAP_X86_DISABLE_EXITS] = DISABLE_EXITS,
 	[KVM_CAP_MP_STATE] = 1,
 	[KVM_CAP_USER_NMI] = 1,
 	[KVM_CAP_VCPU_EVENTS] = 1,
@@ -160,6 +171,36 @@ static int set_max_vcpu_id(struct kl_x86_vm *kvm, uint64_t max)
 	return r;
 }
 
+static int set_x2apic_api(struct kl_x86_vm *kvm, uint64_t flags)
+{
+	if (flags & ~(uint64_t)X2APIC_API_FLAGS)
+		return -EINVAL;
+	if (flags & KVM_X2APIC_API_USE_32BIT_IDS)
+		atomic_store(&kvm->x2apic_format, true);
+	if (flags & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
+		atomic_store(&kvm->x2apic_no_broadcast_quirk, true);
+	return 0;
+}
+
+/* ns per cycle; the longest count at the largest divider must not overflow. */
+static int set_apic_bus_cycle(struct kl_uvm *vm, uint64_t ns)
+{
+	struct kl_x86_vm *kvm = &vm->kvm;
+	int r = 0;
+
+	if (!ns || ns > UINT64_MAX / ((uint64_t)UINT32_MAX * 128))
+		return -EINVAL;
+	kl_mutex_lock(&kvm->lock);
+	if (!kvm->irqchip)
+		r = -ENXIO;
+	else if (vm->nr_vcpus)
+		r = -EINVAL;
+	else
+		kvm->apic_bus_cycle_ns = ns;
+	kl_mutex_unlock(&kvm->lock);
+	return r;
+}
+
 int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 {
 	struct kl_x86_vm *kvm = &vm->kvm;
@@ -174,6 +215,15 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return disable_quirks(kvm, arg & QUIRKS);
 	case KVM_CAP_SPLIT_IRQCHIP:
 		return kl_vm_split_irqchip(vm, arg);
+	case KVM_CAP_X2APIC_API:
+		return set_x2apic_api(kvm, arg);
+	case KVM_CAP_X86_APIC_BUS_CYCLES_NS:
+		return set_apic_bus_cycle(vm, arg);
+	case KVM_CAP_X86_DISABLE_EXITS:
+		if (arg & ~(uint64_t)KVM_X86_DISABLE_VALID_EXITS)
+			return -EINVAL;
+		atomic_fetch_or(&kvm->disabled_exits, arg & DISABLE_EXITS);
+		return 0;
 	case KVM_CAP_MAX_VCPU_ID:
 		return set_max_vcpu_id(kvm, arg);
 	case KVM_CAP_MSR_PLATFORM_INFO:

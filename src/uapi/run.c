@@ -13,6 +13,7 @@
 #include "host/sys.h"
 #include "host/thread.h"
 #include "uapi/object.h"
+#include "x86/irqchip.h"
 
 #define SYNC_FIELDS (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)
 
@@ -74,7 +75,6 @@ static int settings_in(struct kl_uvcpu *vc)
 	struct kvm_run *run = vc->run;
 	uint64_t dirty = kl_run_get(run->kvm_dirty_regs);
 	struct kl_vcpu *v = vc->v;
-	bool irqchip = vc->vm->kvm.irqchip;
 	int r;
 
 	if ((kl_run_get(run->kvm_valid_regs) | dirty) & ~(uint64_t)SYNC_FIELDS)
@@ -82,14 +82,15 @@ static int settings_in(struct kl_uvcpu *vc)
 	r = dirty ? sync_regs_in(vc, dirty) : 0;
 	if (r)
 		return r;
-	if (!irqchip) {
+	if (!v->apic) {
 		uint64_t cr8 = kl_run_get(run->cr8);
 
 		if (cr8 > 15)
 			return -EINVAL;
 		v->cr8 = cr8;
 	}
-	v->request_interrupt_window = !irqchip && kl_run_get(run->request_interrupt_window);
+	v->request_interrupt_window =
+		!kl_irqchip_in_kernel(&vc->vm->kvm) && kl_run_get(run->request_interrupt_window);
 	return 0;
 }
 
@@ -182,6 +183,9 @@ static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 		run->hypercall.longmode = e->hypercall.longmode;
 		run->hypercall.pad = 0;
 		break;
+	case KVM_EXIT_IOAPIC_EOI:
+		run->eoi.vector = e->eoi_vector;
+		break;
 	case KVM_EXIT_DEBUG:
 		run->debug.arch.exception = e->debug.exception;
 		run->debug.arch.pc = e->debug.pc;
@@ -211,9 +215,10 @@ static void state_out(struct kl_uvcpu *vc)
 			kl_x86_get_events(v, &run->s.regs.events);
 	}
 	run->if_flag = !!(v->rflags & KL_FL_IF);
-	run->cr8 = v->cr8;
+	run->cr8 = kl_x86_get_cr8(v);
 	run->apic_base = v->apic_base;
-	run->ready_for_interrupt_injection = vc->vm->kvm.irqchip || kl_x86_ready_for_interrupt(v);
+	run->ready_for_interrupt_injection =
+		kl_irqchip_in_kernel(&vc->vm->kvm) || kl_x86_ready_for_interrupt(v);
 }
 
 static void trace_exit(const struct kl_uvcpu *vc, int r)

@@ -16,6 +16,7 @@
 #include "host/guard.h"
 #include "host/sys.h"
 #include "uapi/object.h"
+#include "x86/lapic.h"
 #include "x86/debug.h"
 #include "x86/mce.h"
 #include "x86/tsc.h"
@@ -231,15 +232,21 @@ static long set_xsave(struct kl_uvcpu *vc, unsigned long arg)
 	return LOCKED(vc, kl_x86_set_xsave(vc->v, buf, sizeof(buf)));
 }
 
-/* One more; more than two wait together only as two, whatever is being delivered. */
-static long nmi(struct kl_vcpu *v)
+static long get_lapic(struct kl_uvcpu *vc, unsigned long arg)
 {
-	uint32_t n = atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
+	struct kvm_lapic_state s;
 
-	while (n < 2 && !atomic_compare_exchange_weak(&v->nmi.pending, &n, n + 1))
-		;
-	kl_vcpu_request(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
-	return 0;
+	if (!vc->v->apic)
+		return -EINVAL;
+	LOCKED(vc, (kl_apic_get_state(vc->v, &s), 0));
+	return kl_copy_to_user((void *)arg, &s, sizeof(s));
+}
+
+static long set_lapic(struct kl_uvcpu *vc, unsigned long arg)
+{
+	if (!vc->v->apic)
+		return -EINVAL;
+	return SET(struct kvm_lapic_state, kl_apic_set_state(vc->v, &x));
 }
 
 /* The TSC's offset is the only attribute that a vCPU has. */
@@ -350,7 +357,11 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 	case KVM_INTERRUPT:
 		return SET(struct kvm_interrupt, kl_x86_interrupt(v, x.irq));
 	case KVM_NMI:
-		return LOCKED(vc, nmi(v));
+		return LOCKED(vc, (kl_x86_nmi(v), 0));
+	case KVM_GET_LAPIC:
+		return get_lapic(vc, arg);
+	case KVM_SET_LAPIC:
+		return set_lapic(vc, arg);
 	case KVM_SMI: /* no SMM */
 		return -ENOTTY;
 	case KVM_SET_SIGNAL_MASK:

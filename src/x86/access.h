@@ -23,6 +23,22 @@ void kl_probe(struct kl_vcpu *v, uint64_t lin);
 void kl_serve_flush(struct kl_vcpu *v);
 
 /*
+ * In a handler: out of guest mode for what takes locks or waits, and back. No pointer into guest
+ * memory survives.
+ */
+KL_INLINE void kl_guest_pause(struct kl_vcpu *v)
+{
+	kl_vcpu_leave_guest(&v->core);
+}
+
+KL_INLINE void kl_guest_resume(struct kl_vcpu *v)
+{
+	kl_vcpu_enter_guest(&v->core);
+	if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
+		kl_serve_flush(v);
+}
+
+/*
  * OUTSIDE guest mode: the host page at @addr, which belongs to guest memory, vanished under an
  * access. 0: try again; -EFAULT, -EINTR, -EHWPOISON: KVM_RUN's result.
  */

@@ -182,7 +182,7 @@ enum kl_next kl_op_mov_to_cr(struct kl_vcpu *v, const struct kl_op *op)
 	default:
 		if (val & ~15ull)
 			gp(v);
-		v->cr8 = val;
+		kl_x86_set_cr8(v, val);
 		break;
 	}
 	return KL_STOP;
@@ -206,7 +206,7 @@ enum kl_next kl_op_mov_from_cr(struct kl_vcpu *v, const struct kl_op *op)
 		val = v->cr4;
 		break;
 	case 8:
-		val = v->cr8;
+		val = kl_x86_get_cr8(v);
 		break;
 	default:
 		kl_raise(v, KL_EXC_UD);

@@ -17,6 +17,7 @@
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/insn.h"
+#include "x86/lapic.h"
 #include "x86/msr.h"
 #include "x86/tsc.h"
 
@@ -33,6 +34,7 @@ enum { EAX, EBX, ECX, EDX };
 	 BIT(17) /* PCID */ | BIT(19) /* SSE4.1 */ | BIT(20) /* SSE4.2 */ | BIT(22) /* MOVBE */ | \
 	 BIT(23) /* POPCNT */ | BIT(25) /* AES */ | BIT(26) /* XSAVE */ | BIT(12) /* FMA */ |     \
 	 BIT(28) /* AVX */ | BIT(29) /* F16C */)
+#define F_1_ECX_EMULATED BIT(21) /* x2APIC: software, whatever the host has */
 /* VME (1) is not implemented. */
 #define F_1_EDX                                                                               \
 	(BIT(0) /* FPU */ | BIT(2) /* DE */ | BIT(3) /* PSE */ | BIT(4) /* TSC */ |           \
@@ -187,6 +189,7 @@ static int add_function(struct list *l, uint32_t fn)
 		break;
 	case 1:
 		e->ecx &= avx ? F_1_ECX : F_1_ECX & ~F_1_ECX_AVX;
+		e->ecx |= F_1_ECX_EMULATED;
 		e->edx &= F_1_EDX;
 		break;
 	case 2:
@@ -434,6 +437,8 @@ static void derive(struct kl_vcpu *v)
 	v->has_invpcid = kl_guest_has(v, 7, 0, EBX, 10);
 	v->has_tsc_adjust = kl_guest_has(v, 7, 0, EBX, 1);
 	v->has_mwait = kl_guest_has(v, 1, 0, ECX, 3);
+	v->has_x2apic = kl_guest_has(v, 1, 0, ECX, 21);
+	v->has_tsc_deadline = kl_guest_has(v, 1, 0, ECX, 24);
 	e = kl_x86_find_cpuid(v, 0, 0);
 	v->intel_compatible = e ? !vendor_is_amd(e) : kl_host_is_intel();
 }
@@ -483,6 +488,7 @@ int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *in, unsig
 	v->cpuid = e;
 	v->nr_cpuid = n;
 	derive(v);
+	kl_apic_cpuid_changed(v);
 	kl_tlb_flush(v);
 	return 0;
 }

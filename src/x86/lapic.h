@@ -48,8 +48,8 @@ struct kl_apic_dest_set {
 /*
  * Deliver @m. @from: the sending vCPU, NULL for devices. @reached (may be NULL): bits of the
  * vCPUs that accepted it are added.
- * Returns: > 0, how many vCPUs accepted it; 0, all had it pending already (coalesced); -1,
- * nobody was addressed or listens.
+ * Returns: > 0, how many vCPUs accepted it, also where it was pending already; 0, those that are
+ * addressed have their APIC disabled; -1, nobody is addressed.
  * Context: any thread, any lock; does not sleep.
  */
 int kl_apic_send(struct kl_x86_vm *vm, struct kl_vcpu *from, const struct kl_apic_msg *m);
@@ -63,3 +63,54 @@ bool kl_apic_pending_eoi(struct kl_vcpu *v, unsigned vector);
 
 /* The PIC's output rose: wake who accepts ExtINT. */
 void kl_apic_extint_changed(struct kl_x86_vm *vm);
+/* A tick of the PIT, for those that have LINT0 in NMI mode. */
+void kl_apic_nmi_watchdog(struct kl_x86_vm *vm);
+/* A corrected machine check. */
+void kl_apic_deliver_cmci(struct kl_vcpu *v);
+
+/*
+ * ---- the rest is for the vCPU's own files ----
+ * Context: the vCPU's thread. What writes registers is OUTSIDE guest mode: the map of
+ * destinations may have to be made, a timer's callback to be waited for.
+ */
+
+void kl_apic_vm_init(struct kl_x86_vm *vm);
+void kl_apic_vm_destroy(struct kl_x86_vm *vm);
+/* v->apic. 0, -ENOMEM, -EAGAIN (no thread for timers). Before the first kl_x86_reset(). */
+int kl_apic_create(struct kl_vcpu *v) KL_MUST_CHECK;
+void kl_apic_destroy(struct kl_vcpu *v);
+/* The vCPU is in the VM's table now: it can be addressed. */
+void kl_apic_online(struct kl_vcpu *v);
+/* Also without an APIC: APIC_BASE. */
+void kl_apic_reset(struct kl_vcpu *v, bool init_event);
+void kl_apic_cpuid_changed(struct kl_vcpu *v);
+/* MCG_CAP has, or has not, CMCI_P: there is an LVT entry for it. */
+void kl_apic_set_cmci(struct kl_vcpu *v, bool cmci);
+
+/* An access to the register page. -EOPNOTSUPP: it is not there. */
+int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool write);
+/* x2APIC: MSRs 0x800 to 0x8ff. False: #GP. */
+bool kl_apic_msr_read(struct kl_vcpu *v, uint32_t index, uint64_t *data);
+bool kl_apic_msr_write(struct kl_vcpu *v, uint32_t index, uint64_t data);
+uint64_t kl_apic_tsc_deadline(struct kl_vcpu *v);
+void kl_apic_set_tsc_deadline(struct kl_vcpu *v, uint64_t tsc);
+
+/* The vector that is to be delivered now, or -1. */
+int kl_apic_interrupt(struct kl_vcpu *v);
+/* It is: from IRR to ISR. */
+void kl_apic_ack(struct kl_vcpu *v, unsigned vector);
+bool kl_apic_accepts_extint(struct kl_vcpu *v);
+/* The timer has expired and its interrupt is to be made. */
+bool kl_apic_timer_due(struct kl_vcpu *v);
+void kl_apic_inject_timer(struct kl_vcpu *v);
+
+bool kl_apic_has_init_or_sipi(struct kl_vcpu *v);
+bool kl_apic_init_pending(struct kl_vcpu *v);
+void kl_apic_set_init_pending(struct kl_vcpu *v, bool pending);
+void kl_apic_set_sipi_pending(struct kl_vcpu *v);
+void kl_apic_set_sipi_vector(struct kl_vcpu *v, uint8_t vector);
+/* Act on INIT and SIPI: mp_state changes, the vCPU may be reset. Not in an instruction. */
+void kl_apic_accept_events(struct kl_vcpu *v);
+
+void kl_apic_get_state(struct kl_vcpu *v, struct kvm_lapic_state *s);
+int kl_apic_set_state(struct kl_vcpu *v, const struct kvm_lapic_state *s) KL_MUST_CHECK;

@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "x86/guest_cpuid.h"
+#include "x86/lapic.h"
 #include "x86/msr.h"
 
 #define STATUS_VAL  (1ull << 63)
@@ -49,6 +50,7 @@ int kl_mce_setup(struct kl_vcpu *v, uint64_t mcg_cap)
 		if (mcg_cap & KL_MCG_CMCI_P)
 			v->mci_ctl2[i] = 0;
 	}
+	kl_apic_set_cmci(v, mcg_cap & KL_MCG_CMCI_P);
 	return 0;
 }
 
@@ -81,6 +83,8 @@ int kl_mce_inject(struct kl_vcpu *v, const struct kvm_x86_mce *mce)
 	if (ucna) {
 		store(bank, mce, mce->status);
 		v->mcg_status = mce->mcg_status;
+		if ((v->mcg_cap & KL_MCG_CMCI_P) && (v->mci_ctl2[mce->bank] & CTL2_EN))
+			kl_apic_deliver_cmci(v);
 		return 0;
 	}
 	/* Reporting is off unless both masks are all ones. */

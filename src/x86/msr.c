@@ -18,6 +18,7 @@
 #include "x86/control.h"
 #include "x86/guest_cpuid.h"
 #include "x86/insn.h"
+#include "x86/lapic.h"
 #include "x86/mce.h"
 #include "x86/paging.h"
 #include "x86/tsc.h"
@@ -33,16 +34,13 @@
 enum result { OK, REFUSED, UNKNOWN, FILTERED };
 
 const uint32_t kl_x86_msr_list[] = {
-	KL_MSR_SYSENTER_CS,   KL_MSR_SYSENTER_ESP,
-	KL_MSR_SYSENTER_EIP,  KL_MSR_STAR,
-	KL_MSR_CSTAR,         KL_MSR_KERNEL_GS_BASE,
-	KL_MSR_FMASK,         KL_MSR_LSTAR,
-	KL_MSR_TSC,           KL_MSR_PAT,
-	KL_MSR_TSC_AUX,       KL_MSR_DEBUGCTL,
-	KL_MSR_TSC_ADJUST,    KL_MSR_ARCH_CAPABILITIES,
-	KL_MSR_MISC_ENABLE,   KL_MSR_MCG_STATUS,
-	KL_MSR_MCG_CTL,       KL_MSR_PLATFORM_INFO,
-	KL_MSR_MISC_FEATURES, KL_MSR_POWER_CTL,
+	KL_MSR_SYSENTER_CS,   KL_MSR_SYSENTER_ESP,  KL_MSR_SYSENTER_EIP,
+	KL_MSR_STAR,          KL_MSR_CSTAR,         KL_MSR_KERNEL_GS_BASE,
+	KL_MSR_FMASK,         KL_MSR_LSTAR,         KL_MSR_TSC,
+	KL_MSR_PAT,           KL_MSR_TSC_AUX,       KL_MSR_DEBUGCTL,
+	KL_MSR_TSC_ADJUST,    KL_MSR_TSC_DEADLINE,  KL_MSR_ARCH_CAPABILITIES,
+	KL_MSR_MISC_ENABLE,   KL_MSR_MCG_STATUS,    KL_MSR_MCG_CTL,
+	KL_MSR_PLATFORM_INFO, KL_MSR_MISC_FEATURES, KL_MSR_POWER_CTL,
 	KL_MSR_UCODE_REV,     KL_MSR_HWCR,
 };
 const unsigned kl_x86_nr_msrs = KL_ARRAY_SIZE(kl_x86_msr_list);
@@ -135,23 +133,6 @@ void kl_msr_reset(struct kl_vcpu *v, bool init_event)
 	    kl_x86_get_feature_msr(KL_MSR_ARCH_CAPABILITIES, &v->msr_arch_capabilities))
 		return;
 	v->msr_xss = 0;
-	v->apic_base = KL_APIC_BASE_ADDR | KL_APIC_BASE_ENABLE;
-	if (v->core.id == v->kvm->boot_cpu_id)
-		v->apic_base |= KL_APIC_BASE_BSP;
-}
-
-int kl_set_apic_base(struct kl_vcpu *v, uint64_t base, bool host)
-{
-	/* x2APIC is never offered, so its bit is reserved. */
-	uint64_t reserved =
-		kl_reserved_gpa_bits(v) | 0xfff0000000000000ull | 0x2ff | KL_APIC_BASE_X2APIC;
-
-	(void)host;
-	if (base & reserved)
-		return -EINVAL;
-	v->apic_base = base;
-	kl_x86_refresh_cpuid(v);
-	return 0;
 }
 
 /* ---- get ---- */
@@ -306,8 +287,11 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 	case 0xc001102a: /* BU_CFG2 */
 	case 0xc001102c: /* EX_CFG */
 		break;
-	case 0x800 ... 0x8ff: /* x2APIC: known, never enabled */
-		return REFUSED;
+	case KL_MSR_X2APIC ... KL_MSR_X2APIC + 0xff:
+		return kl_apic_msr_read(v, index, data) ? OK : REFUSED;
+	case KL_MSR_TSC_DEADLINE:
+		*data = kl_apic_tsc_deadline(v);
+		break;
 	default:
 		return UNKNOWN;
 	}
@@ -380,6 +364,23 @@ static enum result set_address(struct kl_vcpu *v, uint64_t *msr, uint64_t data)
 	return OK;
 }
 
+static enum result set_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+{
+	bool ok = true;
+
+	if (!host)
+		kl_guest_pause(v);
+	if (index == KL_MSR_APIC_BASE)
+		ok = !kl_set_apic_base(v, data, host);
+	else if (index == KL_MSR_TSC_DEADLINE)
+		kl_apic_set_tsc_deadline(v, data);
+	else
+		ok = kl_apic_msr_write(v, index, data);
+	if (!host)
+		kl_guest_resume(v);
+	return ok ? OK : REFUSED;
+}
+
 static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
 {
 	int slot = mtrr_slot(index);
@@ -402,7 +403,9 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		}
 		break;
 	case KL_MSR_APIC_BASE:
-		return kl_set_apic_base(v, data, host) ? REFUSED : OK;
+	case KL_MSR_TSC_DEADLINE:
+	case KL_MSR_X2APIC ... KL_MSR_X2APIC + 0xff:
+		return set_apic_msr(v, index, data, host);
 	case KL_MSR_TSC_ADJUST:
 		if (v->has_tsc_adjust) {
 			if (!host)
@@ -522,8 +525,6 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		break;
 	case 0xc0010058: /* MMIO_CONF_BASE */
 		return data ? REFUSED : OK;
-	case 0x800 ... 0x8ff: /* x2APIC */
-		return REFUSED;
 	default:
 		return UNKNOWN;
 	}
@@ -635,7 +636,7 @@ static bool allowed(struct kl_vcpu *v, uint32_t index, uint32_t type)
 		return true;
 	if (index >= 0x800 && index <= 0x8ff)
 		return true;
-	kl_vcpu_leave_guest(&v->core);
+	kl_guest_pause(v);
 	idx = kl_srcu_read_lock(&vm->mem.srcu);
 	f = atomic_load_explicit(&vm->msr_filter, memory_order_acquire);
 	if (f) {
@@ -651,9 +652,7 @@ static bool allowed(struct kl_vcpu *v, uint32_t index, uint32_t type)
 		}
 	}
 	kl_srcu_read_unlock(&vm->mem.srcu, idx);
-	kl_vcpu_enter_guest(&v->core);
-	if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
-		kl_serve_flush(v);
+	kl_guest_resume(v);
 	return ok;
 }
 

@@ -21,6 +21,7 @@
 #include "x86/hypercall.h"
 #include "x86/insn.h"
 #include "x86/irqchip.h"
+#include "x86/lapic.h"
 #include "x86/msr.h"
 #include "x86/segment.h"
 #include "x86/task.h"
@@ -53,6 +54,8 @@ static int own_mmio(struct kl_vcpu *v, struct kl_mmio_fragment *f)
 {
 	struct kl_x86_vm *vm = v->kvm;
 
+	if (v->apic && !kl_apic_mmio(v, f->gpa, f->len, f->data, f->is_write))
+		return 0;
 	if (!kl_irqchip_mmio(vm, f->gpa, f->len, f->data, f->is_write))
 		return 0;
 	return f->is_write && vm->io_write ? vm->io_write(vm, false, f->gpa, f->len, f->data)
@@ -301,6 +304,45 @@ static void begin_exception(struct kl_vcpu *v)
 	e->injected = true;
 }
 
+/* No event is in the way of an interrupt. */
+static bool interrupts_allowed(struct kl_vcpu *v)
+{
+	return (v->rflags & KL_FL_IF) && !v->int_shadow;
+}
+
+static int take_extint(struct kl_vcpu *v)
+{
+	int vector = v->ext_vector;
+
+	if (kl_irqchip_in_kernel(v->kvm))
+		return kl_pic_ack(v->kvm);
+	v->ext_vector = -1;
+	return vector;
+}
+
+/* An interrupt by way of the APIC is to be delivered now; then it is acknowledged. */
+static bool next_interrupt(struct kl_vcpu *v)
+{
+	int vector;
+
+	if (!interrupts_allowed(v))
+		return false;
+	if (kl_x86_has_extint(v)) {
+		vector = take_extint(v);
+		if (vector < 0)
+			return false;
+	} else {
+		vector = kl_apic_interrupt(v);
+		if (vector < 0)
+			return false;
+		kl_apic_ack(v, (unsigned)vector);
+	}
+	v->irq.injected = true;
+	v->irq.soft = false;
+	v->irq.nr = (uint8_t)vector;
+	return true;
+}
+
 /* True if something is to be delivered now; then it is marked as begun. */
 static bool next_event(struct kl_vcpu *v)
 {
@@ -315,8 +357,10 @@ static bool next_event(struct kl_vcpu *v)
 	if (v->nmi.injected || v->irq.injected)
 		return true;
 	n = atomic_load_explicit(&v->nmi.pending, memory_order_acquire);
-	if (!n || v->nmi.masked || v->int_shadow || kl_debug_blocks_irq(v))
+	if (kl_debug_blocks_irq(v))
 		return false;
+	if (KL_LIKELY(!n || v->nmi.masked || v->int_shadow))
+		return v->apic && next_interrupt(v);
 	atomic_fetch_sub_explicit(&v->nmi.pending, 1, memory_order_acq_rel);
 	v->nmi.injected = true;
 	return true;
@@ -537,7 +581,24 @@ static bool has_event(struct kl_vcpu *v)
 {
 	if (v->exc.pending || v->exc.injected || v->irq.injected || v->nmi.injected)
 		return true;
-	return atomic_load_explicit(&v->nmi.pending, memory_order_acquire) && !v->nmi.masked;
+	if (atomic_load_explicit(&v->nmi.pending, memory_order_acquire) && !v->nmi.masked)
+		return true;
+	return v->apic && interrupts_allowed(v) &&
+	       (kl_x86_has_extint(v) || kl_apic_interrupt(v) >= 0);
+}
+
+/* What was sent to the APIC and is not an interrupt yet. */
+static void poll_apic(struct kl_vcpu *v)
+{
+	kl_apic_accept_events(v);
+	if (kl_apic_timer_due(v))
+		kl_apic_inject_timer(v);
+}
+
+/* HLT, or what a program that emulates it has set. */
+static bool waits_for_event(struct kl_vcpu *v)
+{
+	return mp_state(v) == KVM_MP_STATE_HALTED || mp_state(v) == KVM_MP_STATE_AP_RESET_HOLD;
 }
 
 static int interrupted(struct kl_vcpu *v)
@@ -558,7 +619,7 @@ static int poll_requests(struct kl_vcpu *v)
 	if (req & (KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP)) {
 		req = kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP);
 		kl_stat_own_add(&v->core.stats.request_exits, 1);
-		if ((req & KL_REQ_UNHALT) && mp_state(v) == KVM_MP_STATE_HALTED)
+		if ((req & KL_REQ_UNHALT) && waits_for_event(v))
 			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
 	}
 	return 0;
@@ -572,11 +633,14 @@ static int block(struct kl_vcpu *v)
 
 		if (r)
 			return r;
-		kl_x86_accept_sipi(v);
-		if (mp_state(v) == KVM_MP_STATE_HALTED && has_event(v))
+		if (v->apic)
+			poll_apic(v);
+		if (waits_for_event(v) && has_event(v))
 			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
 		if (mp_state(v) == KVM_MP_STATE_RUNNABLE)
 			return 0;
+		/* What is sent from here on has set a request, and the sleep ends at once. */
+		racepoint("vcpu-halts");
 		kl_vcpu_sleep(&v->core);
 	}
 }
@@ -586,13 +650,20 @@ static int block_uninitialized(struct kl_vcpu *v)
 {
 	if (v->immediate_exit)
 		return -EINTR;
-	/* What was asked for before is no reason to wake. */
-	kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
-	if (!signal_pending(v))
+	for (;;) {
+		if (kl_vcpu_requests(&v->core) & KL_REQ_VM_DEAD)
+			return -EIO;
+		if (signal_pending(v))
+			return interrupted(v);
+		/* First: what comes after the look sets it again. */
+		kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+		if (has_event(v) || kl_apic_has_init_or_sipi(v))
+			break;
+		racepoint("vcpu-uninitialized");
 		kl_vcpu_sleep(&v->core);
-	if (kl_vcpu_requests(&v->core) & KL_REQ_VM_DEAD)
-		return -EIO;
-	return signal_pending(v) ? interrupted(v) : -EAGAIN;
+	}
+	kl_apic_accept_events(v);
+	return -EAGAIN;
 }
 
 /* ---- the loop ---- */
@@ -600,7 +671,7 @@ static int block_uninitialized(struct kl_vcpu *v)
 static int halted(struct kl_vcpu *v)
 {
 	kl_stat_own_add(&v->core.stats.halt_exits, 1);
-	if (v->kvm->irqchip)
+	if (v->apic || (v->kvm->disabled_exits & KVM_X86_DISABLE_EXITS_HLT))
 		return STEP_ON;
 	if (single_step(v))
 		v->bp.trap = 0; /* as in KVM, this exit takes the place of the other */
@@ -625,6 +696,15 @@ static int loop(struct kl_vcpu *v)
 			return r;
 		if (KL_UNLIKELY(v->bp.trap) && kl_debug_take(v))
 			return STEP_EXIT;
+		if (v->apic) {
+			poll_apic(v);
+			if (KL_UNLIKELY(v->eoi_exit >= 0)) {
+				v->exit.reason = KVM_EXIT_IOAPIC_EOI;
+				v->exit.eoi_vector = (uint8_t)v->eoi_exit;
+				v->eoi_exit = -1;
+				return STEP_EXIT;
+			}
+		}
 		if (KL_UNLIKELY(mp_state(v) != KVM_MP_STATE_RUNNABLE)) {
 			r = block(v);
 			if (r)

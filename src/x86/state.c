@@ -15,6 +15,8 @@
 #include "x86/debug.h"
 #include "x86/guest_cpuid.h"
 #include "x86/fpu.h"
+#include "x86/irqchip.h"
+#include "x86/lapic.h"
 #include "x86/mce.h"
 #include "x86/msr.h"
 #include "x86/paging.h"
@@ -34,6 +36,7 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 	kl_mutex_init(&vm->lock, KL_RANK_VM);
 	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
 	vm->tsc_khz = vm->default_tsc_khz = kl_host_tsc_khz();
+	kl_apic_vm_init(vm);
 	return 0;
 }
 
@@ -41,6 +44,7 @@ void kl_x86_vm_destroy(struct kl_x86_vm *vm)
 {
 	kl_vm_destroy(&vm->mem);
 	kl_msr_filter_free(vm);
+	kl_apic_vm_destroy(vm);
 	kl_mutex_destroy(&vm->tsc_lock);
 	kl_mutex_destroy(&vm->lock);
 }
@@ -60,27 +64,34 @@ int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 	v->core.vm = &vm->mem;
 	v->pio_data = v->pio_page_;
 	v->tlb_used = (1u << KL_NR_TLB_MODES) - 1;
+	v->ext_vector = v->eoi_exit = -1;
 	kl_cpuid_defaults(v);
 	kl_mce_init(v);
+	r = vm->irqchip ? kl_apic_create(v) : 0;
+	if (r)
+		goto out_free;
 	kl_x86_reset(v, false);
 	r = kl_tsc_set_khz(v, vm->default_tsc_khz);
 	if (r)
-		goto out_free;
+		goto out_apic;
 	kl_tsc_synchronize(v, NULL);
 	if (vm->irqchip && id != vm->boot_cpu_id)
 		state = KVM_MP_STATE_UNINITIALIZED;
 	atomic_store_explicit(&v->mp_state, state, memory_order_relaxed);
 	r = kl_blocks_create(v);
 	if (r)
-		goto out_free;
+		goto out_apic;
 	/* From here on others find it. */
 	r = kl_vcpu_core_add(&vm->mem, &v->core, id);
 	if (r)
 		goto out_blocks;
+	kl_apic_online(v);
 	*out = v;
 	return 0;
 out_blocks:
 	kl_blocks_destroy(v);
+out_apic:
+	kl_apic_destroy(v);
 out_free:
 	kl_sys_unmap(v, sizeof(*v));
 	return r;
@@ -88,6 +99,7 @@ out_free:
 
 void kl_x86_vcpu_destroy(struct kl_vcpu *v)
 {
+	kl_apic_destroy(v);
 	kl_blocks_destroy(v);
 	free(v->cpuid);
 	kl_sys_unmap(v, sizeof(*v));
@@ -122,6 +134,7 @@ void kl_x86_reset(struct kl_vcpu *v, bool init_event)
 	v->cr2 = v->cr3 = v->cr4 = v->cr8 = v->efer = 0;
 	v->cr0 = cr0;
 	kl_msr_reset(v, init_event);
+	kl_apic_reset(v, init_event);
 	if (!init_event) {
 		v->xcr0 = 1;
 		kl_fpu_reset(v);
@@ -277,7 +290,7 @@ static void get_common(struct kl_vcpu *v, struct kvm_sregs2 *s)
 	s->cr2 = v->cr2;
 	s->cr3 = v->cr3;
 	s->cr4 = v->cr4;
-	s->cr8 = v->cr8;
+	s->cr8 = kl_x86_get_cr8(v);
 	s->efer = v->efer;
 	s->apic_base = v->apic_base;
 }
@@ -335,7 +348,8 @@ static int set_common(struct kl_vcpu *v, const struct kvm_sregs2 *s, bool read_p
 	v->gdt.limit = s->gdt.limit;
 	v->cr2 = s->cr2;
 	v->cr3 = s->cr3;
-	v->cr8 = s->cr8 & 15;
+	if (s->cr8 < 16)
+		kl_x86_set_cr8(v, s->cr8);
 	v->efer = s->efer;
 	v->cr0 = s->cr0;
 	v->cr4 = s->cr4;
@@ -486,6 +500,7 @@ void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e)
 	e->nmi.injected = v->nmi.injected;
 	e->nmi.pending = (uint8_t)atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
 	e->nmi.masked = v->nmi.masked;
+	e->smi.latched_init = kl_apic_init_pending(v);
 	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW |
 		   KVM_VCPUEVENT_VALID_SMM;
 	if (v->kvm->exception_payload)
@@ -544,8 +559,10 @@ int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
 		atomic_store_explicit(&v->nmi.pending, e->nmi.pending, memory_order_relaxed);
 	v->nmi.masked = e->nmi.masked;
-	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && v->kvm->irqchip)
-		v->sipi_vector = (uint8_t)e->sipi_vector;
+	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && v->apic)
+		kl_apic_set_sipi_vector(v, (uint8_t)e->sipi_vector);
+	if (e->flags & KVM_VCPUEVENT_VALID_SMM)
+		kl_apic_set_init_pending(v, e->smi.latched_init);
 	if (e->flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
 		v->triple_fault_pending = e->triple_fault.pending;
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
@@ -554,24 +571,9 @@ int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
 
 /* ---- multiprocessing state ---- */
 
-void kl_x86_accept_sipi(struct kl_vcpu *v)
-{
-	struct kvm_segment *cs = &v->seg[KL_CS];
-
-	if (!v->sipi_pending ||
-	    atomic_load_explicit(&v->mp_state, memory_order_relaxed) != KVM_MP_STATE_INIT_RECEIVED)
-		return;
-	v->sipi_pending = false;
-	cs->selector = (uint16_t)(v->sipi_vector << 8);
-	cs->base = (uint32_t)v->sipi_vector << 12;
-	v->rip = 0;
-	kl_x86_update_mode(v);
-	atomic_store_explicit(&v->mp_state, KVM_MP_STATE_RUNNABLE, memory_order_relaxed);
-}
-
 int kl_x86_get_mp_state(struct kl_vcpu *v, struct kvm_mp_state *m)
 {
-	kl_x86_accept_sipi(v);
+	kl_apic_accept_events(v);
 	m->mp_state = atomic_load_explicit(&v->mp_state, memory_order_relaxed);
 	return 0;
 }
@@ -588,7 +590,7 @@ int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m)
 	case KVM_MP_STATE_AP_RESET_HOLD:
 	case KVM_MP_STATE_INIT_RECEIVED:
 	case KVM_MP_STATE_SIPI_RECEIVED:
-		if (!v->kvm->irqchip)
+		if (!v->apic)
 			return -EINVAL;
 		break;
 	default:
@@ -596,7 +598,7 @@ int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m)
 	}
 	if (state == KVM_MP_STATE_SIPI_RECEIVED) {
 		state = KVM_MP_STATE_INIT_RECEIVED;
-		v->sipi_pending = true;
+		kl_apic_set_sipi_pending(v);
 	}
 	atomic_store_explicit(&v->mp_state, state, memory_order_relaxed);
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
@@ -609,17 +611,42 @@ int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector)
 {
 	if (vector > 255)
 		return -EINVAL;
-	if (v->kvm->irqchip)
+	if (kl_irqchip_in_kernel(v->kvm))
 		return -ENXIO;
-	v->irq.injected = true;
-	v->irq.soft = false;
-	v->irq.nr = (uint8_t)vector;
+	if (v->kvm->irqchip) {
+		if (v->ext_vector >= 0)
+			return -EEXIST;
+		v->ext_vector = (int)vector;
+	} else {
+		v->irq.injected = true;
+		v->irq.soft = false;
+		v->irq.nr = (uint8_t)vector;
+	}
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 	return 0;
 }
 
+/* More than two wait together only as two, whatever is being delivered. */
+void kl_x86_nmi(struct kl_vcpu *v)
+{
+	uint32_t n = atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
+
+	while (n < 2 && !atomic_compare_exchange_weak(&v->nmi.pending, &n, n + 1))
+		;
+	kl_vcpu_request(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+}
+
+bool kl_x86_has_extint(struct kl_vcpu *v)
+{
+	if (!v->apic || !kl_apic_accepts_extint(v))
+		return false;
+	return kl_irqchip_in_kernel(v->kvm) ? kl_pic_pending(v->kvm) : v->ext_vector >= 0;
+}
+
 bool kl_x86_ready_for_interrupt(struct kl_vcpu *v)
 {
+	if (v->apic && (!kl_apic_accepts_extint(v) || kl_x86_has_extint(v)))
+		return false;
 	return (v->rflags & KL_FL_IF) && !v->int_shadow && !v->exc.pending && !v->exc.injected &&
 	       !v->irq.injected && !v->nmi.injected;
 }

@@ -195,6 +195,7 @@ struct kl_exit {
 			uint32_t exception;
 			uint64_t pc, dr6, dr7;
 		} debug;
+		uint8_t eoi_vector; /* KVM_EXIT_IOAPIC_EOI */
 	};
 };
 
@@ -254,6 +255,8 @@ struct kl_x86_vm;
 struct kl_block_cache; /* block.c */
 struct kl_block;
 struct kl_op;
+struct kl_lapic;
+struct kl_apic_map;
 struct kl_pic;
 struct kl_ioapic;
 struct kl_pit;
@@ -298,11 +301,13 @@ struct kl_vcpu {
 	bool code_written;    /* a store hit code_page: leave the block after this instruction */
 
 	/* System state. */
-	uint64_t cr0, cr2, cr3, cr4, cr8, efer, xcr0;
+	uint64_t cr0, cr2, cr3, cr4, efer, xcr0;
+	uint64_t cr8; /* without an APIC: kl_x86_get_cr8() */
 	uint64_t dr[4], dr6, dr7;
 	struct kvm_dtable gdt, idt;
-	uint64_t apic_base;
-	uint64_t pdptrs[4]; /* PAE */
+	_Atomic uint64_t apic_base;
+	struct kl_lapic *apic; /* in-engine local APIC, or NULL */
+	uint64_t pdptrs[4];    /* PAE */
 	bool pdptrs_valid;
 
 	/* Vector and x87 state, in the standard (non-compacted) XSAVE layout. */
@@ -311,7 +316,7 @@ struct kl_vcpu {
 	/* MSRs with storage, by name (msr.c); the rest of them live where they act. */
 	uint64_t msr_star, msr_lstar, msr_cstar, msr_fmask, msr_kernel_gs_base, msr_tsc_aux;
 	uint64_t msr_sysenter_cs, msr_sysenter_esp, msr_sysenter_eip;
-	uint64_t msr_pat, msr_misc_enable, msr_debugctl, msr_tsc_adjust, msr_tsc_deadline;
+	uint64_t msr_pat, msr_misc_enable, msr_debugctl, msr_tsc_adjust;
 	uint64_t msr_spec_ctrl, msr_xss, msr_feature_control, msr_arch_capabilities;
 	uint64_t msr_mtrr[32]; /* msr.c has the order */
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
@@ -327,6 +332,7 @@ struct kl_vcpu {
 	uint64_t cr4_reserved, efer_allowed; /* derived from CPUID */
 	uint64_t supported_xcr0;
 	bool has_rdtscp, has_rdpid, has_invpcid, has_tsc_adjust, has_mwait;
+	bool has_x2apic, has_tsc_deadline;
 	bool intel_compatible; /* the vendor that the program chose: SYSENTER, far transfers */
 
 	/* Events. */
@@ -343,8 +349,8 @@ struct kl_vcpu {
 	bool triple_fault_pending;
 	bool delivering;           /* in kl_x86_deliver() for a hardware event or exception: EXT */
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
-	uint8_t sipi_vector;
-	bool sipi_pending;
+	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */
+	int eoi_exit;              /* the program's I/O APIC is to be told of this vector; or -1 */
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */
 	struct kl_breakpoints bp;
 	struct kl_task_undo task_undo;
@@ -382,6 +388,8 @@ struct kl_vcpu {
 };
 
 /* Bits of kl_x86_vm.disabled_quirks (KVM_X86_QUIRK_*; Debian 12's header has not all). */
+#define KL_QUIRK_LINT0_REENABLED      (1u << 0)
+#define KL_QUIRK_LAPIC_MMIO_HOLE      (1u << 2)
 #define KL_QUIRK_OUT_7E_INC_RIP       (1u << 3)
 #define KL_QUIRK_MISC_ENABLE_NO_MWAIT (1u << 4)
 #define KL_QUIRK_FIX_HYPERCALL_INSN   (1u << 5)
@@ -398,8 +406,15 @@ struct kl_x86_vm {
 	_Atomic(struct kl_pit *) pit; /* KVM_CREATE_PIT2, at any time */
 	struct kl_irq_routing *routing;
 	uint32_t nr_program_pins; /* split: pins of the program's IOAPIC */
-	bool x2apic_format;       /* KVM_X2APIC_API_USE_32BIT_IDS */
 	uint64_t tss_addr, identity_map_addr;
+	/* Local APICs: lapic_send.c. */
+	struct kl_mutex apic_map_lock;          /* rank APIC_MAP: who makes the map */
+	_Atomic(struct kl_apic_map *) apic_map; /* read under mem.srcu */
+	_Atomic uint32_t apic_map_dirty;
+	_Atomic uint32_t apics_in_nmi_mode; /* LINT0 is set to NMI */
+	_Atomic bool x2apic_format;         /* KVM_CAP_X2APIC_API: these two */
+	_Atomic bool x2apic_no_broadcast_quirk;
+	uint64_t apic_bus_cycle_ns;
 	uint32_t boot_cpu_id, max_vcpu_ids;
 	_Atomic uint64_t disabled_quirks;
 	_Atomic uint32_t hypercall_exit_enabled; /* KVM_CAP_EXIT_HYPERCALL: bit per hypercall */
@@ -408,7 +423,7 @@ struct kl_x86_vm {
 	bool triple_fault_event;                 /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
 	bool exit_on_emulation_error;            /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
 	bool hide_platform_info;                 /* KVM_CAP_MSR_PLATFORM_INFO with 0 */
-	uint64_t disabled_exits;                 /* KVM_CAP_X86_DISABLE_EXITS */
+	_Atomic uint64_t disabled_exits;         /* KVM_CAP_X86_DISABLE_EXITS */
 	uint32_t tsc_khz;                        /* the host's */
 	_Atomic uint32_t default_tsc_khz;        /* of vCPUs to come */
 	struct kl_mutex tsc_lock;                /* rank LEAF; the rest of the block */
@@ -636,9 +651,6 @@ int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e) KL_MUS
 int kl_x86_get_mp_state(struct kl_vcpu *v, struct kvm_mp_state *m) KL_MUST_CHECK;
 int kl_x86_set_mp_state(struct kl_vcpu *v, const struct kvm_mp_state *m) KL_MUST_CHECK;
 
-/* INIT received and SIPI pending: start. */
-void kl_x86_accept_sipi(struct kl_vcpu *v);
-
 /* Host-initiated MSR access: 0, or -EINVAL (refused or unknown). */
 int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data) KL_MUST_CHECK;
 int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data) KL_MUST_CHECK;
@@ -662,6 +674,13 @@ const struct kvm_cpuid_entry2 *kl_x86_find_cpuid(struct kl_vcpu *v, uint32_t fn,
 /* KVM_INTERRUPT (userspace irqchip): 0, -EINVAL, -EEXIST, -ENXIO. */
 int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector) KL_MUST_CHECK;
 bool kl_x86_ready_for_interrupt(struct kl_vcpu *v); /* kvm_run.ready_for_interrupt_injection */
+/* The PIC, or the program in its place, wants an interrupt delivered, and the APIC lets it. */
+bool kl_x86_has_extint(struct kl_vcpu *v);
+/* One more NMI, as KVM_NMI. Any thread; does not sleep. */
+void kl_x86_nmi(struct kl_vcpu *v);
+
+uint64_t kl_x86_get_cr8(struct kl_vcpu *v);
+void kl_x86_set_cr8(struct kl_vcpu *v, uint64_t cr8);
 
 /* The guest's TSC now. */
 uint64_t kl_x86_tsc(struct kl_vcpu *v);

@@ -109,7 +109,6 @@ static void halted(void **state)
 	pthread_t t;
 	pid_t tid;
 
-	e->vm->irqchip = true; /* HLT waits in KVM_RUN */
 	env_code(e, 0x48, 0xff, 0x04, 0x25, 0, 0x50, 0, 0, 0xf4);
 	mode64(e, 0);
 	pthread_create(&t, NULL, run_vcpu, e);
@@ -133,9 +132,10 @@ static void halted(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
+#define T(f)      cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
+#define T_APIC(f) cmocka_unit_test_setup_teardown(f, env_setup_apic, env_teardown)
 		T(running),
-		T(halted),
+		T_APIC(halted),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

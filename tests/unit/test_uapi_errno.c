@@ -332,11 +332,12 @@ static void quirks(void **state)
 	(void)state;
 	assert_int_equal(dev_ioctl(&fresh, KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2), all);
 	if (!on_real_kvm())
-		assert_int_equal(all, KVM_X86_QUIRK_OUT_7E_INC_RIP |
-					      KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT |
-					      KVM_X86_QUIRK_FIX_HYPERCALL_INSN |
-					      KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS |
-					      KVM_X86_QUIRK_SLOT_ZAP_ALL);
+		assert_int_equal(
+			all,
+			KVM_X86_QUIRK_LINT0_REENABLED | KVM_X86_QUIRK_LAPIC_MMIO_HOLE |
+				KVM_X86_QUIRK_OUT_7E_INC_RIP | KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT |
+				KVM_X86_QUIRK_FIX_HYPERCALL_INSN |
+				KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS | KVM_X86_QUIRK_SLOT_ZAP_ALL);
 	for (unsigned i = 0; i < 64; i++) {
 		assert_int_equal(enable(&fresh, KVM_CAP_DISABLE_QUIRKS, 0, 1ull << i), 0);
 		assert_int_equal(enable(&fresh, KVM_CAP_DISABLE_QUIRKS2, 0, 1ull << i),

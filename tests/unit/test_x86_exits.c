@@ -432,7 +432,6 @@ static void hlt_with_irqchip_waits(void **state)
 
 	env_code(e, 0xf4);
 	mode64(e, 0);
-	e->vm->irqchip = true;
 	memcpy(e->mem + HANDLER(2), (uint8_t[]){0xe6, 0x55}, 2); /* out 0x55, al */
 	assert_int_equal(pthread_create(&t, NULL, run_thread, e), 0);
 	while (!atomic_load(&e->v->core.sleeping))
@@ -469,7 +468,8 @@ int main(void)
 		TEST(msr_exits),
 		TEST(vanished_memory),
 		TEST(vanished_stack_in_delivery),
-		TEST(hlt_with_irqchip_waits),
+		cmocka_unit_test_setup_teardown(hlt_with_irqchip_waits, env_setup_apic,
+						env_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

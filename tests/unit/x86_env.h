@@ -19,6 +19,7 @@
 #include "host/guard.h"
 #include "mem/notifier_gate.h"
 #include "mem/vm.h"
+#include "x86/irqchip.h"
 #include "x86/vcpu.h"
 
 #define MEM        0x400000ul
@@ -75,7 +76,7 @@ static inline int env_slot(struct env *e, uint32_t id, uint32_t flags, uint64_t 
 	return kl_set_memory_region(&e->vm->mem, &r);
 }
 
-static inline int env_setup(void **state)
+static inline int env_make(void **state, bool irqchip)
 {
 	struct env *e = calloc(1, sizeof(*e));
 	struct kvm_cpuid_entry2 cpuid[100];
@@ -86,11 +87,29 @@ static inline int env_setup(void **state)
 		return -1;
 	e->vm = calloc(1, sizeof(*e->vm));
 	e->mem = mmap(NULL, MEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (e->mem == MAP_FAILED || kl_x86_vm_init(e->vm) || env_slot(e, 0, 0, 0, MEM, e->mem) ||
-	    kl_x86_vcpu_create(e->vm, 0, &e->v))
+	if (e->mem == MAP_FAILED || kl_x86_vm_init(e->vm) || env_slot(e, 0, 0, 0, MEM, e->mem))
+		return -1;
+	if (irqchip) {
+		kl_mutex_lock(&e->vm->lock);
+		if (kl_irqchip_create_split(e->vm, 24))
+			return -1;
+		kl_mutex_unlock(&e->vm->lock);
+	}
+	if (kl_x86_vcpu_create(e->vm, 0, &e->v))
 		return -1;
 	n = kl_x86_supported_cpuid(cpuid, 100);
 	return n <= 0 || kl_x86_set_cpuid(e->v, cpuid, (unsigned)n);
+}
+
+static inline int env_setup(void **state)
+{
+	return env_make(state, false);
+}
+
+/* With a local APIC, and no other interrupt controller in the engine: HLT waits in KVM_RUN. */
+static inline int env_setup_apic(void **state)
+{
+	return env_make(state, true);
 }
 
 static inline int env_teardown(void **state)
@@ -99,6 +118,7 @@ static inline int env_teardown(void **state)
 
 	kl_notifier_remove_vm(&e->vm->mem);
 	kl_x86_vcpu_destroy(e->v);
+	kl_irqchip_destroy(e->vm);
 	kl_x86_vm_destroy(e->vm);
 	munmap(e->mem, MEM);
 	free(e->vm);
