@@ -146,8 +146,7 @@ static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 	return r == KL_FAULT_MMIO;
 }
 
-/* #SS(0) for what goes through the stack segment, else #GP(0). */
-static KL_NORETURN KL_COLD void not_canonical(struct kl_vcpu *v, uint64_t lin)
+void kl_raise_not_canonical(struct kl_vcpu *v, uint64_t lin)
 {
 	const struct kl_op *op = v->cur_op;
 	bool stack = op && (op->flags & KL_OPF_STACK);
@@ -188,7 +187,7 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 	case KL_WALK_FAULT:
 		kl_raise_pf(v, lin, w.error);
 	case KL_WALK_GP:
-		not_canonical(v, lin);
+		kl_raise_not_canonical(v, lin);
 	case KL_WALK_MMIO:
 		kl_emulation_failure(v);
 	case KL_WALK_MISS:

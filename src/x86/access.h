@@ -13,6 +13,9 @@ void kl_write_as(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
 /* The TLB mode of an access at @cpl; implicit ones (descriptor tables) ignore EFLAGS.AC. */
 enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit);
 
+/* #SS(0) if @lin is accessed through the stack segment, else #GP(0). */
+void kl_raise_not_canonical(struct kl_vcpu *v, uint64_t lin) KL_NORETURN KL_COLD;
+
 /* Fault as a read of one byte would; nothing is read. */
 void kl_probe(struct kl_vcpu *v, uint64_t lin);
 

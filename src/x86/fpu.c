@@ -6,12 +6,18 @@
  */
 #include <string.h>
 
+#include "x86/access.h"
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/insn.h"
+#include "x86/paging.h"
 
 #define XMM_END 416 /* FXSAVE leaves the rest of its 512 bytes alone */
 #define XMM     160
+#define AREA    512
+
+#define FCW_RESERVED 0xe080u /* read as 0 */
+#define FCW_ONE      0x40u   /* reads as 1 */
 
 static uint32_t mxcsr_mask(void)
 {
@@ -51,6 +57,8 @@ static uint64_t linear(struct kl_vcpu *v, const struct kl_op *op, unsigned size,
 {
 	uint64_t lin = kl_seg_linear(v, op->seg, kl_ea(v, op), size, write);
 
+	if (align == 16 && !kl_canonical(v, lin)) /* may be #SS, aligned or not */
+		kl_raise_not_canonical(v, lin);
 	if (lin & (align - 1))
 		kl_raise_error(v, KL_EXC_GP, 0);
 	return lin;
@@ -76,6 +84,8 @@ void kl_fx_image(const struct kl_vcpu *v, bool wide, uint8_t image[160])
 void kl_fx_load(struct kl_vcpu *v, bool wide, const uint8_t image[160])
 {
 	memcpy(v->xsave, image, 24);
+	v->xsave[0] = (uint8_t)((image[0] & ~FCW_RESERVED) | FCW_ONE);
+	v->xsave[1] = (uint8_t)(image[1] & ~(FCW_RESERVED >> 8));
 	v->xsave[5] = 0;
 	if (!wide) {
 		memset(v->xsave + 12, 0, 4);
@@ -91,24 +101,28 @@ void kl_fx_load(struct kl_vcpu *v, bool wide, const uint8_t image[160])
 enum kl_next kl_op_fxsave(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint8_t buf[XMM_END];
+	uint64_t lin;
 
 	if (v->cr0 & (KL_CR0_TS | KL_CR0_EM))
 		kl_raise(v, KL_EXC_NM);
+	lin = linear(v, op, AREA, 16, true);
+	/* The rest of the area is not written, but must be there. */
+	kl_rmw_pointer(v, kl_linear_add(v, lin, AREA - 8), 8);
 	kl_fx_image(v, op->opsize == 8, buf);
 	memcpy(buf + XMM, v->xsave + XMM, sizeof(buf) - XMM);
-	kl_write_bytes(v, linear(v, op, 512, 16, true), buf, used_bytes(v));
+	kl_write_bytes(v, lin, buf, used_bytes(v));
 	return KL_NEXT;
 }
 
 enum kl_next kl_op_fxrstor(struct kl_vcpu *v, const struct kl_op *op)
 {
 	unsigned used = used_bytes(v);
-	uint8_t buf[XMM_END];
+	uint8_t buf[AREA];
 	uint32_t mxcsr;
 
 	if (v->cr0 & (KL_CR0_TS | KL_CR0_EM))
 		kl_raise(v, KL_EXC_NM);
-	kl_read_bytes(v, linear(v, op, 512, 16, false), buf, used);
+	kl_read_bytes(v, linear(v, op, AREA, 16, false), buf, AREA);
 	memcpy(&mxcsr, buf + 24, 4);
 	if (!kl_mxcsr_valid(mxcsr))
 		kl_raise_error(v, KL_EXC_GP, 0);

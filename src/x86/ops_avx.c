@@ -11,9 +11,6 @@
 #include "x86/thunk.h"
 #include "x86/vector.h"
 
-#define MXCSR_FLAGS 0x3fu
-#define MXCSR_MASKS 0x1f80u
-
 /* What op->imm says. Canonical vector registers: 0 reg, 1 rm, 2 vvvv, 3 imm8[7:4]; if xmm0 is a
  * hidden operand it is 0 and the others move up. */
 enum {
@@ -44,11 +41,6 @@ enum {
 KL_INLINE unsigned mem_size(const struct kl_op *op)
 {
 	return (unsigned)(op->imm >> I_SIZE_SHIFT) & 0xff;
-}
-
-KL_INLINE uint32_t quiet_mxcsr(const struct kl_vcpu *v)
-{
-	return ((*kl_mxcsr(v) | MXCSR_MASKS) & ~MXCSR_FLAGS) & 0xffff;
 }
 
 /* ---- thunks ------------------------------------------------------------------------------ */
@@ -82,7 +74,7 @@ KL_INLINE void run3_fp(struct kl_vcpu *v, const struct kl_op *op, struct kl_thun
 	register void *fn __asm__("r8") = op->thunk;
 	uint8_t *d = kl_xmm(v, op->reg);
 
-	c->mxcsr = quiet_mxcsr(v);
+	c->mxcsr = kl_mxcsr_quiet(v);
 	__asm__ volatile(LOAD("0", "d") LOAD("1", "a")
 				 LOAD("2", "b") "stmxcsr 236(%%rdi)\n\tldmxcsr 232(%%rdi)\n\t"
 						"call *%[fn]\n\t"
@@ -191,8 +183,10 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 	c.rcx = info & I_RM_G ? *(uint64_t *)kl_gpr(v, op->rm) : 0;
 	c.rdx = v->gpr[KL_RDX];
 	c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
-	c.mxcsr = quiet_mxcsr(v);
+	c.mxcsr = kl_mxcsr_quiet(v);
 	run_general(&c, op->thunk, x);
+	if ((info & (I_FP | I_MEM_W)) == (I_FP | I_MEM_W))
+		kl_rmw_pointer(v, lin, size); /* #PF before #XM and before MXCSR changes */
 	if (info & I_FP)
 		kl_mxcsr_note(v, c.mxcsr);
 	if (info & I_MEM_W)

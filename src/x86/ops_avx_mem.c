@@ -5,6 +5,7 @@
  */
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/decode.h"
 #include "x86/vector.h"
 
@@ -83,10 +84,13 @@ static enum kl_next masked_move(struct kl_vcpu *v, const struct kl_op *op)
 /* MASKMOVDQU and VMASKMOVDQU: the memory operand is at rDI. */
 void kl_masked_bytes(struct kl_vcpu *v, const struct kl_op *op)
 {
-	uint64_t ea = v->gpr[KL_RDI];
+	uint64_t ea = v->gpr[KL_RDI], lin;
 
 	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
-	masked_store(v, kl_seg_linear(v, op->seg, ea, 16, true), op->reg, op->rm, 1, 16);
+	lin = kl_seg_linear(v, op->seg, ea, 16, true);
+	if (!kl_host_is_intel())
+		kl_rmw_pointer(v, lin, 16); /* all must be writable */
+	masked_store(v, lin, op->reg, op->rm, 1, 16);
 }
 
 static enum kl_next vmaskmovdqu(struct kl_vcpu *v, const struct kl_op *op)

@@ -7,11 +7,9 @@
 #include <cpuid.h>
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/thunk.h"
 #include "x86/vector.h"
-
-#define MXCSR_FLAGS 0x3fu
-#define MXCSR_MASKS 0x1f80u
 
 /* What a thunk's op->imm says. */
 enum {
@@ -208,7 +206,7 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	if (info & I_FLAGS)
 		c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
 	if (info & I_FP)
-		c.mxcsr = ((*kl_mxcsr(v) | MXCSR_MASKS) & ~MXCSR_FLAGS) & 0xffff;
+		c.mxcsr = kl_mxcsr_quiet(v);
 	run(&c, op->thunk, info);
 	if (info & I_FP)
 		kl_mxcsr_note(v, c.mxcsr);
@@ -278,14 +276,16 @@ static enum kind kind_of(ZydisMnemonic m)
 	CASE(PMOVSXBW) CASE(PMOVSXBD) CASE(PMOVSXBQ) CASE(PMOVSXWD) CASE(PMOVSXWQ) CASE(PMOVSXDQ)
 	CASE(PMOVZXBW) CASE(PMOVZXBD) CASE(PMOVZXBQ) CASE(PMOVZXWD) CASE(PMOVZXWQ) CASE(PMOVZXDQ)
 	CASE(PTEST) CASE(AESDEC) CASE(AESDECLAST) CASE(AESENC) CASE(AESENCLAST) CASE(AESIMC)
-	CASE(AESKEYGENASSIST) CASE(PCLMULQDQ) CASE(SHA1MSG1) CASE(SHA1MSG2) CASE(SHA1NEXTE)
-	CASE(SHA1RNDS4) CASE(SHA256MSG1) CASE(SHA256MSG2) CASE(SHA256RNDS2)
+	CASE(AESKEYGENASSIST) CASE(PCLMULQDQ)
 	CASE(GF2P8AFFINEINVQB) CASE(GF2P8AFFINEQB) CASE(GF2P8MULB) CASE(ANDN) CASE(BEXTR)
 	CASE(BLSI) CASE(BLSMSK) CASE(BLSR) CASE(BZHI) CASE(MULX) CASE(PDEP) CASE(PEXT) CASE(RORX)
 	CASE(SARX) CASE(SHLX) CASE(SHRX) CASE(ADCX) CASE(ADOX)
 		return INTEGER;
 	CASE(PCMPESTRI) CASE(PCMPESTRM) CASE(PCMPISTRI) CASE(PCMPISTRM)
 		return UNALIGNED;
+	CASE(SHA1MSG1) CASE(SHA1MSG2) CASE(SHA1NEXTE) CASE(SHA1RNDS4) CASE(SHA256MSG1)
+	CASE(SHA256MSG2) CASE(SHA256RNDS2)
+		return kl_host_is_intel() ? INTEGER : UNALIGNED;
 	/* clang-format on */
 	default:
 		return NOT_OURS;

@@ -227,8 +227,8 @@ static uint32_t compare(uint64_t a, uint64_t b, unsigned size)
 }
 
 /*
- * A fault of [rDI] comes before one of [rSI], but MMIO is read the other way round, as KVM's
- * emulator does.
+ * Without a repeat prefix, a fault of [rDI] comes before one of [rSI]. MMIO is always read the
+ * other way round, as KVM's emulator does.
  */
 KL_INLINE void fault_first(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
@@ -256,7 +256,8 @@ KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 		uint32_t ax;
 
 		if (two) {
-			fault_first(v, dst, size);
+			if (!rep)
+				fault_first(v, dst, size);
 			a = kl_read(v, src_lin(v, op, size), size);
 		}
 		b = kl_read(v, dst, size);

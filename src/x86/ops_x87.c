@@ -3,16 +3,17 @@
  * x87 and MMX: the guest's FXSAVE area is loaded, the instruction runs in a thunk with its
  * memory operand in a buffer, and the state is saved again.
  *
- * The host must not trap: all run with exceptions masked and none noted, except for those
- * that wait for nothing and act on the guest's own control and status word. If an exception
- * comes that the guest has unmasked, its result is dropped, the status word says so, and the
- * next waiting instruction raises #MF.
+ * The guest's own control and status words are in force: an exception that it has unmasked is
+ * pending in the saved state then, and its next waiting instruction raises #MF. No instruction of
+ * the host waits in between. Exceptions of SSE are masked, see kl_mxcsr_note().
  */
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/fpu.h"
 #include "x86/ops.h"
 #include "x86/thunk.h"
+#include "x86/vector.h"
 
 struct fx {
 	uint16_t fcw, fsw;
@@ -27,7 +28,7 @@ _Static_assert(sizeof(struct fx) == 512, "FXSAVE area");
 enum {
 	I_MMX = 1 << 0, /* or a mix with SSE */
 	I_XMM = 1 << 1,
-	I_CONTROL = 1 << 2, /* acts on the control or status word */
+	I_CONTROL = 1 << 2, /* acts on the control or status word: keeps the pointers */
 	I_NOWAIT = 1 << 3,
 	I_MEM_R = 1 << 4,
 	I_MEM_W = 1 << 5,
@@ -40,10 +41,13 @@ enum {
 	I_ENV = 1 << 12, /* stores the environment: pointers to be replaced */
 	I_WIDE = 1 << 13,
 	I_ALIGN = 1 << 14,
-	I_LOADS_FCW = 1 << 15,
-	I_LOADS_FSW = 1 << 16,
 };
 #define I_SIZE_SHIFT 24
+
+#define FSW_IE  0x01u
+#define FSW_OE  0x08u
+#define FSW_UE  0x10u
+#define FSW_TOP 0x3800u
 
 static struct fx *state(struct kl_vcpu *v)
 {
@@ -110,12 +114,23 @@ static void replace_pointers(struct kl_vcpu *v, uint8_t *mem, unsigned size)
 	}
 }
 
+/* What every MMX instruction but EMMS does: all registers valid, MM0 on top. */
+static void enter_mmx(struct fx *f)
+{
+	unsigned top = f->fsw >> 11 & 7;
+	struct fx old = *f;
+
+	for (unsigned i = 0; i < 8; i++)
+		memcpy(f->rest + 16 * i, old.rest + 16 * ((i - top) & 7), 10);
+	f->fsw &= (uint16_t)~FSW_TOP;
+	f->ftw = 0xff;
+}
+
 static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_thunk_ctx c;
 	struct fx f, *guest = state(v);
 	unsigned info = (unsigned)op->imm & 0xffffff, size = (unsigned)(op->imm >> I_SIZE_SHIFT);
-	bool masked = !(info & I_NOWAIT), computes = !(info & (I_CONTROL | I_MMX));
 	uint64_t lin = 0;
 
 	check(v, info);
@@ -127,52 +142,36 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 			kl_read_bytes(v, lin, c.mem, size);
 	}
 	f = *guest;
-	if (masked) {
-		f.fcw |= KL_FPU_FLAGS;
-		f.fsw = (uint16_t)(f.fsw & ~(KL_FPU_FLAGS | KL_FSW_SUMMARY));
-	}
-	f.mxcsr = (f.mxcsr & 0xffff) | 0x1f80;
-	if (info & I_XMM)
-		f.mxcsr &= ~0x3fu;
+	f.mxcsr = kl_mxcsr_quiet(v);
 	c.rax = info & I_REG_G ? *(uint64_t *)kl_gpr(v, op->reg) : v->gpr[KL_RAX];
 	c.rcx = info & I_RM_G ? *(uint64_t *)kl_gpr(v, op->rm) : 0;
 	c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
 	run(&c, &f, op->thunk);
 
 	if (info & I_XMM) {
-		uint32_t flags = f.mxcsr & 0x3f;
+		uint32_t mxcsr = f.mxcsr;
 
-		if (flags & ~(guest->mxcsr >> 7)) {
-			guest->mxcsr |= flags;
-			kl_raise(v, v->cr4 & KL_CR4_OSXMMEXCPT ? KL_EXC_XM : KL_EXC_UD);
-		}
-		f.mxcsr = guest->mxcsr | flags;
-	} else {
-		f.mxcsr = guest->mxcsr;
-	}
-	if (computes) {
-		uint16_t flags = f.fsw & KL_FPU_FLAGS;
-
-		if (flags & ~guest->fcw) {
-			guest->fsw |= (uint16_t)(flags | KL_FSW_SUMMARY | (f.fsw & 0x240));
+		/* The transition to MMX comes before #XM. */
+		if (info & I_MMX) {
+			enter_mmx(guest);
 			kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
-			return KL_NEXT;
 		}
+		kl_mxcsr_note(v, mxcsr);
 	}
-	if (masked && !(info & I_LOADS_FSW))
-		f.fsw |= guest->fsw & KL_FPU_FLAGS;
-	if (masked && !(info & I_LOADS_FCW))
-		f.fcw = guest->fcw;
+	f.mxcsr = guest->mxcsr;
 	if (info & I_MEM_W) {
 		if (info & I_ENV)
 			replace_pointers(v, c.mem, size);
-		kl_write_bytes(v, lin, c.mem, size);
+		if (!(info & I_CONTROL) && (f.fsw & ~f.fcw & (FSW_IE | FSW_OE | FSW_UE)))
+			kl_rmw_pointer(v, lin, size); /* nothing is stored; faults come first */
+		else
+			kl_write_bytes(v, lin, c.mem, size);
 	}
-	if (info & I_CONTROL) {
+	if (info & (I_CONTROL | I_MMX)) {
 		f.fip = guest->fip;
 		f.fdp = guest->fdp;
 		f.fop = guest->fop;
-	} else if (!(info & I_MMX)) {
+	} else if (!(info & I_XMM)) {
 		f.fip = v->rip;
 		f.fdp = lin;
 	}
@@ -201,20 +200,32 @@ static enum kl_next fwait(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
+/* Register MM@n: the image has what is on top first. */
+static const uint8_t *mmx(struct kl_vcpu *v, unsigned n)
+{
+	const struct fx *f = state(v);
+
+	return f->rest + 16 * ((n - (f->fsw >> 11)) & 7);
+}
+
 /* MASKMOVQ: the hidden memory operand is written here, byte by byte. */
 static enum kl_next maskmovq(struct kl_vcpu *v, const struct kl_op *op)
 {
-	const uint8_t *src = state(v)->rest + 16u * op->reg, *mask = state(v)->rest + 16u * op->rm;
+	uint8_t x[8], mask[8];
 	uint64_t ea = v->gpr[KL_RDI], lin;
 
 	check(v, I_MMX);
+	memcpy(x, mmx(v, op->reg), 8);
+	memcpy(mask, mmx(v, op->rm), 8);
+	enter_mmx(state(v)); /* also if the store faults */
+	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
 	lin = kl_seg_linear(v, op->seg, ea, 8, true);
+	if (!kl_host_is_intel())
+		kl_rmw_pointer(v, lin, 8); /* all must be writable */
 	for (unsigned i = 0; i < 8; i++)
 		if (mask[i] & 0x80)
-			kl_write(v, kl_linear_add(v, lin, i), src[i], 1);
-	state(v)->ftw = 0xff;
-	state(v)->fsw &= (uint16_t)~0x3800u;
+			kl_write(v, kl_linear_add(v, lin, i), x[i], 1);
 	return KL_NEXT;
 }
 
@@ -223,18 +234,17 @@ static enum kl_next maskmovq(struct kl_vcpu *v, const struct kl_op *op)
 #define CASE(n) case ZYDIS_MNEMONIC_##n:
 
 /* Bits for an instruction of the list, or -1. */
-static int kind_of(ZydisMnemonic m)
+static int kind_of(ZydisMnemonic m, bool memory)
 {
 	switch (m) {
 		/* clang-format off */
-	CASE(FNINIT) CASE(FNCLEX) CASE(FNSTCW) CASE(FNSTSW)
+	CASE(FNINIT) CASE(FNCLEX) CASE(FNSTCW) CASE(FNSTSW) CASE(FENI8087_NOP) CASE(FDISI8087_NOP)
+	CASE(FSETPM287_NOP)
 		return I_CONTROL | I_NOWAIT;
 	CASE(FNSTENV) CASE(FNSAVE)
 		return I_CONTROL | I_NOWAIT | I_ENV;
-	CASE(FLDCW)
-		return I_CONTROL | I_LOADS_FCW;
-	CASE(FLDENV) CASE(FRSTOR)
-		return I_CONTROL | I_LOADS_FCW | I_LOADS_FSW;
+	CASE(FLDCW) CASE(FLDENV) CASE(FRSTOR)
+		return I_CONTROL;
 	CASE(FABS) CASE(FCHS) CASE(FADD) CASE(FADDP) CASE(FIADD) CASE(FSUB) CASE(FSUBP) CASE(FISUB)
 	CASE(FSUBR) CASE(FSUBRP) CASE(FISUBR) CASE(FMUL) CASE(FMULP) CASE(FIMUL) CASE(FDIV)
 	CASE(FDIVP) CASE(FIDIV) CASE(FDIVR) CASE(FDIVRP) CASE(FIDIVR) CASE(FSQRT) CASE(FSCALE)
@@ -247,7 +257,12 @@ static int kind_of(ZydisMnemonic m)
 	CASE(FLDZ) CASE(FCMOVB) CASE(FCMOVE) CASE(FCMOVBE) CASE(FCMOVU) CASE(FCMOVNB) CASE(FCMOVNE)
 	CASE(FCMOVNBE) CASE(FCMOVNU) CASE(FINCSTP) CASE(FDECSTP) CASE(FFREE) CASE(FFREEP) CASE(FNOP)
 		return 0;
-	CASE(CVTPI2PS) CASE(CVTPI2PD) CASE(CVTPS2PI) CASE(CVTTPS2PI) CASE(CVTPD2PI) CASE(CVTTPD2PI)
+	CASE(CVTPI2PD) CASE(CVTPI2PS)
+		/* From memory, no MMX register is involved; Intel's CVTPI2PS acts as if. */
+		if (memory && (m == ZYDIS_MNEMONIC_CVTPI2PD || !kl_host_is_intel()))
+			return I_XMM | I_NOWAIT;
+		return I_MMX | I_XMM;
+	CASE(CVTPS2PI) CASE(CVTTPS2PI) CASE(CVTPD2PI) CASE(CVTTPD2PI)
 		return I_MMX | I_XMM;
 	CASE(EMMS) CASE(MOVD) CASE(MOVQ) CASE(MOVNTQ) CASE(MOVDQ2Q) CASE(MOVQ2DQ) CASE(PACKSSDW)
 	CASE(PACKSSWB) CASE(PACKUSWB) CASE(PADDB) CASE(PADDW) CASE(PADDD) CASE(PADDQ) CASE(PADDSB)
@@ -324,7 +339,7 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 
 bool kl_select_x87(struct kl_decode *d)
 {
-	int kind = kind_of(d->in.mnemonic);
+	int kind = kind_of(d->in.mnemonic, d->op->flags & KL_OPF_MEM);
 	uint64_t info = (uint64_t)kind;
 	uint8_t code[16];
 	unsigned len;

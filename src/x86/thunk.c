@@ -14,9 +14,13 @@
 #include "host/sys.h"
 #include "x86/thunk.h"
 
-#define SLOT      32u /* the instruction, RET, padding; the last byte is its length */
-#define NR_SLOTS  32768u
-#define HASH_SIZE 65536u
+#define SLOT 32u /* the instruction, RET, padding; the last byte is its length */
+/*
+ * No guest can fill it: rewriting leaves some 200000 instructions, most of them by their immediate
+ * bytes. What is not used takes no memory.
+ */
+#define NR_SLOTS  262144u
+#define HASH_SIZE 524288u
 
 enum { NONE, BUSY, READY, REFUSED };
 
@@ -158,6 +162,17 @@ static bool uses_gpr(const struct kl_decode *d)
 	return false;
 }
 
+/* Can REX.W mean anything? General registers or what takes their place in memory. */
+static bool w_matters(const struct kl_decode *d)
+{
+	for (unsigned i = 0; i < d->in.operand_count; i++)
+		if (d->opnd[i].type == ZYDIS_OPERAND_TYPE_REGISTER
+			    ? is_gpr(&d->opnd[i])
+			    : d->opnd[i].type == ZYDIS_OPERAND_TYPE_MEMORY && d->opnd[i].size <= 64)
+			return true;
+	return false;
+}
+
 /* New number of a register field; -1: as it was. */
 static int renumber(const ZydisDecodedOperand *o, int gpr, int vectors, int nth)
 {
@@ -221,15 +236,23 @@ unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out)
 			else if (p == 0x66)
 				opsize = p;
 		}
-		/* x87: operand size in the code's own mode. */
-		if (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT)
+		/*
+		 * Nothing that does not matter, or the same instruction takes many slots. x87:
+		 * operand size in the code's own mode.
+		 */
+		if (in->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT) {
 			opsize = in->operand_width == 16;
+			simd = 0;
+		} else if (simd) {
+			opsize = 0;
+		}
+		wide = in->raw.rex.W && w_matters(d);
 		if (opsize)
 			out[n++] = 0x66;
 		if (simd)
 			out[n++] = (uint8_t)simd;
-		if (in->raw.rex.W || r || b)
-			out[n++] = (uint8_t)(0x40 | in->raw.rex.W << 3 | r << 2 | b);
+		if (wide || r || b)
+			out[n++] = (uint8_t)(0x40 | wide << 3 | r << 2 | b);
 		if (in->opcode_map == ZYDIS_OPCODE_MAP_0F)
 			first = at - 2;
 		else if (in->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)

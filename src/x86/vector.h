@@ -24,17 +24,41 @@ KL_INLINE const uint32_t *kl_mxcsr(const struct kl_vcpu *v)
 	return (const uint32_t *)(const void *)(v->xsave + 24);
 }
 
+#define KL_MXCSR_FLAGS 0x3fu
+#define KL_MXCSR_FIRST 0x07u /* IE, DE, ZE: found before anything is computed */
+#define KL_MXCSR_MASKS 0x1f80u
+#define KL_MXCSR_UM    0x0800u
+#define KL_MXCSR_FZ    0x8000u
+
 /*
- * #XM, or note the masked exceptions that an instruction left in @after, which began without.
- * Nothing else may have happened yet.
+ * What an instruction of the guest runs with: no exception noted, all masked. If the guest
+ * wants underflows, those must show that are exact, too: they do if the result is flushed to
+ * zero. (That they are exact does not show then: PE is set.)
+ */
+KL_INLINE uint32_t kl_mxcsr_quiet(const struct kl_vcpu *v)
+{
+	uint32_t x = *kl_mxcsr(v) & 0xffc0;
+
+	return (x & KL_MXCSR_UM ? x : x | KL_MXCSR_FZ) | KL_MXCSR_MASKS;
+}
+
+/*
+ * #XM, or note the masked exceptions that an instruction left in @after, which began with
+ * kl_mxcsr_quiet(). Nothing else may have happened yet.
  */
 KL_INLINE void kl_mxcsr_note(struct kl_vcpu *v, uint32_t after)
 {
-	uint32_t *mxcsr = (uint32_t *)(void *)(v->xsave + 24), flags = after & 0x3f;
+	uint32_t *mxcsr = (uint32_t *)(void *)(v->xsave + 24), flags = after & KL_MXCSR_FLAGS;
+	uint32_t unmasked = ~(*mxcsr >> 7);
 
+	if (KL_LIKELY(!(flags & unmasked))) {
+		*mxcsr |= flags;
+		return;
+	}
+	if (flags & unmasked & KL_MXCSR_FIRST)
+		flags &= KL_MXCSR_FIRST;
 	*mxcsr |= flags;
-	if (KL_UNLIKELY(flags & ~(*mxcsr >> 7)))
-		kl_raise(v, v->cr4 & KL_CR4_OSXMMEXCPT ? KL_EXC_XM : KL_EXC_UD);
+	kl_raise(v, v->cr4 & KL_CR4_OSXMMEXCPT ? KL_EXC_XM : KL_EXC_UD);
 }
 
 /* VEX: in protected mode only, with the state enabled by the guest. CR0.EM is not looked at. */

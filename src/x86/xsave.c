@@ -14,6 +14,7 @@
 #include <string.h>
 #include <Zydis/Zydis.h>
 
+#include "x86/access.h"
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/guest_cpuid.h"
@@ -246,6 +247,7 @@ enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 	check(v, kind);
 	rfbm = requested(v);
 	lin = area(v, op, rfbm, false);
+	kl_probe(v, lin); /* a fault comes before #GP for what the header says */
 	get(v, lin, HEADER, header, 64);
 	compacted = check_header(v, header, kind);
 	load = rfbm & header[0];

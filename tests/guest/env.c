@@ -10,6 +10,7 @@
 #include "x86/debug.h"
 #include "x86/control.h"
 #include "x86/guest_cpuid.h"
+#include "x86/paging.h"
 #include "x86/insn.h"
 
 struct env env;
@@ -57,6 +58,16 @@ void kl_raise_pf(struct kl_vcpu *v, uint64_t gva, uint32_t error)
 {
 	v->cr2 = gva;
 	kl_raise(v, KL_EXC_PF);
+}
+
+void kl_raise_not_canonical(struct kl_vcpu *v, uint64_t lin)
+{
+	kl_raise(v, KL_EXC_GP);
+}
+
+bool kl_canonical(struct kl_vcpu *v, uint64_t lin)
+{
+	return (uint64_t)((int64_t)(lin << 16) >> 16) == lin;
 }
 
 void kl_emulation_failure(struct kl_vcpu *v)

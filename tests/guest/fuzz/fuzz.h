@@ -111,6 +111,7 @@ struct program {
 /* isa.c */
 void isa_init(const struct kl_vcpu *v);
 bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op);
+bool isa_piecewise(const ZydisDecodedInstruction *in);
 const ZydisDecoder *isa_decoder(enum kl_code_mode mode);
 
 /* generate.c */
@@ -146,7 +147,8 @@ extern uint64_t native_features; /* XSAVE components that are loaded and compare
 
 /* compare.c */
 /* Describes the differences to @out, if it is given. */
-bool compare(const struct outcome *guest, const struct outcome *native, FILE *out);
+bool compare(const struct program *p, const struct outcome *guest, const struct outcome *native,
+	     FILE *out);
 bool compare_memory(FILE *out);
 void compare_resync(void); /* guest memory := native memory */
 void print_program(const struct program *p, FILE *out);

@@ -153,35 +153,6 @@ static bool offered(ZydisISASet set)
 	}
 }
 
-/* To be compared yet: the vCPU differs in some of their details. */
-static bool not_yet(const ZydisDecodedInstruction *in)
-{
-	switch (in->meta.isa_set) {
-	case ZYDIS_ISA_SET_X87:
-	case ZYDIS_ISA_SET_FCMOV:
-	case ZYDIS_ISA_SET_PPRO:
-	case ZYDIS_ISA_SET_SSE3X87:
-	case ZYDIS_ISA_SET_FXSAVE:
-	case ZYDIS_ISA_SET_FXSAVE64:
-	case ZYDIS_ISA_SET_XSAVE:
-	case ZYDIS_ISA_SET_XSAVEOPT:
-	case ZYDIS_ISA_SET_PENTIUMMMX:
-	case ZYDIS_ISA_SET_SSE:
-	case ZYDIS_ISA_SET_SSE2:
-	case ZYDIS_ISA_SET_SSE2MMX:
-	case ZYDIS_ISA_SET_SSE3:
-	case ZYDIS_ISA_SET_SSE4:
-	case ZYDIS_ISA_SET_SSE42:
-	case ZYDIS_ISA_SET_SSSE3:
-	case ZYDIS_ISA_SET_SSSE3MMX:
-	case ZYDIS_ISA_SET_AES:
-	case ZYDIS_ISA_SET_PCLMULQDQ:
-		return true;
-	default:
-		return false;
-	}
-}
-
 /* What the system behind it, or the process, would notice. */
 static bool excluded(ZydisMnemonic m)
 {
@@ -261,10 +232,62 @@ static bool reserved(const ZydisDecodedInstruction *in)
 	return false;
 }
 
+/*
+ * Several accesses: which of them a processor makes first, and so the address of a fault, is its
+ * own affair.
+ */
+bool isa_piecewise(const ZydisDecodedInstruction *in)
+{
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FRSTOR:
+	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+	case ZYDIS_MNEMONIC_MASKMOVQ:
+	case ZYDIS_MNEMONIC_MASKMOVDQU:
+	case ZYDIS_MNEMONIC_VMASKMOVDQU:
+	case ZYDIS_MNEMONIC_VMASKMOVPS:
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VPMASKMOVD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		return true;
+	case ZYDIS_MNEMONIC_CMPSB:
+	case ZYDIS_MNEMONIC_CMPSW:
+	case ZYDIS_MNEMONIC_CMPSD:
+	case ZYDIS_MNEMONIC_CMPSQ:
+		return in->attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+	default:
+		return false;
+	}
+}
+
+/* XSAVE with its bitmap in a register of the address: bits that only the process may save. */
+static bool bitmap_in_address(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op)
+{
+	int base = ZydisRegisterGetId(op[0].mem.base), index = ZydisRegisterGetId(op[0].mem.index);
+
+	return (in->meta.category == ZYDIS_CATEGORY_XSAVE ||
+		in->meta.category == ZYDIS_CATEGORY_XSAVEOPT) &&
+	       op[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+	       (base == KL_RAX || base == KL_RDX || index == KL_RAX || index == KL_RDX);
+}
+
 bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op)
 {
 	return (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
 		in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) &&
-	       offered(in->meta.isa_set) && !not_yet(in) && !reserved(in) &&
-	       !excluded(in->mnemonic) && !far(in) && !(op && writes_segment(in, op));
+	       offered(in->meta.isa_set) && !reserved(in) && !excluded(in->mnemonic) && !far(in) &&
+	       !(op && (writes_segment(in, op) || bitmap_in_address(in, op)));
 }

@@ -138,7 +138,7 @@ static void report(const struct program *p, const struct machine *start,
 	printf("instance %lu: %s\n", current, what);
 	print_program(p, stdout);
 	if (native) {
-		compare(guest, native, stdout);
+		compare(p, guest, native, stdout);
 		compare_memory(stdout);
 	}
 	if (!opt.all || opt.replay) {
@@ -194,7 +194,7 @@ static void instance(const struct program *p, struct rng *r, bool step)
 	atomic_fetch_add_explicit(&shared->compared, 1, memory_order_relaxed);
 	if (native.vector != NO_VECTOR)
 		atomic_fetch_add_explicit(&shared->faults, 1, memory_order_relaxed);
-	if (KL_LIKELY(compare(&guest, &native, NULL) & compare_memory(NULL))) {
+	if (KL_LIKELY(compare(p, &guest, &native, NULL) & compare_memory(NULL))) {
 		if (told)
 			report(p, &start, &guest, &native, step, "equal");
 		return;

@@ -84,8 +84,14 @@ static void fill_pool(void)
 	}
 }
 
+static uint32_t mxcsr_mask;
+
 void state_init(void)
 {
+	uint8_t fx[512] __attribute__((aligned(16))) = {0};
+
+	__asm__ volatile("fxsave %0" : "=m"(fx));
+	memcpy(&mxcsr_mask, fx + 28, 4);
 	fill_pool();
 }
 
@@ -225,6 +231,12 @@ static void tame(struct rng *r, const struct insn *i, struct machine *m)
 	if (i->in.attributes &
 	    (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
 		m->gpr[KL_RCX] = pick(r, 50);
+	if (i->in.meta.category == ZYDIS_CATEGORY_XSAVE ||
+	    i->in.meta.category == ZYDIS_CATEGORY_XSAVEOPT) {
+		/* The process may have more components than the guest. */
+		m->gpr[KL_RAX] = (m->gpr[KL_RAX] & ~0xffffffffull) | (rng(r) & native_features);
+		m->gpr[KL_RDX] &= ~0xffffffffull;
+	}
 	if (bit_string(i->in.mnemonic) && i->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
 	    i->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && chance(r, 90)) {
 		uint64_t *p = gpr(m, i->op[1].reg.value);
@@ -311,15 +323,17 @@ static void random_x87(struct rng *r, uint8_t *x)
 
 static void random_x(struct rng *r, uint8_t *x)
 {
-	uint32_t mxcsr = 0x1f80, mask = 0xffff;
+	uint32_t mxcsr = 0x1f80;
 	uint64_t bv = native_features;
 
 	memset(x, 0, 576);
 	random_x87(r, x);
 	if (chance(r, 40))
 		mxcsr = (uint32_t)(rng(r) & 0xe07f) | 0x1f80;
+	if (chance(r, 10))
+		mxcsr &= (uint32_t)rng(r) | 0xffff0000;
 	memcpy(x + 24, &mxcsr, 4);
-	memcpy(x + 28, &mask, 4);
+	memcpy(x + 28, &mxcsr_mask, 4);
 	memcpy(x + 160, pool + (pick(r, POOL - 256) & ~7u), 256);
 	memcpy(x + 512, &bv, 8);
 	memcpy(x + 576, pool + (pick(r, POOL - 256) & ~7u), 256);
