@@ -58,9 +58,9 @@ static long create_pit(struct kl_x86_vm *kvm, uint32_t flags)
 		r = -EEXIST;
 	else if (!kl_irqchip_in_kernel(kvm))
 		r = -ENOENT;
-	else if (kl_pit_create(kvm, flags, &pit))
-		r = -ENOMEM;
 	else
+		r = kl_pit_create(kvm, flags, &pit);
+	if (!r)
 		atomic_store_explicit(&kvm->pit, pit, memory_order_release);
 	kl_mutex_unlock(&kvm->lock);
 	return r;

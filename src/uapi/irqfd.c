@@ -140,14 +140,15 @@ static int start_helper(void)
 	kl_assert_held(&lock);
 	if (epoll_fd != NO_FD)
 		return 0;
+	/* KVM needs no helper: what this one lacks is memory, as far as programs know. */
 	epoll = kl_failpoint("irqfd-epoll") ? -EMFILE
 					    : hidden(kl_sys(SYS_epoll_create1, EPOLL_CLOEXEC));
 	if (epoll < 0)
-		return epoll;
-	stop = hidden(kl_sys(SYS_eventfd2, 0, EFD_CLOEXEC));
+		return -ENOMEM;
+	stop = kl_failpoint("irqfd-stop") ? -EMFILE : hidden(kl_sys(SYS_eventfd2, 0, EFD_CLOEXEC));
 	if (stop < 0) {
 		kl_sys_close(epoll);
-		return stop;
+		return -ENOMEM;
 	}
 	r = kl_failpoint("irqfd-thread")
 		    ? -EAGAIN
@@ -156,7 +157,7 @@ static int start_helper(void)
 	if (r) {
 		kl_sys_close(stop);
 		kl_sys_close(epoll);
-		return r;
+		return -ENOMEM;
 	}
 	epoll_fd = epoll;
 	stop_fd = stop;
@@ -336,7 +337,7 @@ static int assign_locked(struct kl_irqfd *f)
 	if (r) {
 		if (f->resampler)
 			leave_resampler(f);
-		return r;
+		return -ENOMEM;
 	}
 	f->next = vm->irqfds;
 	vm->irqfds = f;
@@ -357,9 +358,12 @@ static int assign(struct kl_uvm *vm, const struct kvm_irqfd *a)
 		return r;
 	kl_mutex_lock(&lock);
 	r = assign_locked(f);
-	kl_mutex_unlock(&lock);
-	if (r)
-		irqfd_free(f);
+	if (!r) {
+		kl_mutex_unlock(&lock);
+		return 0;
+	}
+	stop_helper_unlock();
+	irqfd_free(f);
 	return r;
 }
 

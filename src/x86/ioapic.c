@@ -393,14 +393,12 @@ int kl_irqchip_mmio(struct kl_x86_vm *vm, uint64_t gpa, unsigned len, void *data
 int kl_ioapic_create(struct kl_x86_vm *vm, struct kl_ioapic **out)
 {
 	struct kl_ioapic *io = kl_failpoint("ioapic-alloc") ? NULL : calloc(1, sizeof(*io));
-	int r;
 
 	if (!io)
 		return -ENOMEM;
-	r = kl_timer_get();
-	if (r) {
+	if (kl_timer_get()) {
 		free(io);
-		return r;
+		return -ENOMEM;
 	}
 	io->vm = vm;
 	kl_mutex_init(&io->lock, KL_RANK_IOAPIC);

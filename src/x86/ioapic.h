@@ -19,7 +19,7 @@
 
 #define KL_IOAPIC_BASE 0xfec00000u
 
-/* 0; -ENOMEM; -EAGAIN, no timer thread. */
+/* 0 or -ENOMEM. */
 int kl_ioapic_create(struct kl_x86_vm *vm, struct kl_ioapic **out) KL_MUST_CHECK;
 void kl_ioapic_destroy(struct kl_ioapic *io);
 

@@ -32,7 +32,7 @@ KL_INLINE bool kl_irqchip_split(struct kl_x86_vm *vm)
 	return vm->irqchip && !vm->ioapic;
 }
 
-/* KVM_CREATE_IRQCHIP. Context: kvm.lock; no vCPU, no irqchip. 0, -ENOMEM, -EAGAIN. */
+/* KVM_CREATE_IRQCHIP. Context: kvm.lock; no vCPU, no irqchip. 0 or -ENOMEM. */
 int kl_irqchip_create(struct kl_x86_vm *vm) KL_MUST_CHECK;
 /* KVM_CAP_SPLIT_IRQCHIP, with @pins of an IOAPIC that the program has. The same. */
 int kl_irqchip_create_split(struct kl_x86_vm *vm, unsigned pins) KL_MUST_CHECK;

@@ -18,7 +18,7 @@
 
 #include "x86/irqchip.h"
 
-/* KVM_CREATE_PIT2. Context: kvm.lock. 0; -ENOMEM; -EAGAIN. */
+/* KVM_CREATE_PIT2. Context: kvm.lock. 0 or -ENOMEM. */
 int kl_pit_create(struct kl_x86_vm *vm, uint32_t flags, struct kl_pit **out) KL_MUST_CHECK;
 /* No vCPU runs. */
 void kl_pit_destroy(struct kl_pit *pit);

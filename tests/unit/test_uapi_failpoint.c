@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Every step that can fail while a VM and a vCPU are made and run, failed in turn: the errno is
- * KVM's, nothing is left behind, and the second attempt works (S2, U4).
+ * Every step that can fail while a VM, its interrupt controllers and a vCPU are made and run,
+ * failed in turn: the errno is KVM's, nothing is left behind, and the second attempt works (S2,
+ * U4).
  */
 #include <stdio.h>
+#include <sys/eventfd.h>
 
 #include "base/pool.h"
 #include "uapi_util.h"
@@ -13,6 +15,7 @@
 
 struct life {
 	uint8_t *ram;
+	int efd[2];
 	long expected; /* of the step that fails; 0: nothing is armed */
 	int failures;
 };
@@ -53,8 +56,23 @@ static void live(struct life *l)
 						   .userspace_addr = (uint64_t)l->ram};
 	struct held before = held(), after;
 	struct dev kvm = open_kvm(), vm, vcpu;
+	struct kvm_irq_routing_entry routes[2] = {{.gsi = 3, .type = KVM_IRQ_ROUTING_MSI}};
+	struct kvm_irq_routing *routing = (void *)l->ram;
+	struct kvm_pit_config pit = {0};
+	struct kvm_irqfd irqfd = {
+		.fd = (uint32_t)l->efd[0],
+		.gsi = 5,
+		.flags = KVM_IRQFD_FLAG_RESAMPLE,
+		.resamplefd = (uint32_t)l->efd[1],
+	};
 
+	*routing = (struct kvm_irq_routing){.nr = 1};
+	memcpy(routing->entries, routes, sizeof(routes[0]));
 	step(l, &kvm, KVM_CREATE_VM, 0, &vm);
+	step(l, &vm, KVM_CREATE_IRQCHIP, 0, NULL);
+	step(l, &vm, KVM_CREATE_PIT2, (unsigned long)&pit, NULL);
+	step(l, &vm, KVM_SET_GSI_ROUTING, (unsigned long)routing, NULL);
+	step(l, &vm, KVM_IRQFD, (unsigned long)&irqfd, NULL);
 	step(l, &vm, KVM_CREATE_VCPU, 0, &vcpu);
 	step(l, &vm, KVM_SET_USER_MEMORY_REGION, (unsigned long)&slot, NULL);
 	slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
@@ -72,11 +90,15 @@ static void live(struct life *l)
 /* S2, U4: each failure is reported, and leaves no descriptor and no page. */
 static void fail_each_in_turn(void **state)
 {
-	static const char *const ours[] = {"vm-alloc",      "coalesced-memfd", "object-memfd",
-					   "vcpu-alloc",    "vcpu-run-map",    "x86-vcpu-map",
-					   "x86-blocks-map"};
+	static const char *const ours[] = {
+		"vm-alloc",         "coalesced-memfd", "object-memfd",      "vcpu-alloc",
+		"vcpu-run-map",     "x86-vcpu-map",    "x86-blocks-map",    "pic-alloc",
+		"ioapic-alloc",     "pit-alloc",       "irq-routing-alloc", "irq-table-alloc",
+		"irq-routing-copy", "irqfd-alloc",     "irqfd-epoll",       "irqfd-stop",
+		"irqfd-thread",     "irqfd-resampler", "irqfd-watch",       "timer-thread"};
 	struct life l = {.ram = mmap(NULL, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
-				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)};
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+			 .efd = {eventfd(0, 0), eventfd(0, 0)}};
 	struct sites sites = {.n = 0};
 
 	(void)state;
@@ -111,6 +133,8 @@ static void fail_each_in_turn(void **state)
 			assert_int_equal(l.failures, 1);
 		}
 	munmap(l.ram, KL_PAGE_SIZE);
+	close(l.efd[0]);
+	close(l.efd[1]);
 }
 
 int main(void)
