@@ -251,6 +251,21 @@ int kl_pic_ack(struct kl_x86_vm *vm)
 
 /* ---- ports ------------------------------------------------------------------------- */
 
+/* Does any vCPU take the output? */
+static bool accepted(struct kl_pic *pic)
+{
+	const struct kl_vm *mem = &pic->vm->mem;
+	unsigned n = atomic_load_explicit(&mem->nr_vcpus, memory_order_acquire);
+
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = atomic_load_explicit(&mem->vcpus[i], memory_order_acquire);
+
+		if (c && kl_apic_accepts_extint(kl_container_of(c, struct kl_vcpu, core)))
+			return true;
+	}
+	return false;
+}
+
 /* ICW1. Level-triggered lines that are high go on asking. */
 static void initialize(struct kl_pic *pic, struct kvm_pic_state *s, uint8_t val)
 {
@@ -268,7 +283,9 @@ static void initialize(struct kl_pic *pic, struct kvm_pic_state *s, uint8_t val)
 		s->auto_eoi = 0;
 	}
 	s->init_state = WANT_ICW2;
-	/* Whose request is dropped need not wait for its end. */
+	/* Whose request is dropped need not wait for its end, if that would have come. */
+	if (!edges || !accepted(pic))
+		return;
 	for (unsigned irq = 0; irq < 8; irq++) {
 		if (edges >> irq & 1)
 			end_of_interrupt(pic, s, irq);

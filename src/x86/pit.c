@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "host/timer.h"
 #include "x86/irq_routing.h"
+#include "x86/lapic.h"
 #include "x86/pit.h"
 
 #define FREQUENCY     1193181u
@@ -49,6 +50,7 @@ static void tick(struct kl_pit *pit)
 		return;
 	kl_irq_set(pit->vm, KL_IRQ_PIT, GSI, true, false);
 	kl_irq_set(pit->vm, KL_IRQ_PIT, GSI, false, false);
+	kl_apic_nmi_watchdog(pit->vm);
 }
 
 static void expired(struct kl_timer *t)
@@ -381,14 +383,12 @@ int kl_pit_pio(struct kl_pit *pit, uint16_t port, unsigned len, void *data, bool
 int kl_pit_create(struct kl_x86_vm *vm, uint32_t flags, struct kl_pit **out)
 {
 	struct kl_pit *pit = kl_failpoint("pit-alloc") ? NULL : calloc(1, sizeof(*pit));
-	int r;
 
 	if (!pit)
 		return -ENOMEM;
-	r = kl_timer_get();
-	if (r) {
+	if (kl_timer_get()) {
 		free(pit);
-		return r;
+		return -ENOMEM;
 	}
 	pit->vm = vm;
 	pit->speaker = flags & KVM_PIT_SPEAKER_DUMMY;
