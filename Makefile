@@ -70,6 +70,7 @@ fuzz: build-asan/build.ninja
 bench: build
 	@bench/run $(BUILD)
 	@bench/run-mem $(BUILD)
+	@bench/run-cpu $(BUILD)
 
 install: build
 	@DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild
