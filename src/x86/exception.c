@@ -262,6 +262,7 @@ static void deliver32(struct kl_vcpu *v, const struct event *e)
 {
 	uint32_t ext = !e->soft, word[10];
 	struct kl_desc cs, ss_desc;
+	struct kvm_segment code;
 	uint64_t gate, sp, base, mask;
 	unsigned cpl, type, size, n = 0, bytes;
 	bool vm86 = kl_vm86(v), inner;
@@ -330,6 +331,9 @@ static void deliver32(struct kl_vcpu *v, const struct event *e)
 		kl_stack_room(v, &v->seg[KL_SS], sp, bytes, ext);
 		base = v->seg[KL_SS].base;
 	}
+	kl_desc_to_segment(&cs, sel, &code);
+	if (rip > code.limit)
+		kl_raise_error(v, KL_EXC_GP, ext);
 	kl_write_as(v, (uint32_t)(base + sp), frame, bytes, kl_tlb_mode_of(v, cpl, inner));
 	kl_desc_set_accessed(v, &cs);
 	if (inner)

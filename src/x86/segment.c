@@ -371,6 +371,18 @@ enum kl_next kl_op_load_far_ptr(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
+/* LDT and TSS in 64-bit code: the upper half is there, and the base is an address. */
+static void need_wide_system(struct kl_vcpu *v, uint16_t sel, struct kl_desc *d)
+{
+	struct kvm_segment s;
+
+	if (!read_high(v, sel, d))
+		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
+	kl_desc_to_segment(d, sel, &s);
+	if (!kl_canonical(v, s.base))
+		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
+}
+
 enum kl_next kl_op_lldt(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_desc d;
@@ -390,8 +402,8 @@ enum kl_next kl_op_lldt(struct kl_vcpu *v, const struct kl_op *op)
 		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
 	if (!kl_desc_present(&d))
 		kl_raise_error(v, KL_EXC_NP, sel & 0xfffc);
-	if (v->long_mode && !read_high(v, sel, &d))
-		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
+	if (v->long_mode)
+		need_wide_system(v, sel, &d);
 	kl_desc_to_segment(&d, sel, &v->seg[KL_LDTR]);
 	return KL_NEXT;
 }
@@ -415,8 +427,8 @@ enum kl_next kl_op_ltr(struct kl_vcpu *v, const struct kl_op *op)
 		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
 	if (!kl_desc_present(&d))
 		kl_raise_error(v, KL_EXC_NP, sel & 0xfffc);
-	if (v->long_mode && !read_high(v, sel, &d))
-		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
+	if (v->long_mode)
+		need_wide_system(v, sel, &d);
 	d.low |= 2ull << 40; /* busy */
 	type = (uint8_t)(d.low >> 40);
 	kl_write_system(v, d.addr + 5, &type, 1);

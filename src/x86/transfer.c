@@ -74,10 +74,10 @@ static void check_code(struct kl_vcpu *v, uint16_t sel, const struct kl_desc *d)
 
 	if (kl_desc_conforming(d) ? dpl > v->cpl : (sel & 3u) > v->cpl || dpl != v->cpl)
 		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
-	if (!kl_desc_present(d))
-		kl_raise_error(v, KL_EXC_NP, sel & 0xfffc);
 	if ((v->efer & KL_EFER_LMA) && kl_desc_l(d) && kl_desc_db(d))
 		kl_raise_error(v, KL_EXC_GP, sel & 0xfffc);
+	if (!kl_desc_present(d))
+		kl_raise_error(v, KL_EXC_NP, sel & 0xfffc);
 }
 
 /* JMP or CALL to @d of @sel, if that is a task: true, it is done. */
@@ -113,8 +113,9 @@ struct call_gate {
 	unsigned params; /* words to copy */
 };
 
-/* @d is a system descriptor of @sel: a usable call gate, or it leaves. */
-static void read_gate(struct kl_vcpu *v, uint16_t sel, const struct kl_desc *d, struct call_gate *g)
+/* @d is a system descriptor of @sel: a call gate that a CALL (or JMP) may use, or it leaves. */
+static void read_gate(struct kl_vcpu *v, uint16_t sel, const struct kl_desc *d, bool call,
+		      struct call_gate *g)
 {
 	unsigned type = kl_desc_type(d), dpl = kl_desc_dpl(d);
 	bool wide = v->efer & KL_EFER_LMA;
@@ -142,6 +143,7 @@ static void read_gate(struct kl_vcpu *v, uint16_t sel, const struct kl_desc *d, 
 		kl_raise_error(v, KL_EXC_GP, 0);
 	kl_desc_read(v, g->sel, &g->cs, KL_EXC_GP, 0);
 	if (!kl_desc_is_code(&g->cs) || kl_desc_dpl(&g->cs) > v->cpl ||
+	    (!call && !kl_desc_conforming(&g->cs) && kl_desc_dpl(&g->cs) != v->cpl) ||
 	    (wide && (!kl_desc_l(&g->cs) || kl_desc_db(&g->cs))))
 		kl_raise_error(v, KL_EXC_GP, g->sel & 0xfffc);
 	if (!kl_desc_present(&g->cs))
@@ -178,10 +180,7 @@ enum kl_next kl_op_far_jmp(struct kl_vcpu *v, const struct kl_op *op)
 	if (!kl_desc_s(&d)) {
 		struct call_gate g;
 
-		read_gate(v, t.sel, &d, &g);
-		if (kl_desc_conforming(&g.cs) ? kl_desc_dpl(&g.cs) > v->cpl
-					      : kl_desc_dpl(&g.cs) != v->cpl)
-			kl_raise_error(v, KL_EXC_GP, g.sel & 0xfffc);
+		read_gate(v, t.sel, &d, false, &g);
 		d = g.cs;
 		t.sel = g.sel;
 		t.rip = g.rip;
@@ -203,8 +202,8 @@ static void call_inner(struct kl_vcpu *v, struct call_gate *g, uint64_t ret)
 	unsigned cpl = kl_desc_dpl(&g->cs), n = 0;
 	uint64_t word[4 + 32], sp, mask = ~0ull, base = 0, bytes;
 	uint8_t buf[(4 + 32) * 8];
+	struct kvm_segment ss, cs;
 	struct kl_desc ss_desc;
-	struct kvm_segment ss;
 	uint16_t sel;
 
 	kl_tss_stack(v, cpl, &sp, &sel, 0);
@@ -231,6 +230,8 @@ static void call_inner(struct kl_vcpu *v, struct call_gate *g, uint64_t ret)
 	sp = (sp - bytes) & mask;
 	if (g->size != 8)
 		kl_stack_room(v, &ss, sp, (unsigned)bytes, sel & 0xfffc);
+	kl_desc_to_segment(&g->cs, g->sel, &cs);
+	check_target(v, &cs, g->rip);
 	kl_write_as(v, g->size == 8 ? sp : (uint32_t)(base + sp), buf, (unsigned)bytes,
 		    kl_tlb_mode_of(v, cpl, true));
 	kl_desc_set_accessed(v, &g->cs);
@@ -265,13 +266,13 @@ enum kl_next kl_op_far_call(struct kl_vcpu *v, const struct kl_op *op)
 	if (!kl_desc_s(&d)) {
 		struct call_gate g;
 
-		read_gate(v, t.sel, &d, &g);
-		kl_desc_to_segment(&g.cs, g.sel, &cs);
-		check_target(v, &cs, g.rip);
+		read_gate(v, t.sel, &d, true, &g);
 		if (!kl_desc_conforming(&g.cs) && kl_desc_dpl(&g.cs) < v->cpl) {
 			call_inner(v, &g, word[1]);
 			return KL_JUMPED_STOP;
 		}
+		kl_desc_to_segment(&g.cs, g.sel, &cs);
+		check_target(v, &cs, g.rip);
 		d = g.cs;
 		t.sel = g.sel;
 		t.rip = g.rip;
