@@ -34,7 +34,7 @@
 	X(8, "q", "%r8", "%r10", "%rax", "%rcx")
 #define OPS(w, s, r8, r10, ax, cx)                                                           \
 	SNIPPET(add##w, "lock add" s " " r8 ", (%rdi)")                                      \
-	SNIPPET(sub##w, "lock sub" s " " r10 ", (%rdi)\n lock dec" s " (%rdi)")              \
+	SNIPPET(sub##w, "mov %r10, %rax\n inc %rax\n lock sub" s " " ax ", (%rdi)")          \
 	SNIPPET(adc##w, "clc\n lock adc" s " " r8 ", (%rdi)")                                \
 	SNIPPET(sbb##w, "stc\n lock sbb" s " " r10 ", (%rdi)")                               \
 	SNIPPET(inc##w, "lock inc" s " (%rdi)\n lock add" s " $2, (%rdi)")                   \
@@ -329,7 +329,6 @@ static void hammer(const struct op *o, uint64_t gpa, const char *where, uint64_t
 			.rax = tokens ? (i ? ~addend : addend) : 0,
 			.rsp = GUEST,
 		};
-		/* sub, sbb: x - ~a - 1 = x + a */
 	}
 	if (reader) {
 		const uint8_t *code = o->width == 4 ? sn_read4 : sn_read8;
