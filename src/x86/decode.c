@@ -206,7 +206,7 @@ static bool pick(struct kl_decode *d)
 	return kl_select_alu(d) || kl_select_mov(d) || kl_select_branch(d) || kl_select_stack(d) ||
 	       kl_select_shift(d) || kl_select_mul(d) || kl_select_bit(d) || kl_select_atomic(d) ||
 	       kl_select_string(d) || kl_select_misc(d) || kl_select_system(d) ||
-	       kl_select_avx(d) || kl_select_sse(d) || kl_select_x87(d);
+	       kl_select_mmx(d) || kl_select_sse(d) || kl_select_x87(d);
 }
 
 /*

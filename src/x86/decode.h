@@ -54,6 +54,7 @@ bool kl_select_stack(struct kl_decode *d);
 bool kl_select_string(struct kl_decode *d);
 bool kl_select_avx(struct kl_decode *d);
 bool kl_select_sse(struct kl_decode *d);
+bool kl_select_mmx(struct kl_decode *d);
 bool kl_select_x87(struct kl_decode *d);
 bool kl_select_misc(struct kl_decode *d);
 bool kl_select_system(struct kl_decode *d);

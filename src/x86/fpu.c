@@ -6,18 +6,15 @@
  */
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/access.h"
 #include "x86/control.h"
 #include "x86/fpu.h"
-#include "x86/insn.h"
 #include "x86/paging.h"
+#include "x86/vector.h"
 
 #define XMM_END 416 /* FXSAVE leaves the rest of its 512 bytes alone */
 #define XMM     160
-#define AREA    512
-
-#define FCW_RESERVED 0xe080u /* read as 0 */
-#define FCW_ONE      0x40u   /* reads as 1 */
 
 static uint32_t mxcsr_mask(void)
 {
@@ -34,6 +31,16 @@ static uint32_t mxcsr_mask(void)
 		atomic_store_explicit(&cached, mask, memory_order_relaxed);
 	}
 	return mask;
+}
+
+struct kl_mxcsr_words kl_mxcsr_words(const struct kl_vcpu *v)
+{
+	uint32_t mask = mxcsr_mask();
+	struct kl_mxcsr_words w;
+
+	memcpy(w.b, v->xsave + 24, 4);
+	memcpy(w.b + 4, &mask, 4);
+	return w;
 }
 
 bool kl_mxcsr_valid(uint32_t mxcsr)
@@ -83,10 +90,15 @@ void kl_fx_image(const struct kl_vcpu *v, bool wide, uint8_t image[160])
 
 void kl_fx_load(struct kl_vcpu *v, bool wide, const uint8_t image[160])
 {
+	uint16_t word;
+
 	memcpy(v->xsave, image, 24);
-	v->xsave[0] = (uint8_t)((image[0] & ~FCW_RESERVED) | FCW_ONE);
-	v->xsave[1] = (uint8_t)(image[1] & ~(FCW_RESERVED >> 8));
+	/* Reserved bits */
+	memcpy(&word, image, 2);
+	word = (word & 0x1f3f) | 0x40;
+	memcpy(v->xsave, &word, 2);
 	v->xsave[5] = 0;
+	v->xsave[7] &= 7;
 	if (!wide) {
 		memset(v->xsave + 12, 0, 4);
 		memset(v->xsave + 20, 0, 4);
@@ -105,11 +117,12 @@ enum kl_next kl_op_fxsave(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (v->cr0 & (KL_CR0_TS | KL_CR0_EM))
 		kl_raise(v, KL_EXC_NM);
-	lin = linear(v, op, AREA, 16, true);
-	/* The rest of the area is not written, but must be there. */
-	kl_rmw_pointer(v, kl_linear_add(v, lin, AREA - 8), 8);
 	kl_fx_image(v, op->opsize == 8, buf);
+	memcpy(buf + 24, kl_mxcsr_words(v).b, 8);
 	memcpy(buf + XMM, v->xsave + XMM, sizeof(buf) - XMM);
+	lin = linear(v, op, 512, 16, true);
+	if (!kl_host_is_intel()) /* AMD's processors begin with the last byte */
+		(void)kl_rmw_pointer(v, kl_linear_add(v, lin, 511), 1);
 	kl_write_bytes(v, lin, buf, used_bytes(v));
 	return KL_NEXT;
 }
@@ -117,12 +130,16 @@ enum kl_next kl_op_fxsave(struct kl_vcpu *v, const struct kl_op *op)
 enum kl_next kl_op_fxrstor(struct kl_vcpu *v, const struct kl_op *op)
 {
 	unsigned used = used_bytes(v);
-	uint8_t buf[AREA];
+	uint8_t buf[XMM_END];
 	uint32_t mxcsr;
+	uint64_t lin;
 
 	if (v->cr0 & (KL_CR0_TS | KL_CR0_EM))
 		kl_raise(v, KL_EXC_NM);
-	kl_read_bytes(v, linear(v, op, AREA, 16, false), buf, AREA);
+	lin = linear(v, op, 512, 16, false);
+	if (!kl_host_is_intel())
+		(void)kl_read(v, kl_linear_add(v, lin, 511), 1);
+	kl_read_bytes(v, lin, buf, used);
 	memcpy(&mxcsr, buf + 24, 4);
 	if (!kl_mxcsr_valid(mxcsr))
 		kl_raise_error(v, KL_EXC_GP, 0);

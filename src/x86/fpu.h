@@ -47,6 +47,12 @@ void kl_fpu_reset(struct kl_vcpu *v);
 void kl_fx_image(const struct kl_vcpu *v, bool wide, uint8_t image[160]);
 void kl_fx_load(struct kl_vcpu *v, bool wide, const uint8_t image[160]);
 
+/* MXCSR and MXCSR_MASK as they are stored. */
+struct kl_mxcsr_words {
+	uint8_t b[8];
+};
+struct kl_mxcsr_words kl_mxcsr_words(const struct kl_vcpu *v);
+
 /* XCR0 bits that the engine has on this host; bytes of an XSAVE area; CPUID.0xD.1:EAX. */
 uint64_t kl_xcr0_supported(void);
 unsigned kl_xsave_size(uint64_t components);

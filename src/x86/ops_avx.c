@@ -186,7 +186,7 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 	c.mxcsr = kl_mxcsr_quiet(v);
 	run_general(&c, op->thunk, x);
 	if ((info & (I_FP | I_MEM_W)) == (I_FP | I_MEM_W))
-		kl_rmw_pointer(v, lin, size); /* #PF before #XM and before MXCSR changes */
+		kl_probe_store(v, lin, size); /* #PF before #XM and before MXCSR changes */
 	if (info & I_FP)
 		kl_mxcsr_note(v, c.mxcsr);
 	if (info & I_MEM_W)

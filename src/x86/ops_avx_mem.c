@@ -46,57 +46,80 @@ static enum kl_next masked_load(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
+/* The first element of @mask must be writable; what lies below byte @from is not looked at. */
+static void probe_element(struct kl_vcpu *v, uint64_t lin, uint32_t mask, unsigned size,
+			  unsigned from)
+{
+	unsigned byte;
+
+	if (!mask)
+		return;
+	byte = (unsigned)__builtin_ctz(mask) * size;
+	/* These instructions do nothing to devices. */
+	if (!kl_rmw_pointer(v, kl_linear_add(v, lin, kl_max(byte, from)), 1))
+		kl_emulation_failure(v);
+}
+
 /*
- * Store the elements of @data that @mask selects. Those in a second page must be writable
- * before anything is stored in the first.
+ * Store the elements of @x that @mask selects, bit i for element i. If they lie in two pages, both
+ * must be writable before anything is stored.
  */
-static void masked_store(struct kl_vcpu *v, uint64_t lin, unsigned data, unsigned mask,
+static void masked_store(struct kl_vcpu *v, uint64_t lin, const uint8_t *x, uint32_t mask,
 			 unsigned size, unsigned len)
 {
 	unsigned first = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK));
 
-	for (unsigned i = first < len ? len : 0; i > first; i -= size) {
-		if (!selected(v, mask, i - size, size))
-			continue;
-		/* These instructions do nothing to devices. */
-		if (!kl_rmw_pointer(v, kl_linear_add(v, lin, i - 1), 1))
-			kl_emulation_failure(v);
-		break;
+	if (KL_UNLIKELY(first < len)) {
+		uint32_t here = (1u << ((first + size - 1) / size)) - 1,
+			 there = ~0u << first / size;
+
+		probe_element(v, lin, mask & here, size, 0);
+		probe_element(v, lin, mask & there, size, first);
 	}
 	for (unsigned i = 0; i < len; i += size)
-		if (selected(v, mask, i, size)) {
+		if (mask >> (i / size) & 1) {
 			uint64_t e = 0;
 
-			memcpy(&e, element(v, data, i), size);
+			memcpy(&e, x + i, size);
 			kl_write(v, kl_linear_add(v, lin, i), e, size);
 		}
 }
 
 static enum kl_next masked_move(struct kl_vcpu *v, const struct kl_op *op)
 {
-	unsigned len = (unsigned)op->imm;
+	unsigned size = op->opsize, len = (unsigned)op->imm;
+	uint32_t mask = 0;
+	uint8_t x[32];
 
 	kl_check_avx(v);
-	masked_store(v, kl_mem_lin(v, op, len, true), op->reg, op->cond, op->opsize, len);
+	memcpy(x, kl_xmm(v, op->reg), 16);
+	memcpy(x + 16, kl_xmm(v, op->reg) + KL_YMM_HI, 16);
+	for (unsigned i = 0; i < len; i += size)
+		mask |= (uint32_t)selected(v, op->cond, i, size) << (i / size);
+	masked_store(v, kl_mem_lin(v, op, len, true), x, mask, size, len);
 	return KL_NEXT;
 }
 
-/* MASKMOVDQU and VMASKMOVDQU: the memory operand is at rDI. */
-void kl_masked_bytes(struct kl_vcpu *v, const struct kl_op *op)
+void kl_masked_bytes(struct kl_vcpu *v, const struct kl_op *op, const uint8_t *x,
+		     const uint8_t *select, unsigned len)
 {
 	uint64_t ea = v->gpr[KL_RDI], lin;
+	uint32_t mask = 0;
 
 	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
-	lin = kl_seg_linear(v, op->seg, ea, 16, true);
+	lin = kl_seg_linear(v, op->seg, ea, len, true);
+	/* AMD's processors look at the pages whatever the mask says. */
 	if (!kl_host_is_intel())
-		kl_rmw_pointer(v, lin, 16); /* all must be writable */
-	masked_store(v, lin, op->reg, op->rm, 1, 16);
+		kl_probe_store(v, lin, len);
+	for (unsigned i = 0; i < len; i++)
+		mask |= (uint32_t)(select[i] >> 7) << i;
+	masked_store(v, lin, x, mask, 1, len);
 }
 
 static enum kl_next vmaskmovdqu(struct kl_vcpu *v, const struct kl_op *op)
 {
 	kl_check_avx(v);
-	kl_masked_bytes(v, op);
+	kl_masked_bytes(v, op, kl_xmm(v, op->reg), kl_xmm(v, op->rm), 16);
 	return KL_NEXT;
 }
 
@@ -139,8 +162,10 @@ static enum kl_next gather(struct kl_vcpu *v, const struct kl_op *op)
 		uint8_t *mask = element(v, op->cond, i * size);
 		uint64_t e;
 
-		if (!selected(v, op->cond, i * size, size))
+		if (!selected(v, op->cond, i * size, size)) {
+			memset(mask, 0, size);
 			continue;
+		}
 		e = kl_read(v, kl_seg_linear(v, op->seg, element_ea(v, op, i), size, false), size);
 		memcpy(element(v, op->reg, i * size), &e, size);
 		memset(mask, 0, size);

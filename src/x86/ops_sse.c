@@ -11,6 +11,8 @@
 #include "x86/thunk.h"
 #include "x86/vector.h"
 
+#define MXCSR_MM (1u << 17) /* AMD: operands need not be aligned, besides those of moves */
+
 /* What a thunk's op->imm says. */
 enum {
 	I_REG_X = 1 << 0, /* ModRM.reg is a vector register */
@@ -121,7 +123,66 @@ MOV_LOW(8)
 static enum kl_next maskmovdqu(struct kl_vcpu *v, const struct kl_op *op)
 {
 	check_sse(v);
-	kl_masked_bytes(v, op);
+	kl_masked_bytes(v, op, kl_xmm(v, op->reg), kl_xmm(v, op->rm), 16);
+	return KL_NEXT;
+}
+
+/* ---- SSE4a: op->imm has the length in bits 0..5, the index in 8..13 ------------------------- */
+
+/* A field of 64 bits: its mask, and where it begins. Length 0 is 64. */
+static uint64_t field_mask(uint64_t desc, unsigned *index)
+{
+	unsigned len = desc & 63;
+
+	*index = (unsigned)(desc >> 8) & 63;
+	return len ? (1ull << len) - 1 : ~0ull;
+}
+
+static void extract(struct kl_vcpu *v, unsigned reg, uint64_t desc)
+{
+	unsigned index;
+	uint64_t mask = field_mask(desc, &index), *x = (uint64_t *)(void *)kl_xmm(v, reg);
+
+	x[0] = x[0] >> index & mask;
+	x[1] = 0;
+}
+
+static void insert(struct kl_vcpu *v, unsigned reg, uint64_t from, uint64_t desc)
+{
+	unsigned index;
+	uint64_t mask = field_mask(desc, &index), *x = (uint64_t *)(void *)kl_xmm(v, reg);
+
+	x[0] = (x[0] & ~(mask << index)) | (from & mask) << index;
+	x[1] = 0;
+}
+
+static enum kl_next extrq_imm(struct kl_vcpu *v, const struct kl_op *op)
+{
+	check_sse(v);
+	extract(v, op->reg, op->imm);
+	return KL_NEXT;
+}
+
+static enum kl_next extrq(struct kl_vcpu *v, const struct kl_op *op)
+{
+	check_sse(v);
+	extract(v, op->reg, *(uint64_t *)(void *)kl_xmm(v, op->rm));
+	return KL_NEXT;
+}
+
+static enum kl_next insertq_imm(struct kl_vcpu *v, const struct kl_op *op)
+{
+	check_sse(v);
+	insert(v, op->reg, *(uint64_t *)(void *)kl_xmm(v, op->rm), op->imm);
+	return KL_NEXT;
+}
+
+static enum kl_next insertq(struct kl_vcpu *v, const struct kl_op *op)
+{
+	const uint64_t *from = (uint64_t *)(void *)kl_xmm(v, op->rm);
+
+	check_sse(v);
+	insert(v, op->reg, from[0], from[1]);
 	return KL_NEXT;
 }
 
@@ -182,7 +243,7 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 		check_sse(v);
 	if (info & (I_MEM_R | I_MEM_W)) {
 		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
-		if (KL_UNLIKELY((info & I_ALIGN) && (lin & 15)))
+		if (KL_UNLIKELY((info & I_ALIGN) && (lin & 15)) && !(*kl_mxcsr(v) & MXCSR_MM))
 			kl_raise_error(v, KL_EXC_GP, 0);
 		if (info & I_MEM_R)
 			kl_vec_read(v, lin, c.mem, size);
@@ -276,8 +337,7 @@ static enum kind kind_of(ZydisMnemonic m)
 	CASE(PMOVSXBW) CASE(PMOVSXBD) CASE(PMOVSXBQ) CASE(PMOVSXWD) CASE(PMOVSXWQ) CASE(PMOVSXDQ)
 	CASE(PMOVZXBW) CASE(PMOVZXBD) CASE(PMOVZXBQ) CASE(PMOVZXWD) CASE(PMOVZXWQ) CASE(PMOVZXDQ)
 	CASE(PTEST) CASE(AESDEC) CASE(AESDECLAST) CASE(AESENC) CASE(AESENCLAST) CASE(AESIMC)
-	CASE(AESKEYGENASSIST) CASE(PCLMULQDQ)
-	CASE(GF2P8AFFINEINVQB) CASE(GF2P8AFFINEQB) CASE(GF2P8MULB) CASE(ANDN) CASE(BEXTR)
+	CASE(AESKEYGENASSIST) CASE(PCLMULQDQ) 	CASE(GF2P8AFFINEINVQB) CASE(GF2P8AFFINEQB) CASE(GF2P8MULB) CASE(ANDN) CASE(BEXTR)
 	CASE(BLSI) CASE(BLSMSK) CASE(BLSR) CASE(BZHI) CASE(MULX) CASE(PDEP) CASE(PEXT) CASE(RORX)
 	CASE(SARX) CASE(SHLX) CASE(SHRX) CASE(ADCX) CASE(ADOX)
 		return INTEGER;
@@ -325,6 +385,8 @@ bool kl_host_has(const struct kl_decode *d)
 		return __builtin_cpu_supports("ssse3");
 	case ZYDIS_ISA_EXT_SSE4:
 		return __builtin_cpu_supports("sse4.2");
+	case ZYDIS_ISA_EXT_SSE4A:
+		return __builtin_cpu_supports("sse4a");
 	case ZYDIS_ISA_EXT_AES:
 		return __builtin_cpu_supports("aes");
 	case ZYDIS_ISA_EXT_PCLMULQDQ:
@@ -514,11 +576,41 @@ static bool select_move_low(struct kl_decode *d, unsigned size)
 	return move(d, wide ? movlow8_gx : movlow4_gx);
 }
 
+static bool select_field(struct kl_decode *d, kl_op_fn *regs, kl_op_fn *imm)
+{
+	const ZydisDecodedInstruction *in = &d->in;
+
+	move_registers(d);
+	if (!in->raw.imm[0].size)
+		return move(d, regs);
+	move(d, imm);
+	d->op->imm = (in->raw.imm[0].value.u & 0xff) | (in->raw.imm[1].value.u & 0xff) << 8;
+	return true;
+}
+
+static bool select_sse4a(struct kl_decode *d)
+{
+	switch (d->in.mnemonic) {
+	case ZYDIS_MNEMONIC_EXTRQ:
+		return select_field(d, extrq, extrq_imm);
+	case ZYDIS_MNEMONIC_INSERTQ:
+		return select_field(d, insertq, insertq_imm);
+	case ZYDIS_MNEMONIC_MOVNTSS:
+		return select_move_low(d, 4);
+	case ZYDIS_MNEMONIC_MOVNTSD:
+		return select_move_low(d, 8);
+	default:
+		return false;
+	}
+}
+
 bool kl_select_sse(struct kl_decode *d)
 {
 	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
 		if (is_class(&d->opnd[i], ZYDIS_REGCLASS_MMX))
-			return false; /* ops_x87.c */
+			return false; /* ops_mmx.c */
+	if (d->in.meta.isa_ext == ZYDIS_ISA_EXT_SSE4A)
+		return kl_host_has(d) && select_sse4a(d);
 	switch (d->in.mnemonic) {
 	case ZYDIS_MNEMONIC_MOVAPS:
 	case ZYDIS_MNEMONIC_MOVAPD:

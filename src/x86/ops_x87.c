@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * x87 and MMX: the guest's FXSAVE area is loaded, the instruction runs in a thunk with its
+ * x87: the guest's FXSAVE area is loaded, the instruction runs in a thunk with its
  * memory operand in a buffer, and the state is saved again.
  *
- * The guest's own control and status words are in force: an exception that it has unmasked is
- * pending in the saved state then, and its next waiting instruction raises #MF. No instruction of
- * the host waits in between. Exceptions of SSE are masked, see kl_mxcsr_note().
+ * It runs with the guest's own control word. The host does not trap all the same: an unmasked
+ * exception waits for the next instruction that looks for one, and between the one in the thunk
+ * and FNINIT there is none. So scaled results, results that are withheld, and the status word
+ * are the processor's own.
  */
 #include <string.h>
 
 #include "host/cpu.h"
 #include "x86/fpu.h"
-#include "x86/ops.h"
 #include "x86/thunk.h"
 #include "x86/vector.h"
 
@@ -26,9 +26,7 @@ struct fx {
 _Static_assert(sizeof(struct fx) == 512, "FXSAVE area");
 
 enum {
-	I_MMX = 1 << 0, /* or a mix with SSE */
-	I_XMM = 1 << 1,
-	I_CONTROL = 1 << 2, /* acts on the control or status word: keeps the pointers */
+	I_CONTROL = 1 << 2, /* acts on the control or status word */
 	I_NOWAIT = 1 << 3,
 	I_MEM_R = 1 << 4,
 	I_MEM_W = 1 << 5,
@@ -38,16 +36,15 @@ enum {
 	I_RM_W = 1 << 9,
 	I_AX_W = 1 << 10,
 	I_FLAGS = 1 << 11,
-	I_ENV = 1 << 12, /* stores the environment: pointers to be replaced */
+	I_ENV = 1 << 12, /* stores the environment */
 	I_WIDE = 1 << 13,
-	I_ALIGN = 1 << 14,
+	I_LOADS_ENV = 1 << 16,
 };
 #define I_SIZE_SHIFT 24
+#define I_FOP_SHIFT  32 /* what FOP says of the instruction */
 
-#define FSW_IE  0x01u
-#define FSW_OE  0x08u
-#define FSW_UE  0x10u
-#define FSW_TOP 0x3800u
+/* Exceptions that withhold the store of a result if they are unmasked: all but precision. */
+#define WITHHOLD 0x1fu
 
 static struct fx *state(struct kl_vcpu *v)
 {
@@ -56,14 +53,8 @@ static struct fx *state(struct kl_vcpu *v)
 
 static void check(struct kl_vcpu *v, unsigned info)
 {
-	if (info & (I_MMX | I_XMM)) {
-		if ((v->cr0 & KL_CR0_EM) || ((info & I_XMM) && !(v->cr4 & KL_CR4_OSFXSR)))
-			kl_raise(v, KL_EXC_UD);
-		if (v->cr0 & KL_CR0_TS)
-			kl_raise(v, KL_EXC_NM);
-	} else if (v->cr0 & (KL_CR0_EM | KL_CR0_TS)) {
+	if (v->cr0 & (KL_CR0_EM | KL_CR0_TS))
 		kl_raise(v, KL_EXC_NM);
-	}
 	if (!(info & I_NOWAIT) && kl_fpu_pending(v))
 		kl_raise(v, KL_EXC_MF);
 }
@@ -94,87 +85,137 @@ static void run(struct kl_thunk_ctx *c, struct fx *f, void *thunk)
 			   "xmm15", "cc", "memory");
 }
 
-/* The host's instruction pointers are none of the guest's business. */
-static void replace_pointers(struct kl_vcpu *v, uint8_t *mem, unsigned size)
+static void put16(uint8_t *p, uint64_t x)
 {
-	const struct fx *f = state(v);
-	uint32_t ip = (uint32_t)f->fip, dp = (uint32_t)f->fdp;
+	memcpy(p, &(uint16_t){(uint16_t)x}, 2);
+}
 
-	if (size == 14 || size == 94) {
-		memcpy(mem + 6, &ip, 2);
-		memset(mem + 8, 0, 2);
-		memcpy(mem + 10, &dp, 2);
-		memset(mem + 12, 0, 2);
+static uint16_t get16(const uint8_t *p)
+{
+	uint16_t x;
+
+	memcpy(&x, p, 2);
+	return x;
+}
+
+/* In real mode the pointers of an environment are linear addresses in pieces. */
+static bool real_layout(const struct kl_vcpu *v)
+{
+	return !(v->cr0 & KL_CR0_PE) || (v->rflags & KL_FL_VM);
+}
+
+/* Where the words of the pointers lie in an image: IP, CS or the rest of IP, DP, DS. */
+static const uint8_t *pointer_words(unsigned size)
+{
+	static const uint8_t narrow[4] = {6, 8, 10, 12}, wide[4] = {12, 16, 20, 24};
+
+	return size == 14 || size == 94 ? narrow : wide;
+}
+
+/* The host's instruction pointers are none of the guest's business. Selectors are 0. */
+static void store_pointers(struct kl_vcpu *v, uint8_t *mem, unsigned size)
+{
+	const uint8_t *at = pointer_words(size);
+	const struct fx *f = state(v);
+	uint64_t ip = f->fip, dp = f->fdp;
+	bool wide = at[0] == 12;
+
+	if (real_layout(v)) {
+		ip += v->seg[KL_CS].base;
+		dp += v->seg[KL_DS].base;
+		put16(mem + at[0], ip);
+		put16(mem + at[2], dp);
+		if (wide) {
+			memcpy(mem + at[1], &(uint32_t){(ip >> 16 & 0xffff) << 12 | f->fop}, 4);
+			memcpy(mem + at[3], &(uint32_t){(dp >> 16 & 0xffff) << 12}, 4);
+		} else {
+			put16(mem + at[1], (ip >> 16 & 15) << 12 | f->fop);
+			put16(mem + at[3], (dp >> 16 & 15) << 12);
+		}
+	} else if (wide) {
+		memcpy(mem + at[0], &(uint32_t){(uint32_t)ip}, 4);
+		memcpy(mem + at[1], &(uint32_t){(uint32_t)f->fop << 16}, 4);
+		memcpy(mem + at[2], &(uint32_t){(uint32_t)dp}, 4);
+		put16(mem + at[3], 0);
 	} else {
-		memcpy(mem + 12, &ip, 4);
-		memset(mem + 16, 0, 2);
-		memcpy(mem + 18, &f->fop, 2);
-		memcpy(mem + 20, &dp, 4);
-		memset(mem + 24, 0, 2);
+		put16(mem + at[0], ip);
+		put16(mem + at[1], 0);
+		put16(mem + at[2], dp);
+		put16(mem + at[3], 0);
 	}
 }
 
-/* What every MMX instruction but EMMS does: all registers valid, MM0 on top. */
-static void enter_mmx(struct fx *f)
+static void load_pointers(struct kl_vcpu *v, const uint8_t *mem, unsigned size, struct fx *f)
 {
-	unsigned top = f->fsw >> 11 & 7;
-	struct fx old = *f;
+	const uint8_t *at = pointer_words(size);
+	uint32_t hi = get16(mem + at[1]), dhi = get16(mem + at[3]);
 
-	for (unsigned i = 0; i < 8; i++)
-		memcpy(f->rest + 16 * i, old.rest + 16 * ((i - top) & 7), 10);
-	f->fsw &= (uint16_t)~FSW_TOP;
-	f->ftw = 0xff;
+	if (!real_layout(v))
+		return; /* done by the instruction */
+	if (at[0] == 12) {
+		memcpy(&hi, mem + at[1], 4);
+		memcpy(&dhi, mem + at[3], 4);
+	}
+	f->fop = hi & 0x7ff;
+	f->fip = (uint32_t)(get16(mem + at[0]) | hi >> 12 << 16) - v->seg[KL_CS].base;
+	f->fdp = (uint32_t)(get16(mem + at[2]) | dhi >> 12 << 16) - v->seg[KL_DS].base;
+}
+
+/* AMD's processors look at the first word of an image and at its last byte, in this order. */
+static void probe_ends(struct kl_vcpu *v, uint64_t lin, unsigned size, bool write)
+{
+	unsigned word = pointer_words(size)[0] == 12 ? 4 : 2;
+	uint64_t last = kl_linear_add(v, lin, size - 1);
+
+	if (write) {
+		kl_probe_store(v, lin, word);
+		(void)kl_rmw_pointer(v, last, 1);
+	} else {
+		(void)kl_read(v, lin, word);
+		(void)kl_read(v, last, 1);
+	}
 }
 
 static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_thunk_ctx c;
 	struct fx f, *guest = state(v);
-	unsigned info = (unsigned)op->imm & 0xffffff, size = (unsigned)(op->imm >> I_SIZE_SHIFT);
+	unsigned info = (unsigned)op->imm & 0xffffff, size = op->imm >> I_SIZE_SHIFT & 0xff;
+	uint16_t pending;
 	uint64_t lin = 0;
 
 	check(v, info);
 	if (info & (I_MEM_R | I_MEM_W)) {
 		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
-		if ((info & I_ALIGN) && (lin & 15))
-			kl_raise_error(v, KL_EXC_GP, 0);
+		if ((info & (I_ENV | I_LOADS_ENV)) && !kl_host_is_intel())
+			probe_ends(v, lin, size, info & I_ENV);
 		if (info & I_MEM_R)
 			kl_read_bytes(v, lin, c.mem, size);
 	}
 	f = *guest;
-	f.mxcsr = kl_mxcsr_quiet(v);
+	f.mxcsr = 0x1f80;
 	c.rax = info & I_REG_G ? *(uint64_t *)kl_gpr(v, op->reg) : v->gpr[KL_RAX];
 	c.rcx = info & I_RM_G ? *(uint64_t *)kl_gpr(v, op->rm) : 0;
 	c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
 	run(&c, &f, op->thunk);
 
-	if (info & I_XMM) {
-		uint32_t mxcsr = f.mxcsr;
-
-		/* The transition to MMX comes before #XM. */
-		if (info & I_MMX) {
-			enter_mmx(guest);
-			kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
-		}
-		kl_mxcsr_note(v, mxcsr);
+	pending = f.fsw & (uint16_t)~f.fcw & KL_FPU_FLAGS;
+	if ((info & I_MEM_W) && ((info & I_CONTROL) || !(pending & WITHHOLD))) {
+		if (info & I_ENV)
+			store_pointers(v, c.mem, size);
+		kl_write_bytes(v, lin, c.mem, size);
+	} else if (info & I_MEM_W) {
+		kl_probe_store(v, lin, size);
+	}
+	if (info & I_LOADS_ENV) {
+		load_pointers(v, c.mem, size, &f);
+	} else if (!(info & I_CONTROL) && f.fip != guest->fip) {
+		/* The processor noted where it was; some do for unmasked exceptions only. */
+		f.fip = v->rip;
+		f.fdp = info & (I_MEM_R | I_MEM_W) ? kl_ea(v, op) : guest->fdp;
+		f.fop = (uint16_t)(op->imm >> I_FOP_SHIFT & 0x7ff);
 	}
 	f.mxcsr = guest->mxcsr;
-	if (info & I_MEM_W) {
-		if (info & I_ENV)
-			replace_pointers(v, c.mem, size);
-		if (!(info & I_CONTROL) && (f.fsw & ~f.fcw & (FSW_IE | FSW_OE | FSW_UE)))
-			kl_rmw_pointer(v, lin, size); /* nothing is stored; faults come first */
-		else
-			kl_write_bytes(v, lin, c.mem, size);
-	}
-	if (info & (I_CONTROL | I_MMX)) {
-		f.fip = guest->fip;
-		f.fdp = guest->fdp;
-		f.fop = guest->fop;
-	} else if (!(info & I_XMM)) {
-		f.fip = v->rip;
-		f.fdp = lin;
-	}
 	f.mxcsr_mask = guest->mxcsr_mask;
 	/* The reserved end of the area is software's. */
 	memcpy(guest, &f, 416);
@@ -200,41 +241,12 @@ static enum kl_next fwait(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-/* Register MM@n: the image has what is on top first. */
-static const uint8_t *mmx(struct kl_vcpu *v, unsigned n)
-{
-	const struct fx *f = state(v);
-
-	return f->rest + 16 * ((n - (f->fsw >> 11)) & 7);
-}
-
-/* MASKMOVQ: the hidden memory operand is written here, byte by byte. */
-static enum kl_next maskmovq(struct kl_vcpu *v, const struct kl_op *op)
-{
-	uint8_t x[8], mask[8];
-	uint64_t ea = v->gpr[KL_RDI], lin;
-
-	check(v, I_MMX);
-	memcpy(x, mmx(v, op->reg), 8);
-	memcpy(mask, mmx(v, op->rm), 8);
-	enter_mmx(state(v)); /* also if the store faults */
-	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
-	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
-	lin = kl_seg_linear(v, op->seg, ea, 8, true);
-	if (!kl_host_is_intel())
-		kl_rmw_pointer(v, lin, 8); /* all must be writable */
-	for (unsigned i = 0; i < 8; i++)
-		if (mask[i] & 0x80)
-			kl_write(v, kl_linear_add(v, lin, i), x[i], 1);
-	return KL_NEXT;
-}
-
 /* ---- selection --------------------------------------------------------------------------- */
 
 #define CASE(n) case ZYDIS_MNEMONIC_##n:
 
 /* Bits for an instruction of the list, or -1. */
-static int kind_of(ZydisMnemonic m, bool memory)
+static int kind_of(ZydisMnemonic m)
 {
 	switch (m) {
 		/* clang-format off */
@@ -243,8 +255,10 @@ static int kind_of(ZydisMnemonic m, bool memory)
 		return I_CONTROL | I_NOWAIT;
 	CASE(FNSTENV) CASE(FNSAVE)
 		return I_CONTROL | I_NOWAIT | I_ENV;
-	CASE(FLDCW) CASE(FLDENV) CASE(FRSTOR)
+	CASE(FLDCW)
 		return I_CONTROL;
+	CASE(FLDENV) CASE(FRSTOR)
+		return I_CONTROL | I_LOADS_ENV;
 	CASE(FABS) CASE(FCHS) CASE(FADD) CASE(FADDP) CASE(FIADD) CASE(FSUB) CASE(FSUBP) CASE(FISUB)
 	CASE(FSUBR) CASE(FSUBRP) CASE(FISUBR) CASE(FMUL) CASE(FMULP) CASE(FIMUL) CASE(FDIV)
 	CASE(FDIVP) CASE(FIDIV) CASE(FDIVR) CASE(FDIVRP) CASE(FIDIVR) CASE(FSQRT) CASE(FSCALE)
@@ -257,27 +271,6 @@ static int kind_of(ZydisMnemonic m, bool memory)
 	CASE(FLDZ) CASE(FCMOVB) CASE(FCMOVE) CASE(FCMOVBE) CASE(FCMOVU) CASE(FCMOVNB) CASE(FCMOVNE)
 	CASE(FCMOVNBE) CASE(FCMOVNU) CASE(FINCSTP) CASE(FDECSTP) CASE(FFREE) CASE(FFREEP) CASE(FNOP)
 		return 0;
-	CASE(CVTPI2PD) CASE(CVTPI2PS)
-		/* From memory, no MMX register is involved; Intel's CVTPI2PS acts as if. */
-		if (memory && (m == ZYDIS_MNEMONIC_CVTPI2PD || !kl_host_is_intel()))
-			return I_XMM | I_NOWAIT;
-		return I_MMX | I_XMM;
-	CASE(CVTPS2PI) CASE(CVTTPS2PI) CASE(CVTPD2PI) CASE(CVTTPD2PI)
-		return I_MMX | I_XMM;
-	CASE(EMMS) CASE(MOVD) CASE(MOVQ) CASE(MOVNTQ) CASE(MOVDQ2Q) CASE(MOVQ2DQ) CASE(PACKSSDW)
-	CASE(PACKSSWB) CASE(PACKUSWB) CASE(PADDB) CASE(PADDW) CASE(PADDD) CASE(PADDQ) CASE(PADDSB)
-	CASE(PADDSW) CASE(PADDUSB) CASE(PADDUSW) CASE(PSUBB) CASE(PSUBW) CASE(PSUBD) CASE(PSUBQ)
-	CASE(PSUBSB) CASE(PSUBSW) CASE(PSUBUSB) CASE(PSUBUSW) CASE(PAND) CASE(PANDN) CASE(POR)
-	CASE(PXOR) CASE(PAVGB) CASE(PAVGW) CASE(PCMPEQB) CASE(PCMPEQW) CASE(PCMPEQD) CASE(PCMPGTB)
-	CASE(PCMPGTW) CASE(PCMPGTD) CASE(PEXTRW) CASE(PINSRW) CASE(PMADDWD) CASE(PMAXSW)
-	CASE(PMAXUB) CASE(PMINSW) CASE(PMINUB) CASE(PMOVMSKB) CASE(PMULHUW) CASE(PMULHW)
-	CASE(PMULLW) CASE(PMULUDQ) CASE(PSADBW) CASE(PSHUFW) CASE(PSLLW) CASE(PSLLD) CASE(PSLLQ)
-	CASE(PSRLW) CASE(PSRLD) CASE(PSRLQ) CASE(PSRAW) CASE(PSRAD) CASE(PUNPCKHBW) CASE(PUNPCKHWD)
-	CASE(PUNPCKHDQ) CASE(PUNPCKLBW) CASE(PUNPCKLWD) CASE(PUNPCKLDQ) CASE(PHADDW) CASE(PHADDD)
-	CASE(PHADDSW) CASE(PHSUBW) CASE(PHSUBD) CASE(PHSUBSW) CASE(PSIGNB) CASE(PSIGNW) CASE(PSIGND)
-	CASE(PABSB) CASE(PABSW) CASE(PABSD) CASE(PALIGNR) CASE(PSHUFB) CASE(PMADDUBSW)
-	CASE(PMULHRSW)
-		return I_MMX;
 	/* clang-format on */
 	default:
 		return -1;
@@ -321,8 +314,6 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 		return true;
 	}
 	n = (uint8_t)ZydisRegisterGetId(o->reg.value);
-	if (is_class(o, ZYDIS_REGCLASS_XMM))
-		*info |= I_XMM;
 	if (g && o->size == 64)
 		*info |= I_WIDE;
 	if (o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG) {
@@ -339,7 +330,7 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 
 bool kl_select_x87(struct kl_decode *d)
 {
-	int kind = kind_of(d->in.mnemonic, d->op->flags & KL_OPF_MEM);
+	int kind = kind_of(d->in.mnemonic);
 	uint64_t info = (uint64_t)kind;
 	uint8_t code[16];
 	unsigned len;
@@ -350,25 +341,17 @@ bool kl_select_x87(struct kl_decode *d)
 		d->op->fn = fwait;
 		return true;
 	}
-	if (d->in.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
-		d->op->reg = (uint8_t)ZydisRegisterGetId(d->opnd[0].reg.value);
-		d->op->rm = (uint8_t)ZydisRegisterGetId(d->opnd[1].reg.value);
-		d->op->fn = maskmovq;
-		return true;
-	}
 	if (kind < 0 || d->in.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
-		return false;
-	if (d->in.meta.isa_ext == ZYDIS_ISA_EXT_SSSE3 && !__builtin_cpu_supports("ssse3"))
 		return false;
 	for (unsigned i = 0; i < d->in.operand_count; i++)
 		if (!note_operand(d, &d->opnd[i], &info))
 			return false;
-	if ((info & I_XMM) && info >> I_SIZE_SHIFT == 16)
-		info |= I_ALIGN;
 	len = kl_thunk_rewrite(d, -1, code);
 	d->op->thunk = len ? kl_thunk_get(code, len) : NULL;
 	if (!d->op->thunk)
 		return false;
+	info |= (uint64_t)((d->in.opcode & 7u) << 8 | d->op->bytes[d->in.raw.modrm.offset])
+		<< I_FOP_SHIFT;
 	d->op->imm = info;
 	d->op->fn = thunked;
 	return true;

@@ -18,7 +18,7 @@
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/guest_cpuid.h"
-#include "x86/insn.h"
+#include "x86/vector.h"
 
 #define X87 1ull
 #define SSE 2ull
@@ -201,8 +201,7 @@ enum kl_next kl_op_xsave(struct kl_vcpu *v, const struct kl_op *op)
 		header[0] = (header[0] & ~rfbm) | (rfbm & in_use(v, bytes));
 	}
 	/* Both pages must be writable before anything is written. */
-	(void)kl_rmw_pointer(v, lin, 1);
-	(void)kl_rmw_pointer(v, kl_linear_add(v, lin, save & AVX ? YMM_HI + bytes - 1 : HEADER), 1);
+	kl_probe_store(v, lin, save & AVX ? YMM_HI + bytes : HEADER + 8);
 	if (save & AVX)
 		put(v, lin, YMM_HI, v->xsave + YMM_HI, bytes);
 	if (save & X87) {
@@ -211,7 +210,7 @@ enum kl_next kl_op_xsave(struct kl_vcpu *v, const struct kl_op *op)
 		put(v, lin, 32, x87 + 32, 128);
 	}
 	if (kind >= COMPACT ? save & SSE : rfbm & (SSE | AVX))
-		put(v, lin, 24, v->xsave + 24, 8);
+		put(v, lin, 24, kl_mxcsr_words(v).b, 8);
 	if (save & SSE)
 		put(v, lin, XMM, v->xsave + XMM, bytes);
 	put(v, lin, HEADER, header, kind >= COMPACT ? 16 : 8);
