@@ -8,7 +8,8 @@
 #include "host/sys.h"
 #include "host/thread.h"
 
-#define HIGH_FD_RESERVE 64
+#define MIN_HIGH_FDS 64u
+#define MAX_HIGH_FDS 4096u
 
 int (*kl_sys_sigaction)(int, const struct sigaction *, struct sigaction *) = sigaction;
 
@@ -35,17 +36,21 @@ void kl_sys_unmap(void *p, size_t len)
 	kl_sys(SYS_munmap, p, len);
 }
 
-/* As high as the limit allows, out of the way of "lowest free descriptor". */
+/*
+ * As high as the limit allows, out of the way of "lowest free descriptor": the upper quarter, if
+ * that is no more than irqfds and ioeventfds will ever need.
+ */
 static long dup_high(int fd)
 {
 	struct rlimit lim = {1024, 1024};
-	long base;
+	unsigned long end;
 
 	kl_sys(SYS_prlimit64, 0, RLIMIT_NOFILE, NULL, &lim);
-	base = lim.rlim_cur > 4 * HIGH_FD_RESERVE ? (long)kl_min(lim.rlim_cur, 1ul << 20) : 0;
-	if (base == 0)
+	end = kl_min(lim.rlim_cur, 1ul << 20);
+	if (end / 4 < MIN_HIGH_FDS)
 		return -EMFILE;
-	return kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, base - HIGH_FD_RESERVE);
+	return kl_sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC,
+		      end - kl_min(end / 4, (unsigned long)MAX_HIGH_FDS));
 }
 
 int kl_sys_dup(int fd)
