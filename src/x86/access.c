@@ -83,7 +83,8 @@ void kl_serve_flush(struct kl_vcpu *v)
 enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
 {
 	if (cpl == 3 && !implicit)
-		return KL_TLB_USER;
+		return (v->cr0 & KL_CR0_AM) && (v->rflags & KL_FL_AC) ? KL_TLB_ALIGNED
+									: KL_TLB_USER;
 	if (!(v->cr4 & KL_CR4_SMAP))
 		return KL_TLB_SUPER;
 	return !implicit && (v->rflags & KL_FL_AC) ? KL_TLB_SUPER : KL_TLB_SUPER_SMAP;
@@ -107,6 +108,8 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 	uint64_t tag = lin & KL_PAGE_MASK;
 	unsigned ok = kl_walk_allowed(v, w, mode);
 
+	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED))
+		ok &= KL_ACC_EXEC;
 	e->rtag = ok & KL_ACC_READ ? tag : KL_TLB_NONE;
 	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : KL_TLB_NONE;
 	e->xtag = ok & KL_ACC_EXEC ? tag : KL_TLB_NONE;
@@ -401,14 +404,45 @@ static void store_split(struct kl_vcpu *v, const struct page p[2], const uint8_t
 	_longjmp(*outer, (int)why);
 }
 
+/*
+ * #AC, before anything else that is wrong with the address. Vectors count as 16 bytes, floats of
+ * 10 as 8, environments by their words.
+ */
+static KL_COLD void check_alignment(struct kl_vcpu *v, uint64_t lin, unsigned len)
+{
+	unsigned align;
+
+	switch (len) {
+	case 10:
+		align = 8;
+		break;
+	case 28:
+	case 108:
+		align = 4;
+		break;
+	case 14:
+	case 94:
+		align = 2;
+		break;
+	default:
+		align = len & (len - 1) ? 1 : kl_min(len, 16u);
+		break;
+	}
+	if (lin & (align - 1))
+		kl_raise_error(v, KL_EXC_AC, 0);
+}
+
 /* @len at most a page. */
 static void read_any(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned len,
 		     enum kl_tlb_mode mode, bool system)
 {
 	struct page p[2];
-	unsigned first = translate_range(v, lin, len, KL_ACC_READ, mode, system, p);
 	bool complete = true;
+	unsigned first;
 
+	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED) && !system)
+		check_alignment(v, lin, len);
+	first = translate_range(v, lin, len, KL_ACC_READ, mode, system, p);
 	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
 		if (system)
 			kl_emulation_failure(v);
@@ -442,8 +476,11 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		      enum kl_tlb_mode mode, bool system)
 {
 	struct page p[2];
-	unsigned first = translate_range(v, lin, len, KL_ACC_WRITE, mode, system, p);
+	unsigned first;
 
+	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED) && !system)
+		check_alignment(v, lin, len);
+	first = translate_range(v, lin, len, KL_ACC_WRITE, mode, system, p);
 	racepoint("write-translated");
 	if (KL_UNLIKELY(p[0].mmio || p[1].mmio)) {
 		if (system)
@@ -546,6 +583,8 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 	struct page p[2];
 	unsigned first;
 
+	if (KL_UNLIKELY(v->tlb_mode == KL_TLB_ALIGNED))
+		check_alignment(v, lin, size);
 	for (;;) {
 		first = translate_range(v, lin, size, KL_ACC_WRITE, (enum kl_tlb_mode)v->tlb_mode,
 					false, p);

@@ -47,7 +47,7 @@ unsigned kl_walk_allowed(struct kl_vcpu *v, const struct kl_walk *w, enum kl_tlb
 {
 	unsigned ok = 0;
 
-	if (mode == KL_TLB_USER) {
+	if (mode >= KL_TLB_USER) {
 		if (!w->user)
 			return 0;
 		ok = KL_ACC_READ;
@@ -127,7 +127,7 @@ static enum kl_walk_status fault(struct kl_vcpu *v, struct kl_walk *w, unsigned 
 {
 	if (access == KL_ACC_WRITE)
 		error |= KL_PF_WRITE;
-	if (mode == KL_TLB_USER)
+	if (mode >= KL_TLB_USER)
 		error |= KL_PF_USER;
 	if (access == KL_ACC_EXEC &&
 	    (((v->efer & KL_EFER_NX) && (v->cr4 & KL_CR4_PAE)) || (v->cr4 & KL_CR4_SMEP)))

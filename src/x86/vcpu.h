@@ -146,6 +146,7 @@ enum kl_tlb_mode {
 	KL_TLB_SUPER,      /* CPL 0-2, AC set or no SMAP */
 	KL_TLB_SUPER_SMAP, /* CPL 0-2 with SMAP and AC clear */
 	KL_TLB_USER,       /* CPL 3 */
+	KL_TLB_ALIGNED,    /* CPL 3 with alignment checks: no data tags, all of it is slow */
 	KL_NR_TLB_MODES
 };
 
@@ -346,7 +347,8 @@ struct kl_vcpu {
 		_Atomic uint32_t pending; /* KVM_NMI: any thread */
 	} nmi;
 	uint8_t int_shadow; /* KVM_X86_SHADOW_INT_* */
-	bool triple_fault_pending;
+	bool triple_fault_pending; /* asked for by the program */
+	bool shutdown;             /* the guest could not handle a double fault */
 	bool delivering;           /* in kl_x86_deliver() for a hardware event or exception: EXT */
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
 	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */

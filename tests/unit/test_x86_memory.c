@@ -587,6 +587,56 @@ static void memory_appears_under_exchange(void **state)
 	munmap(page, KL_PAGE_SIZE);
 }
 
+/*
+ * What this processor's family does: natural alignment, 16 for vectors of any size, 8 for 10
+ * bytes, and before a page fault.
+ */
+static void alignment_check(void **state)
+{
+	static const struct {
+		uint8_t code[5];
+		unsigned align;
+	} t[] = {
+		{{0x8a, 0x07, 0xcc}, 1},             /* mov al, [rdi] */
+		{{0x66, 0x8b, 0x07, 0xcc}, 2},       /* mov ax, [rdi] */
+		{{0x89, 0x07, 0xcc}, 4},             /* mov [rdi], eax */
+		{{0x48, 0x8b, 0x07, 0xcc}, 8},       /* mov rax, [rdi] */
+		{{0xf0, 0x48, 0xff, 0x07, 0xcc}, 8}, /* lock inc qword [rdi] */
+		{{0x0f, 0x10, 0x07, 0xcc}, 16},      /* movups xmm0, [rdi] */
+		{{0xdb, 0x2f, 0xcc}, 8},             /* fld tbyte [rdi] */
+		{{0xd9, 0x37, 0xcc}, 4},             /* fnstenv [rdi] */
+		{{0x48, 0xa7, 0xcc}, 8},             /* cmpsq */
+	};
+	struct env *e = *state;
+
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
+		for (unsigned off = 0; off < 17; off++) {
+			memcpy(e->mem + CODE, t[i].code, 5);
+			mode64(e, 3);
+			e->v->cr0 |= KL_CR0_AM;
+			enter_at(e, CODE, STACK - 0x800);
+			e->v->rflags |= KL_FL_AC;
+			kl_x86_update_mode(e->v);
+			e->v->gpr[KL_RDI] = 0x5000 + off;
+			e->v->gpr[KL_RSI] = 0x5100;
+			assert_run(e, KVM_EXIT_HLT);
+			assert_int_equal(e->v->rip, HANDLER(off % t[i].align ? 17 : 3) + 1);
+			if (off % t[i].align)
+				assert_int_equal(get64(e, e->v->gpr[KL_RSP]), 0);
+		}
+	}
+	env_code(e, 0x8b, 0x07, 0xcc);
+	for (unsigned i = 0; i < 4; i++) {
+		mode64(e, i == 3 ? 0 : 3);
+		e->v->cr0 |= i == 1 ? 0 : KL_CR0_AM;
+		enter_at(e, CODE, STACK - 0x800);
+		e->v->rflags |= i == 2 ? 0 : KL_FL_AC;
+		kl_x86_update_mode(e->v);
+		e->v->gpr[KL_RDI] = P_ABSENT + 1;
+		assert_vector(e, i == 0 ? 17 : 14);
+	}
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -604,6 +654,7 @@ int main(void)
 		TEST(split_store_is_whole),
 		TEST(locked_split_is_alone),
 		TEST(store_across_neighbours),
+		TEST(alignment_check),
 		TEST(linear_addresses_wrap),
 		TEST(blocked_in_page_table),
 		TEST(memory_appears_under_exchange),
