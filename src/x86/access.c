@@ -84,7 +84,7 @@ enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
 {
 	if (cpl == 3 && !implicit)
 		return (v->cr0 & KL_CR0_AM) && (v->rflags & KL_FL_AC) ? KL_TLB_ALIGNED
-									: KL_TLB_USER;
+								      : KL_TLB_USER;
 	if (!(v->cr4 & KL_CR4_SMAP))
 		return KL_TLB_SUPER;
 	return !implicit && (v->rflags & KL_FL_AC) ? KL_TLB_SUPER : KL_TLB_SUPER_SMAP;

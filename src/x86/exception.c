@@ -35,7 +35,7 @@ static KL_NORETURN KL_COLD void raise_event(struct kl_vcpu *v, struct kl_event_e
 
 		if (prev == KL_EXC_DF) {
 			v->exc.injected = false;
-			v->triple_fault_pending = true;
+			v->shutdown = true;
 			kl_leave(v, KL_LEAVE_EXCEPTION);
 		}
 		if ((contributory(prev) && contributory(e.nr)) ||

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "host/cpu.h"
 #include "host/sys.h"
 #include "x86/access.h"
 #include "x86/block.h"
@@ -680,6 +681,19 @@ static int halted(struct kl_vcpu *v)
 	return STEP_EXIT;
 }
 
+/*
+ * AMD's processors leave no state behind when they shut down, and KVM resets the vCPU as INIT
+ * would; on Intel's it stays what it was.
+ */
+static int shutdown(struct kl_vcpu *v)
+{
+	if (v->shutdown && !kl_host_is_intel())
+		kl_x86_reset(v, true);
+	v->triple_fault_pending = v->shutdown = false;
+	v->exit.reason = KVM_EXIT_SHUTDOWN;
+	return STEP_EXIT;
+}
+
 static int loop(struct kl_vcpu *v)
 {
 	for (;;) {
@@ -710,11 +724,8 @@ static int loop(struct kl_vcpu *v)
 			if (r)
 				return r;
 		}
-		if (KL_UNLIKELY(v->triple_fault_pending)) {
-			v->triple_fault_pending = false;
-			v->exit.reason = KVM_EXIT_SHUTDOWN;
-			return STEP_EXIT;
-		}
+		if (KL_UNLIKELY(v->triple_fault_pending | v->shutdown))
+			return shutdown(v);
 		if (next_event(v))
 			r = sort_out(v, protected(v, deliver_event));
 		else if (v->request_interrupt_window && kl_x86_ready_for_interrupt(v)) {

@@ -346,7 +346,7 @@ struct kl_vcpu {
 		bool injected, masked;
 		_Atomic uint32_t pending; /* KVM_NMI: any thread */
 	} nmi;
-	uint8_t int_shadow; /* KVM_X86_SHADOW_INT_* */
+	uint8_t int_shadow;        /* KVM_X86_SHADOW_INT_* */
 	bool triple_fault_pending; /* asked for by the program */
 	bool shutdown;             /* the guest could not handle a double fault */
 	bool delivering;           /* in kl_x86_deliver() for a hardware event or exception: EXT */

@@ -5,6 +5,8 @@
  */
 #include "x86_env.h"
 
+#include "host/cpu.h"
+
 /* The frame of a 64-bit event with an error code. */
 struct frame64 {
 	uint64_t error, rip, cs, rflags, rsp, ss;
@@ -159,6 +161,9 @@ static void triple_fault(void **state)
 	e->v->idt.limit = 0;
 	assert_run(e, KVM_EXIT_SHUTDOWN);
 	assert_false(e->v->exc.pending || e->v->exc.injected);
+	/* As INIT leaves it, on AMD. */
+	assert_int_equal(e->v->rip, kl_host_is_intel() ? CODE : 0xfff0);
+	assert_int_equal(!(e->v->cr0 & KL_CR0_PE), !kl_host_is_intel());
 }
 
 static void stack_fault_while_delivering(void **state)
