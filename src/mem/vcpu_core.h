@@ -36,6 +36,7 @@ enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 #define KL_REQ_UNHALT    (1u << 3) /* wake from HLT */
 #define KL_REQ_VM_DEAD   (1u << 4) /* never consumed: KVM_RUN returns EIO */
 #define KL_REQ_STOP      (1u << 5) /* another vCPU stops all others: leave guest mode */
+#define KL_REQ_PV        (1u << 6) /* pages that the guest shares with the engine are to be written */
 
 struct kl_vcpu_core {
 	_Atomic uint32_t requests; /* futex word of a halted vCPU */

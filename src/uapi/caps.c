@@ -110,6 +110,12 @@ static const int caps[] = {
 	[KVM_CAP_REINJECT_CONTROL] = 1,
 	[KVM_CAP_DEVICE_CTRL] = 1, /* of which there are no types */
 
+	/* Paravirtual. */
+	[KVM_CAP_ADJUST_CLOCK] = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
+	[KVM_CAP_KVMCLOCK_CTRL] = 1,
+	[KVM_CAP_ENFORCE_PV_FEATURE_CPUID] = 1,
+	[KVM_CAP_CLOCKSOURCE] = 1,
+
 	/* CPUID and MSRs. */
 	[KVM_CAP_EXT_CPUID] = 1,
 	[KVM_CAP_EXT_EMUL_CPUID] = 1,

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "host/guard.h"
 #include "host/sys.h"
+#include "pv/pv.h"
 #include "uapi/object.h"
 #include "x86/lapic.h"
 #include "x86/debug.h"
@@ -272,6 +273,14 @@ static long device_attr(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg)
 	}
 }
 
+static int enable_cap(struct kl_vcpu *v, const struct kvm_enable_cap *cap)
+{
+	if (cap->flags || cap->cap != KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
+		return -EINVAL;
+	v->pv->enforce = cap->args[0];
+	return 0;
+}
+
 /* As KVM: the padding is not looked at, and one page is success. */
 static long pre_fault_memory(struct kl_uvcpu *vc, unsigned long arg)
 {
@@ -378,8 +387,10 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 	case KVM_GET_DEVICE_ATTR:
 	case KVM_SET_DEVICE_ATTR:
 		return device_attr(vc, cmd, arg);
-	case KVM_ENABLE_CAP: /* a vCPU has none that could be enabled */
-		return SET(struct kvm_enable_cap, -EINVAL);
+	case KVM_ENABLE_CAP:
+		return SET(struct kvm_enable_cap, enable_cap(v, &x));
+	case KVM_KVMCLOCK_CTRL:
+		return LOCKED(vc, kl_pv_guest_stopped(v));
 	case KVM_GET_STATS_FD:
 		return kl_stats_open(vc->vm, vc, new_obj);
 	default:

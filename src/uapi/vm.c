@@ -13,6 +13,7 @@
 #include "host/sys.h"
 #include "mem/notifier_gate.h"
 #include "mmu/dirty.h"
+#include "pv/pv.h"
 #include "uapi/object.h"
 #include "x86/irqchip.h"
 #include "x86/tsc.h"
@@ -236,6 +237,23 @@ static long ioeventfd(struct kl_uvm *vm, unsigned long arg)
 	return kl_iobus_ioeventfd(&vm->bus, &a);
 }
 
+static long get_clock(struct kl_x86_vm *kvm, unsigned long arg)
+{
+	struct kvm_clock_data d;
+
+	kl_pv_get_clock(kvm, &d);
+	return kl_copy_to_user((void *)arg, &d, sizeof(d));
+}
+
+static long set_clock(struct kl_x86_vm *kvm, unsigned long arg)
+{
+	struct kvm_clock_data d;
+
+	if (kl_copy_from_user(&d, (void *)arg, sizeof(d)))
+		return -EFAULT;
+	return kl_pv_set_clock(kvm, &d);
+}
+
 static long enable_cap(struct kl_uvm *vm, unsigned long arg)
 {
 	struct kvm_enable_cap cap;
@@ -290,6 +308,10 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 		return coalesced(vm, arg, false);
 	case KVM_IOEVENTFD:
 		return ioeventfd(vm, arg);
+	case KVM_GET_CLOCK:
+		return get_clock(kvm, arg);
+	case KVM_SET_CLOCK:
+		return set_clock(kvm, arg);
 	case KVM_X86_SET_MSR_FILTER:
 		return kl_vm_set_msr_filter(vm, arg);
 	case KVM_GET_STATS_FD:

@@ -19,9 +19,11 @@
 #include "x86/insn.h"
 #include "x86/lapic.h"
 #include "x86/msr.h"
+#include "x86/paravirt.h"
 #include "x86/tsc.h"
 
-#define BIT(n)            (1u << (n))
+#define BIT(n) (1u << (n))
+static const char KVM_SIGNATURE[12] = "KVMKVMKVM"; /* EBX, ECX, EDX */
 #define KVM_FEATURES_LEAF 0x40000001u
 #define MAX_ENTRIES       256u
 
@@ -67,12 +69,6 @@ enum { EAX, EBX, ECX, EDX };
 	 BIT(29) /* LM */)
 #define F_8_7_EDX  BIT(8) /* invariant TSC */
 #define F_8_21_EAX (BIT(2) /* LFENCE serializes */ | BIT(6) /* null selectors clear the base */)
-
-/* What a paravirtual guest may rely on: port accesses need no delay. */
-#define PV_FEATURES BIT(KVM_FEATURE_NOP_IO_DELAY)
-#ifndef KVM_FEATURE_NOP_IO_DELAY
-#define KVM_FEATURE_NOP_IO_DELAY 1
-#endif
 
 struct regs {
 	uint32_t r[4];
@@ -225,12 +221,10 @@ static int add_function(struct list *l, uint32_t fn)
 		return add_xsave(l);
 	case 0x40000000:
 		e->eax = KVM_FEATURES_LEAF;
-		memcpy(&e->ebx, "KVMK", 4);
-		memcpy(&e->ecx, "VMKV", 4);
-		memcpy(&e->edx, "M\0\0\0", 4);
+		memcpy(&e->ebx, KVM_SIGNATURE, sizeof(KVM_SIGNATURE));
 		break;
 	case KVM_FEATURES_LEAF:
-		e->eax = PV_FEATURES;
+		e->eax = kl_pv_supported_features();
 		break;
 	case 0x80000000:
 		e->eax = kl_min(e->eax, 0x80000022u);
@@ -366,6 +360,23 @@ bool kl_guest_has(struct kl_vcpu *v, uint32_t fn, uint32_t index, unsigned reg, 
 	return e && (reg_of(e, reg) & BIT(bit));
 }
 
+/* Hypervisors' leaves may begin at each of these. */
+#define KVM_BASE      0x40000000u
+#define KVM_BASE_END  0x40010000u
+#define KVM_BASE_STEP 0x100u
+
+static const struct kvm_cpuid_entry2 *find_kvm(const struct kvm_cpuid_entry2 *e, unsigned n,
+					       uint32_t fn)
+{
+	for (uint32_t base = KVM_BASE; base < KVM_BASE_END; base += KVM_BASE_STEP) {
+		const struct kvm_cpuid_entry2 *s = find(e, n, base, 0);
+
+		if (s && !memcmp(&s->ebx, KVM_SIGNATURE, sizeof(KVM_SIGNATURE)))
+			return find(e, n, base | fn, 0);
+	}
+	return NULL;
+}
+
 static void put_bit(uint32_t *r, unsigned bit, bool on)
 {
 	*r = on ? *r | BIT(bit) : *r & ~BIT(bit);
@@ -389,6 +400,10 @@ static void refresh(struct kl_vcpu *v, struct kvm_cpuid_entry2 *e, unsigned n)
 	x = (struct kvm_cpuid_entry2 *)find(e, n, 0xd, 1);
 	if (x && (x->eax & XSAVE_COMPACTED))
 		x->ebx = kl_xsave_size(v->xcr0);
+	/* A vCPU that halts without exits cannot be kicked out of it. */
+	x = (struct kvm_cpuid_entry2 *)find_kvm(e, n, 1);
+	if (x && (v->kvm->disabled_exits & KVM_X86_DISABLE_EXITS_HLT))
+		put_bit(&x->eax, KL_PV_UNHALT, false);
 }
 
 void kl_x86_refresh_cpuid(struct kl_vcpu *v)
@@ -401,6 +416,11 @@ static bool vendor_is_amd(const struct kvm_cpuid_entry2 *e)
 {
 	return (e->ebx == 0x68747541 && e->edx == 0x69746e65 && e->ecx == 0x444d4163) ||
 	       (e->ebx == 0x6f677948 && e->edx == 0x6e65476e && e->ecx == 0x656e6975);
+}
+
+const struct kvm_cpuid_entry2 *kl_kvm_cpuid(struct kl_vcpu *v, uint32_t fn)
+{
+	return find_kvm(v->cpuid, v->nr_cpuid, fn);
 }
 
 static void derive(struct kl_vcpu *v)
@@ -489,6 +509,7 @@ int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *in, unsig
 	v->nr_cpuid = n;
 	derive(v);
 	kl_apic_cpuid_changed(v);
+	kl_pv_cpuid_changed(v);
 	kl_tlb_flush(v);
 	return 0;
 }

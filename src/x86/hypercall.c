@@ -4,15 +4,13 @@
  * other one is #UD there, which KVM answers by writing the right instruction over it, as an
  * ordinary guest store, unless the quirk is disabled.
  */
-#include <sched.h>
-
 #include "x86/access.h"
 #include "x86/guest_cpuid.h"
 #include "x86/hypercall.h"
 #include "x86/insn.h"
+#include "x86/paravirt.h"
 
 #define HC_VAPIC_POLL_IRQ 1
-#define HC_SCHED_YIELD    11
 #define HC_EPERM          1
 #define HC_EINVAL         22
 #define HC_ENOSYS         1000
@@ -57,22 +55,20 @@ static int64_t map_gpa_range(struct kl_vcpu *v, const struct kl_op *op)
 
 static enum kl_next hypercall(struct kl_vcpu *v, const struct kl_op *op)
 {
+	const uint64_t arg[4] = {argument(v, KL_RBX), argument(v, KL_RCX), argument(v, KL_RDX),
+				 argument(v, KL_RSI)};
 	int64_t ret = -HC_ENOSYS;
 
 	if (v->cpl) {
 		ret = -HC_EPERM;
 	} else if (argument(v, KL_RAX) == HC_VAPIC_POLL_IRQ) {
 		ret = 0;
-	} else if (argument(v, KL_RAX) == HC_SCHED_YIELD) {
-		/* To anybody: the host's scheduler cannot be told whom the guest means. */
-		kl_guest_pause(v);
-		sched_yield();
-		kl_guest_resume(v);
-		ret = 0;
 	} else if (argument(v, KL_RAX) == KL_HC_MAP_GPA_RANGE) {
 		ret = map_gpa_range(v, op);
 		if (!ret)
 			return KL_JUMPED_STOP; /* counted when the answer is there */
+	} else if (!kl_pv_hypercall(v, argument(v, KL_RAX), arg, &ret)) {
+		ret = -HC_ENOSYS;
 	}
 	set_result(v, (uint64_t)ret);
 	return KL_NEXT;

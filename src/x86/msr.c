@@ -21,6 +21,7 @@
 #include "x86/lapic.h"
 #include "x86/mce.h"
 #include "x86/paging.h"
+#include "x86/paravirt.h"
 #include "x86/tsc.h"
 
 #define MISC_ENABLE_EMON          (1ull << 7)
@@ -32,16 +33,40 @@
 #define FEATURE_CONTROL_LMCE      (1ull << 20)
 
 enum result { OK, REFUSED, UNKNOWN, FILTERED };
+_Static_assert((int)OK == KL_PV_OK && (int)REFUSED == KL_PV_REFUSED &&
+		       (int)UNKNOWN == KL_PV_UNKNOWN,
+	       "the results of pv/");
 
 const uint32_t kl_x86_msr_list[] = {
-	KL_MSR_SYSENTER_CS,   KL_MSR_SYSENTER_ESP,  KL_MSR_SYSENTER_EIP,
-	KL_MSR_STAR,          KL_MSR_CSTAR,         KL_MSR_KERNEL_GS_BASE,
-	KL_MSR_FMASK,         KL_MSR_LSTAR,         KL_MSR_TSC,
-	KL_MSR_PAT,           KL_MSR_TSC_AUX,       KL_MSR_DEBUGCTL,
-	KL_MSR_TSC_ADJUST,    KL_MSR_TSC_DEADLINE,  KL_MSR_ARCH_CAPABILITIES,
-	KL_MSR_MISC_ENABLE,   KL_MSR_MCG_STATUS,    KL_MSR_MCG_CTL,
-	KL_MSR_PLATFORM_INFO, KL_MSR_MISC_FEATURES, KL_MSR_POWER_CTL,
-	KL_MSR_UCODE_REV,     KL_MSR_HWCR,
+	KL_MSR_SYSENTER_CS,
+	KL_MSR_SYSENTER_ESP,
+	KL_MSR_SYSENTER_EIP,
+	KL_MSR_STAR,
+	KL_MSR_CSTAR,
+	KL_MSR_KERNEL_GS_BASE,
+	KL_MSR_FMASK,
+	KL_MSR_LSTAR,
+	KL_MSR_TSC,
+	KL_MSR_PAT,
+	KL_MSR_TSC_AUX,
+	KL_MSR_DEBUGCTL,
+	KL_MSR_TSC_ADJUST,
+	KL_MSR_TSC_DEADLINE,
+	KL_MSR_ARCH_CAPABILITIES,
+	KL_MSR_MISC_ENABLE,
+	KL_MSR_MCG_STATUS,
+	KL_MSR_MCG_CTL,
+	KL_MSR_PLATFORM_INFO,
+	KL_MSR_MISC_FEATURES,
+	KL_MSR_POWER_CTL,
+	KL_MSR_UCODE_REV,
+	KL_MSR_HWCR,
+	KL_MSR_KVM_WALL_CLOCK,
+	KL_MSR_KVM_SYSTEM_TIME,
+	KL_MSR_KVM_WALL_CLOCK_NEW,
+	KL_MSR_KVM_SYSTEM_TIME_NEW,
+	KL_MSR_KVM_STEAL_TIME,
+	KL_MSR_KVM_POLL_CONTROL,
 };
 const unsigned kl_x86_nr_msrs = KL_ARRAY_SIZE(kl_x86_msr_list);
 
@@ -293,7 +318,7 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = kl_apic_tsc_deadline(v);
 		break;
 	default:
-		return UNKNOWN;
+		return (enum result)kl_pv_get_msr(v, index, data);
 	}
 	return OK;
 }
@@ -526,7 +551,7 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 	case 0xc0010058: /* MMIO_CONF_BASE */
 		return data ? REFUSED : OK;
 	default:
-		return UNKNOWN;
+		return (enum result)kl_pv_set_msr(v, index, data, host);
 	}
 	return OK;
 }

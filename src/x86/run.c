@@ -24,6 +24,7 @@
 #include "x86/irqchip.h"
 #include "x86/lapic.h"
 #include "x86/msr.h"
+#include "x86/paravirt.h"
 #include "x86/segment.h"
 #include "x86/task.h"
 
@@ -618,10 +619,15 @@ static int poll_requests(struct kl_vcpu *v)
 	if (KL_UNLIKELY(signal_pending(v)))
 		return interrupted(v);
 	if (req & (KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP)) {
-		req = kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP);
+		req |= kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP);
 		kl_stat_own_add(&v->core.stats.request_exits, 1);
 		if ((req & KL_REQ_UNHALT) && waits_for_event(v))
 			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
+	}
+	if (KL_UNLIKELY(req & KL_REQ_PV)) {
+		kl_vcpu_take_requests(&v->core, KL_REQ_PV);
+		if (kl_pv_update(v))
+			return interrupted(v);
 	}
 	return 0;
 }
@@ -657,7 +663,7 @@ static int block_uninitialized(struct kl_vcpu *v)
 		if (signal_pending(v))
 			return interrupted(v);
 		/* First: what comes after the look sets it again. */
-		kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+		kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_PV);
 		if (has_event(v) || kl_apic_has_init_or_sipi(v))
 			break;
 		racepoint("vcpu-uninitialized");
@@ -762,7 +768,9 @@ int kl_x86_run(struct kl_vcpu *v)
 			r = -EINTR;
 		if (r == STEP_ON) {
 			v->runnable_once = true;
+			kl_pv_enter(v);
 			r = loop(v);
+			kl_pv_leave(v);
 		}
 	}
 

@@ -20,6 +20,7 @@
 #include "x86/mce.h"
 #include "x86/msr.h"
 #include "x86/paging.h"
+#include "x86/paravirt.h"
 #include "x86/segment.h"
 #include "x86/tsc.h"
 
@@ -36,6 +37,13 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 	kl_mutex_init(&vm->lock, KL_RANK_VM);
 	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
 	vm->tsc_khz = vm->default_tsc_khz = kl_host_tsc_khz();
+	r = kl_pv_vm_create(vm);
+	if (r) {
+		kl_mutex_destroy(&vm->tsc_lock);
+		kl_mutex_destroy(&vm->lock);
+		kl_vm_destroy(&vm->mem);
+		return r;
+	}
 	kl_apic_vm_init(vm);
 	return 0;
 }
@@ -45,6 +53,7 @@ void kl_x86_vm_destroy(struct kl_x86_vm *vm)
 	kl_vm_destroy(&vm->mem);
 	kl_msr_filter_free(vm);
 	kl_apic_vm_destroy(vm);
+	kl_pv_vm_destroy(vm);
 	kl_mutex_destroy(&vm->tsc_lock);
 	kl_mutex_destroy(&vm->lock);
 }
@@ -74,20 +83,25 @@ int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 	r = kl_tsc_set_khz(v, vm->default_tsc_khz);
 	if (r)
 		goto out_apic;
-	kl_tsc_synchronize(v, NULL);
 	if (vm->irqchip && id != vm->boot_cpu_id)
 		state = KVM_MP_STATE_UNINITIALIZED;
 	atomic_store_explicit(&v->mp_state, state, memory_order_relaxed);
 	r = kl_blocks_create(v);
 	if (r)
 		goto out_apic;
+	r = kl_pv_vcpu_create(v);
+	if (r)
+		goto out_blocks;
 	/* From here on others find it. */
 	r = kl_vcpu_core_add(&vm->mem, &v->core, id);
 	if (r)
-		goto out_blocks;
+		goto out_pv;
+	kl_tsc_synchronize(v, NULL);
 	kl_apic_online(v);
 	*out = v;
 	return 0;
+out_pv:
+	kl_pv_vcpu_destroy(v);
 out_blocks:
 	kl_blocks_destroy(v);
 out_apic:
@@ -100,6 +114,7 @@ out_free:
 void kl_x86_vcpu_destroy(struct kl_vcpu *v)
 {
 	kl_apic_destroy(v);
+	kl_pv_vcpu_destroy(v);
 	kl_blocks_destroy(v);
 	free(v->cpuid);
 	kl_sys_unmap(v, sizeof(*v));
@@ -135,6 +150,8 @@ void kl_x86_reset(struct kl_vcpu *v, bool init_event)
 	v->cr0 = cr0;
 	kl_msr_reset(v, init_event);
 	kl_apic_reset(v, init_event);
+	if (init_event)
+		kl_pv_vcpu_reset(v);
 	if (!init_event) {
 		v->xcr0 = 1;
 		kl_fpu_reset(v);

@@ -64,8 +64,19 @@ static void set_offset(struct kl_vcpu *v, uint64_t offset, uint64_t data, uint64
 	vm->tsc_last_khz = v->tsc_khz;
 	vm->tsc_last_offset = offset;
 	v->tsc_offset = offset;
-	if (!matched)
+	if (!matched) {
 		vm->tsc_offset = offset;
+		vm->tsc_generation++;
+		atomic_store(&vm->tsc_nr_matched, 0);
+	} else if (v->tsc_generation != vm->tsc_generation) {
+		atomic_fetch_add(&vm->tsc_nr_matched, 1);
+	}
+	v->tsc_generation = vm->tsc_generation;
+}
+
+bool kl_tsc_matched(const struct kl_x86_vm *vm)
+{
+	return atomic_load(&vm->tsc_nr_matched) + 1 == atomic_load(&vm->mem.nr_vcpus);
 }
 
 void kl_tsc_synchronize(struct kl_vcpu *v, const uint64_t *user_value)

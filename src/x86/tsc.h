@@ -35,6 +35,8 @@ int kl_tsc_set_khz(struct kl_vcpu *v, uint32_t khz) KL_MUST_CHECK;
 
 /* A host TSC write, or the first sight of a vCPU (NULL): keeps vCPUs in step as KVM does. */
 void kl_tsc_synchronize(struct kl_vcpu *v, const uint64_t *user_value);
+/* Do all vCPUs have one rate and one offset, as far as the program goes? */
+bool kl_tsc_matched(const struct kl_x86_vm *vm);
 /* KVM_VCPU_TSC_OFFSET. */
 void kl_tsc_set_offset(struct kl_vcpu *v, uint64_t offset);
 /* WRMSR of the TSC by the guest: TSC_ADJUST follows. */

@@ -325,6 +325,7 @@ struct kl_vcpu {
 	uint64_t mcg_cap, mcg_status, mcg_ctl, mcg_ext_ctl, mce_banks[32 * 4], mci_ctl2[32];
 	uint64_t tsc_offset, tsc_ratio; /* tsc.h */
 	uint32_t tsc_khz;
+	uint64_t tsc_generation;
 
 	/* CPUID as the program set it. */
 	struct kvm_cpuid_entry2 *cpuid;
@@ -380,6 +381,8 @@ struct kl_vcpu {
 	bool request_interrupt_window;
 	bool immediate_exit;
 
+	struct kl_pv_vcpu *pv; /* pv/pv.h */
+
 	/* Instructions. */
 	struct kl_block_cache *blocks;
 	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */
@@ -401,6 +404,7 @@ struct kl_vcpu {
 struct kl_x86_vm {
 	struct kl_vm mem;     /* first */
 	struct kl_mutex lock; /* rank VM */
+	struct kl_pv_vm *pv;  /* pv/pv.h */
 	/* In-engine interrupt controllers (irqchip.h); set once, before the first vCPU. */
 	_Atomic bool irqchip; /* local APICs: KVM_CREATE_IRQCHIP or KVM_CAP_SPLIT_IRQCHIP */
 	struct kl_pic *pic;   /* these two: KVM_CREATE_IRQCHIP only */
@@ -434,6 +438,8 @@ struct kl_x86_vm {
 	uint64_t tsc_last_offset;                /* vCPU of which rate */
 	uint32_t tsc_last_khz;
 	bool tsc_user_set;
+	uint64_t tsc_generation;         /* of the offset that vCPUs have in common */
+	_Atomic unsigned tsc_nr_matched; /* vCPUs that have it, but for the first */
 	/* Immutable once set, replaced whole; read under mem.srcu. */
 	_Atomic(struct kl_msr_filter *) msr_filter;
 	/*

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the engine writes into guest memory for guests that know that they run on KVM: kvmclock and
+ * steal time (X3).
+ *
+ * All of it belongs to the vCPU's thread (uapi holds the vCPU's mutex), except kl_pv_vm. Pages are
+ * reached through caches (mem/gpc.h) and never matter to the guest's progress: one that is missing
+ * is written when it is there (B26).
+ */
+#pragma once
+
+#include "mem/gpc.h"
+#include "x86/paravirt.h"
+
+/* The same instant on three clocks. */
+struct kl_pv_moment {
+	uint64_t tsc;  /* the host's */
+	uint64_t boot; /* ns since the host was started, not slewed */
+	uint64_t real; /* ns since 1970 */
+};
+
+/* struct pvclock_vcpu_time_info: ABI. */
+struct kl_pvclock {
+	uint32_t version, pad0;
+	uint64_t tsc_timestamp, system_time;
+	uint32_t tsc_to_system_mul;
+	int8_t tsc_shift;
+	uint8_t flags, pad[2];
+};
+#define KL_PVCLOCK_TSC_STABLE    (1u << 0)
+#define KL_PVCLOCK_GUEST_STOPPED (1u << 1)
+
+struct kl_pv_vm {
+	struct kl_mutex lock;       /* rank LEAF; the rest */
+	struct kl_pv_moment master; /* where all vCPUs' clocks start from */
+	int64_t clock_offset;       /* kvmclock = boot + offset */
+	bool old_clock;             /* vCPU 0 uses the old MSR: its clock is never stable */
+	_Atomic uint64_t wall_clock;
+};
+
+/* Work that a guest's MSR write or hypercall left. */
+enum kl_pv_todo {
+	KL_PV_CLOCK = 1 << 0,       /* write the clock page */
+	KL_PV_CLOCK_MOVED = 1 << 1, /* its MSR changed */
+	KL_PV_STEAL = 1 << 2,
+	KL_PV_STEAL_MOVED = 1 << 3,
+	KL_PV_WALL_CLOCK = 1 << 4,
+	KL_PV_CLOCK_PAIRING = 1 << 5,
+};
+
+struct kl_pv_vcpu {
+	_Atomic uint32_t todo; /* enum kl_pv_todo; others set CLOCK */
+	uint32_t features;     /* KVM_CPUID_FEATURES.EAX of the guest's CPUID */
+	bool enforce;          /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
+
+	uint64_t clock_msr;
+	struct kl_gpc clock;
+	bool stopped; /* KVM_KVMCLOCK_CTRL: tell the guest */
+	uint64_t pairing_gpa;
+	struct kl_gpc once; /* for areas that are written once */
+
+	uint64_t steal_msr;
+	struct kl_gpc steal;
+	uint64_t run_delay;      /* of thread steal_tid, when it was read last */
+	uint64_t run_delay_read; /* the host's TSC then */
+	pid_t steal_tid;         /* of the thread that steal_fd tells of; 0: none */
+	int steal_fd;
+
+	uint64_t poll_control;
+};
+
+KL_INLINE bool kl_pv_has(const struct kl_vcpu *v, enum kl_pv_feature f)
+{
+	return !v->pv->enforce || (v->pv->features >> f & 1);
+}
+
+/* Note @todo, and have it done before the next instruction. */
+void kl_pv_ask(struct kl_vcpu *v, uint32_t todo);
+
+/* All vCPUs write their clock pages before they go on. Any thread. */
+void kl_pv_ask_all(struct kl_x86_vm *vm);
+
+/*
+ * Let @fn write the area of @c, locked and guarded. 0; -EINTR; -EFAULT and others: it is not there.
+ * The second does not wait for the page: -EAGAIN.
+ */
+typedef void kl_pv_write_fn(void *p, void *arg);
+int kl_pv_write(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg) KL_MUST_CHECK;
+int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg);
+
+/* clock.c */
+struct kl_pv_moment kl_pv_now(void);
+void kl_pvclock_scale(uint32_t khz, struct kl_pvclock *c);
+uint64_t kl_pvclock_ns(const struct kl_pvclock *c, uint64_t tsc);
+int kl_pv_clock_moved(struct kl_vcpu *v) KL_MUST_CHECK;
+int kl_pv_clock_update(struct kl_vcpu *v) KL_MUST_CHECK;
+int kl_pv_wall_clock_update(struct kl_vcpu *v) KL_MUST_CHECK;
+int kl_pv_clock_pairing(struct kl_vcpu *v) KL_MUST_CHECK;
+/* KVM_GET_CLOCK; KVM_SET_CLOCK: 0, or -EINVAL: unknown flags. */
+void kl_pv_get_clock(struct kl_x86_vm *vm, struct kvm_clock_data *d);
+int kl_pv_set_clock(struct kl_x86_vm *vm, const struct kvm_clock_data *d) KL_MUST_CHECK;
+/* KVM_KVMCLOCK_CTRL: 0, or -EINVAL: the guest has no clock page. */
+int kl_pv_guest_stopped(struct kl_vcpu *v) KL_MUST_CHECK;
+
+/* steal.c */
+bool kl_pv_steal_supported(void);
+int kl_pv_steal_moved(struct kl_vcpu *v) KL_MUST_CHECK;
+int kl_pv_steal_update(struct kl_vcpu *v) KL_MUST_CHECK;
+void kl_pv_steal_leave(struct kl_vcpu *v);
+void kl_pv_steal_close(struct kl_pv_vcpu *pv);
