@@ -9,8 +9,6 @@
 #include "x86_env.h"
 
 #include "ref_transfer.h"
-#include "x86/access.h"
-#include "x86/insn.h"
 
 #define FIRST  16u /* random descriptors: this one to LAST */
 #define LAST   47u
@@ -164,35 +162,6 @@ static void put_operands(struct env *e, const struct ref_env *r, enum ref_insn i
 	put_word(e, &sp, o->ss, r->wide);
 }
 
-/* -1, or the exception. */
-static int execute(struct env *e, uint32_t *error)
-{
-	struct kl_vcpu *v = e->v;
-	int why;
-
-	kl_engine_enter();
-	v->exc.pending = false;
-	kl_self.guard = &v->jmp;
-	why = _setjmp(v->jmp);
-	if (!why) {
-		v->in_run = true;
-		kl_vcpu_enter_guest(&v->core);
-		kl_serve_flush(v);
-		kl_interp_one(v);
-	}
-	kl_vcpu_leave_guest(&v->core);
-	kl_self.guard = NULL;
-	v->in_run = v->delivering = false;
-	kl_engine_leave();
-	v->exit_pending = false;
-	v->int_shadow = 0;
-	if (!why)
-		return -1;
-	assert_int_equal(why, KL_LEAVE_EXCEPTION);
-	*error = v->exc.has_error ? v->exc.error : 0;
-	return v->exc.nr;
-}
-
 /* ---- what must have happened ---- */
 
 struct state {
@@ -320,7 +289,7 @@ static void compare(struct env *e, bool wide, unsigned cpl, enum ref_insn insn)
 	put_operands(e, &r, insn, &o);
 	want = ref_execute(&r, insn, &o);
 	save(e, &before);
-	got = execute(e, &error);
+	got = env_one(e, &error);
 	if (got != want.vector)
 		wrong = "exception";
 	else if (got >= 0 && error != want.error)

@@ -19,6 +19,7 @@
 #include "host/guard.h"
 #include "mem/notifier_gate.h"
 #include "mem/vm.h"
+#include "x86/access.h"
 #include "x86/irqchip.h"
 #include "x86/vcpu.h"
 
@@ -282,6 +283,36 @@ static inline int env_run(struct env *e)
 	r = kl_x86_run(e->v);
 	kl_engine_leave();
 	return r;
+}
+
+/* The next instruction alone, and no event. -1: done, an exit included; else the exception. */
+static inline int env_one(struct env *e, uint32_t *error)
+{
+	struct kl_vcpu *v = e->v;
+	int why;
+
+	kl_engine_enter();
+	v->exc.pending = false;
+	kl_self.guard = &v->jmp;
+	why = _setjmp(v->jmp);
+	if (!why) {
+		v->in_run = true;
+		kl_vcpu_enter_guest(&v->core);
+		kl_serve_flush(v);
+		kl_interp_one(v);
+	}
+	kl_vcpu_leave_guest(&v->core);
+	kl_self.guard = NULL;
+	v->in_run = v->delivering = false;
+	kl_engine_leave();
+	v->exit_pending = false;
+	v->pending = KL_PENDING_NONE;
+	v->int_shadow = 0;
+	if (why == 0 || why == KL_LEAVE_EXIT)
+		return -1;
+	assert_int_equal(why, KL_LEAVE_EXCEPTION);
+	*error = v->exc.has_error ? v->exc.error : 0;
+	return v->exc.nr;
 }
 
 #define assert_run(e, reason_)                                  \
