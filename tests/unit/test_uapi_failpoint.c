@@ -95,7 +95,8 @@ static void fail_each_in_turn(void **state)
 		"vcpu-run-map",     "x86-vcpu-map",    "x86-blocks-map",    "pic-alloc",
 		"ioapic-alloc",     "pit-alloc",       "irq-routing-alloc", "irq-table-alloc",
 		"irq-routing-copy", "irqfd-alloc",     "irqfd-epoll",       "irqfd-stop",
-		"irqfd-thread",     "irqfd-resampler", "irqfd-watch",       "timer-thread"};
+		"irqfd-thread",     "irqfd-resampler", "irqfd-watch",       "timer-thread",
+		"apic-alloc"};
 	struct life l = {.ram = mmap(NULL, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
 				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
 			 .efd = {eventfd(0, 0), eventfd(0, 0)}};
