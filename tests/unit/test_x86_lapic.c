@@ -849,7 +849,7 @@ static void expired_before_sleep(void **state)
 	kl_racepoint_arm("apic-timer-pending", 1);
 	start(e, &t);
 	assert_true(kl_racepoint_wait("vcpu-halts", TIMEOUT));
-	set(e->v, APIC_TMICT, 1);
+	set(e->v, APIC_TMICT, 100000000); /* in the helper, not here */
 	assert_true(kl_racepoint_wait("apic-timer-pending", TIMEOUT));
 	kl_racepoint_release("vcpu-halts");
 	kl_racepoint_release("apic-timer-pending");
