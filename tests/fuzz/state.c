@@ -484,6 +484,32 @@ static void set_blob(struct vcpu *v)
 	ioctl(v->fd, kinds[k].set, &u);
 }
 
+/* The interrupt controllers' states, which are the VM's. */
+static void set_controller(struct vm *vm, uint64_t *rng)
+{
+	struct kvm_irqchip chip = {.chip_id = (uint32_t)below(rng, 3)};
+	struct kvm_pit_config config = {.flags = (uint32_t)below(rng, 2)};
+	struct kvm_pit_state2 pit;
+
+	switch (below(rng, 8)) {
+	case 0:
+		ioctl(vm->fd, KVM_CREATE_PIT2, &config);
+		break;
+	case 1:
+	case 2:
+		if (ioctl(vm->fd, KVM_GET_PIT2, &pit))
+			return;
+		spoil(rng, &pit, sizeof(pit));
+		ioctl(vm->fd, KVM_SET_PIT2, &pit);
+		break;
+	default:
+		if (ioctl(vm->fd, KVM_GET_IRQCHIP, &chip))
+			return;
+		spoil(rng, &chip.chip, sizeof(chip.chip));
+		ioctl(vm->fd, KVM_SET_IRQCHIP, &chip);
+	}
+}
+
 void disturb(struct vm *vm, struct vcpu *v)
 {
 	uint64_t *rng = &v->rng;
@@ -494,7 +520,7 @@ void disturb(struct vm *vm, struct vcpu *v)
 	struct kvm_msi msi = {.address_lo = 0xfee00000 | (uint32_t)below(rng, 0x100000),
 			      .data = (uint32_t)below(rng, 0x10000)};
 
-	switch (below(rng, 11)) {
+	switch (below(rng, 12)) {
 	case 0:
 		ioctl(v->fd, KVM_INTERRUPT, &irq);
 		v->run->request_interrupt_window = (uint8_t)below(rng, 2);
@@ -526,6 +552,9 @@ void disturb(struct vm *vm, struct vcpu *v)
 		v->garbage = true;
 		if (once_in(rng, 2))
 			spoil(rng, &v->run->s, sizeof(v->run->s.regs));
+		break;
+	case 10:
+		set_controller(vm, rng);
 		break;
 	default:
 		set_blob(v);

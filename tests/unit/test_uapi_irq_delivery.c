@@ -385,6 +385,87 @@ static void ioapic_retargeted_in_service(void **state)
 	assert_int_equal(get_entry(&g, 20) & E_RIRR, 0);
 }
 
+static struct dev vcpu1;
+static struct kvm_run *run1;
+
+static void swap_vcpus(void)
+{
+	struct dev d = g.vcpu;
+	struct kvm_run *r = g.run;
+
+	g.vcpu = vcpu1;
+	g.run = run1;
+	vcpu1 = d;
+	run1 = r;
+}
+
+/* A second vCPU, running, with its APIC enabled. */
+static void second_vcpu(void)
+{
+	struct kvm_mp_state mp = {.mp_state = KVM_MP_STATE_RUNNABLE};
+
+	vcpu1 = make_vcpu(&g.vm, 1);
+	run1 = map_run(&vcpu1);
+	assert_int_equal(dev_ioctl_p(&vcpu1, KVM_SET_MP_STATE, &mp), 0);
+	swap_vcpus();
+	lapic_write(0xf0, 0x1ff);
+	swap_vcpus();
+}
+
+static void no_second_vcpu(void)
+{
+	munmap(run1, RUN_SIZE);
+	dev_close(&vcpu1);
+}
+
+/* Two pins with one vector and different vCPUs: each ends its own. */
+static void ioapic_same_vector(void **state)
+{
+	(void)state;
+	if (!apic_has_isr())
+		skip();
+	second_vcpu();
+	ioapic_entry(&g, 20, E_LEVEL | 0x61);
+	ioapic_entry(&g, 21, E_LEVEL | 0x61 | 1ull << 56);
+	irq_line(&g, 20, 1);
+	irq_line(&g, 21, 1);
+	assert_int_equal(take(), 1);
+	irq_line(&g, 20, 0);
+	irq_line(&g, 21, 0);
+	lapic_eoi();
+	assert_int_equal(get_entry(&g, 20) & E_RIRR, 0);
+	assert_int_equal(get_entry(&g, 21) & E_RIRR, E_RIRR);
+	swap_vcpus();
+	assert_int_equal(take(), 1);
+	assert_int_equal(ints[0], 0x61);
+	lapic_eoi();
+	assert_int_equal(get_entry(&g, 21) & E_RIRR, 0);
+	swap_vcpus();
+	no_second_vcpu();
+}
+
+/* The RTC's interrupt goes to both, and is served when both have ended it. */
+static void rtc_to_two(void **state)
+{
+	(void)state;
+	if (!apic_has_isr())
+		skip();
+	second_vcpu();
+	ioapic_entry(&g, 8, 0x73 | 0xffull << 56);
+	assert_int_equal(irq_status(&g, 8, 1), 2);
+	irq_line(&g, 8, 0);
+	assert_int_equal(take(), 1);
+	lapic_eoi();
+	assert_int_equal(irq_status(&g, 8, 1), 0);
+	irq_line(&g, 8, 0);
+	swap_vcpus();
+	assert_int_equal(take(), 1);
+	lapic_eoi();
+	swap_vcpus();
+	assert_int_equal(irq_status(&g, 8, 1), 2);
+	no_second_vcpu();
+}
+
 /* State that is set with requests delivers them. */
 static void ioapic_set_delivers(void **state)
 {
@@ -819,6 +900,8 @@ int main(void)
 		APIC(ioapic_level),
 		APIC(ioapic_edge),
 		APIC(ioapic_retargeted_in_service),
+		APIC(ioapic_same_vector),
+		APIC(rtc_to_two),
 		APIC(ioapic_set_delivers),
 		APIC(rtc_is_coalesced),
 		APIC(rtc_after_restore),

@@ -149,6 +149,52 @@ static void capabilities(void **state)
 			expect[i].val);
 }
 
+/* What cannot be read or written, once everything is there. */
+static void bad_pointers(void **state)
+{
+	static const struct {
+		unsigned long cmd;
+		size_t size;
+	} reads[] = {
+		{KVM_GET_IRQCHIP, sizeof(struct kvm_irqchip)},
+		{KVM_SET_IRQCHIP, sizeof(struct kvm_irqchip)},
+		{KVM_GET_PIT, sizeof(struct kvm_pit_state)},
+		{KVM_SET_PIT, sizeof(struct kvm_pit_state)},
+		{KVM_SET_PIT2, sizeof(struct kvm_pit_state2)},
+		{KVM_CREATE_PIT2, sizeof(struct kvm_pit_config)},
+		{KVM_REINJECT_CONTROL, sizeof(struct kvm_reinject_control)},
+		{KVM_IRQ_LINE, sizeof(struct kvm_irq_level)},
+		{KVM_IRQ_LINE_STATUS, sizeof(struct kvm_irq_level)},
+		{KVM_SIGNAL_MSI, sizeof(struct kvm_msi)},
+		{KVM_SET_GSI_ROUTING, sizeof(struct kvm_irq_routing)},
+		{KVM_IRQFD, sizeof(struct kvm_irqfd)},
+	};
+	static const unsigned long writes[] = {KVM_GET_IRQCHIP, KVM_GET_PIT, KVM_GET_PIT2,
+					       KVM_IRQ_LINE_STATUS};
+	struct kvm_pit_config c = {0};
+	char *p = half_mapped();
+	struct kvm_irq_routing *head;
+
+	(void)state;
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_CREATE_PIT2, &c), 0);
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(reads); i++) {
+		assert_int_equal(dev_ioctl(&g.vm, reads[i].cmd, 0), -EFAULT);
+		assert_int_equal(
+			dev_ioctl_p(&g.vm, reads[i].cmd, p + KL_PAGE_SIZE - reads[i].size + 1),
+			-EFAULT);
+	}
+	/* The table ends in the middle of an entry. */
+	head = (void *)(p + KL_PAGE_SIZE - sizeof(*head) -
+			sizeof(struct kvm_irq_routing_entry) * 3 / 2);
+	*head = (struct kvm_irq_routing){.nr = 2};
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_SET_GSI_ROUTING, head), -EFAULT);
+	memset(p, 0, KL_PAGE_SIZE);
+	assert_int_equal(mprotect(p, KL_PAGE_SIZE, PROT_READ), 0);
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(writes); i++)
+		assert_int_equal(dev_ioctl_p(&g.vm, writes[i], p), -EFAULT);
+	munmap(p, 2 * KL_PAGE_SIZE);
+}
+
 /* ---- states ------------------------------------------------------------------------ */
 
 static void chips_as_made(void **state)
@@ -729,6 +775,32 @@ static void routing_is_checked(void **state)
 	assert_int_equal(set_routes(2), -EINVAL);
 }
 
+/* With 32-bit APIC ids the upper address has the upper bits, and nothing below. */
+static void messages_to_wide_ids(void **state)
+{
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_X2APIC_API,
+				     .args = {KVM_X2APIC_API_USE_32BIT_IDS}};
+	struct kvm_msi m = {.address_lo = 0xfee00000, .address_hi = 0xff, .data = 0x41};
+
+	(void)state;
+	memset(&routes, 0, sizeof(routes));
+	routes.e[0] = msi(0);
+	assert_int_equal(set_routes(1), 0);
+	assert_true(dev_ioctl_p(&g.vm, KVM_SIGNAL_MSI, &m) >= 0);
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_ENABLE_CAP, &cap), 0);
+	assert_int_equal(set_routes(1), -EINVAL);
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_SIGNAL_MSI, &m), -EINVAL);
+	/* A route of the time before is none any more. */
+	assert_int_equal(irq_status(&g, 0, 1), -1);
+	m.address_hi = 0;
+	assert_true(dev_ioctl_p(&g.vm, KVM_SIGNAL_MSI, &m) >= 0);
+	/* A vCPU that is not there. */
+	m.address_hi = 0x100;
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_SIGNAL_MSI, &m), 0);
+	routes.e[0].u.msi.address_hi = 0x100;
+	assert_int_equal(set_routes(1), 0);
+}
+
 static void routes_lead_to_pins(void **state)
 {
 	(void)state;
@@ -908,6 +980,7 @@ int main(void)
 		TEST(split_has_no_pins),
 		TEST(devices_of_no_type),
 		TEST(capabilities),
+		TEST(bad_pointers),
 		TEST(chips_as_made),
 		TEST(any_state_is_kept),
 		TEST(moved_ioapic_is_silent),
@@ -926,6 +999,7 @@ int main(void)
 		TEST(pit_counts),
 		TEST(pit_state_is_kept),
 		TEST(routing_is_checked),
+		TEST(messages_to_wide_ids),
 		TEST(routes_lead_to_pins),
 		TEST(irqfd_errnos),
 		TEST(irqfd_raises),
