@@ -12,7 +12,6 @@
  * Why DRAINED survives a second close: the object has not been open in between, so no reader can
  * have come; those whose cells name it find it closed and leave.
  */
-#include <linux/membarrier.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -36,18 +35,11 @@ struct chunk {
 _Static_assert(sizeof(struct chunk) <= CHUNK_BYTES, "as mapped");
 
 KL_TLS struct kl_bias_thread *kl_bias_self;
-bool kl_bias_fenced;
 
 static _Atomic(struct chunk *) chunks;
 static pthread_key_t key;
 static bool have_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static bool refused; /* a test says so */
-
-static long membarrier(int cmd)
-{
-	return kl_sys(SYS_membarrier, cmd, 0, 0);
-}
 
 static void release(void *place)
 {
@@ -61,7 +53,6 @@ static void release(void *place)
 static void init(void)
 {
 	have_key = !pthread_key_create(&key, release);
-	kl_bias_fenced = KL_TSAN || membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0;
 }
 
 /* One more chunk at @end, or the one that another thread put there meanwhile. */
@@ -91,7 +82,7 @@ static struct kl_bias_thread *claim_in(struct chunk *c)
 		while (used <= i && !atomic_compare_exchange_weak(&c->used, &used, i + 1))
 			;
 		if (atomic_compare_exchange_strong(&t->taken, &no, 1)) {
-			t->index = c->first_index + i;
+			t->index = kl_min(c->first_index + i, (uint64_t)KL_BIAS_INDEXES - 1);
 			return t;
 		}
 	}
@@ -122,7 +113,7 @@ struct kl_bias_thread *kl_bias_register(void)
 	return t;
 }
 
-bool kl_bias_enter_another(struct kl_bias_thread *t, const struct kl_bias *b)
+bool kl_bias_enter(struct kl_bias_thread *t, const struct kl_bias *b)
 {
 	unsigned i = (unsigned)__builtin_ctz(~t->used);
 
@@ -133,18 +124,32 @@ bool kl_bias_enter_another(struct kl_bias_thread *t, const struct kl_bias *b)
 	return true;
 }
 
-bool kl_bias_leave_other(struct kl_bias_thread *t, const struct kl_bias *b)
+/* The cell of @t that names @b, or -1. A cell never moves: who looks at them would miss it. */
+static int cell_of(const struct kl_bias_thread *t, const struct kl_bias *b)
 {
 	for (uint32_t left = t ? t->used : 0; left; left &= left - 1) {
-		unsigned i = (unsigned)__builtin_ctz(left);
+		int i = __builtin_ctz(left);
 
-		if (atomic_load_explicit(&t->cell[i], memory_order_relaxed) != b)
-			continue;
-		t->used &= ~(1u << i);
-		atomic_store_explicit(&t->cell[i], NULL, memory_order_release);
-		return true;
+		if (atomic_load_explicit(&t->cell[i], memory_order_relaxed) == b)
+			return i;
 	}
-	return false;
+	return -1;
+}
+
+bool kl_bias_reads(const struct kl_bias_thread *t, const struct kl_bias *b)
+{
+	return cell_of(t, b) >= 0;
+}
+
+bool kl_bias_leave(struct kl_bias_thread *t, const struct kl_bias *b)
+{
+	int i = cell_of(t, b);
+
+	if (i < 0)
+		return false;
+	t->used &= ~(1u << i);
+	atomic_store_explicit(&t->cell[i], NULL, memory_order_release);
+	return true;
 }
 
 /* ---- closing ------------------------------------------------------------------------------ */
@@ -187,65 +192,17 @@ void kl_bias_set_drained(struct kl_bias *b)
 	atomic_fetch_or(&b->state, KL_BIAS_DRAINED);
 }
 
-/*
- * The program may have forbidden itself the call since (seccomp). A page that loses a permission
- * has to leave the TLB of every processor that runs this process, which takes an interrupt there.
- */
-static pthread_mutex_t interrupt_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void interrupt_all(void)
-{
-	static long page;
-
-	pthread_mutex_lock(&interrupt_lock);
-	if (!page)
-		page = kl_sys(SYS_mmap, 0, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (page > 0) {
-		kl_sys(SYS_mprotect, page, KL_PAGE_SIZE, PROT_READ | PROT_WRITE);
-		atomic_fetch_add((_Atomic unsigned *)page, 1);
-		kl_sys(SYS_mprotect, page, KL_PAGE_SIZE, PROT_READ);
-	}
-	pthread_mutex_unlock(&interrupt_lock);
-}
-
-void kl_bias_barrier(void)
-{
-	if (kl_bias_fenced)
-		return;
-	/* EPERM: a forked child of a kernel that does not hand the registration on. */
-	if (refused || (membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
-			(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) ||
-			 membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED))))
-		interrupt_all();
-}
-
-/* @b NULL: anything. */
-static bool in_a_cell(const struct kl_bias *b)
+bool kl_bias_busy(const struct kl_bias *b)
 {
 	for (struct chunk *c = atomic_load(&chunks); c; c = atomic_load(&c->next)) {
 		unsigned n = atomic_load(&c->used);
 
 		for (unsigned i = 0; i < n; i++)
-			for (unsigned k = 0; k < KL_BIAS_CELLS; k++) {
-				const struct kl_bias *there =
-					atomic_load(&c->thread[i].cell[k]); /* PAIR(bias) */
-
-				if (there && (!b || there == b))
+			for (unsigned k = 0; k < KL_BIAS_CELLS; k++)
+				if (atomic_load(&c->thread[i].cell[k]) == b) /* PAIR(bias) */
 					return true;
-			}
 	}
 	return false;
-}
-
-bool kl_bias_busy(const struct kl_bias *b)
-{
-	return in_a_cell(b);
-}
-
-bool kl_bias_any(void)
-{
-	return in_a_cell(NULL);
 }
 
 void kl_bias_wait(const struct kl_bias *b)
@@ -260,21 +217,8 @@ void kl_bias_wait(const struct kl_bias *b)
 	}
 }
 
-bool kl_bias_choose(enum kl_bias_variant v)
-{
-	pthread_once(&once, init);
-	if (v != KL_BIAS_FENCED && KL_TSAN)
-		return false;
-	if (v == KL_BIAS_MEMBARRIER && membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
-		return false;
-	kl_bias_fenced = v == KL_BIAS_FENCED;
-	refused = v == KL_BIAS_INTERRUPT;
-	return true;
-}
-
 void kl_bias_after_fork(void)
 {
-	pthread_mutex_init(&interrupt_lock, NULL);
 	for (struct chunk *c = atomic_load(&chunks); c; c = atomic_load(&c->next))
 		for (unsigned i = 0; i < atomic_load(&c->used); i++) {
 			struct kl_bias_thread *t = &c->thread[i];

@@ -3,11 +3,11 @@
  * The reader-biased lock of an object that is read often and closed seldom.
  *
  *     reader    publish "I use X" in a cell of its thread; X open?  use it; clear the cell
- *     closer    close X; barrier; wait until no cell names X
+ *     closer    close X; wait until no cell names X
  *
- * Each side stores, then loads what the other stored, so something has to order the two PAIR(bias)
- * on both sides. With membarrier(2) the closer pays for both: readers use plain loads and stores.
- * Without it (an old kernel, ThreadSanitizer) the reader's store is an exchange.
+ * Each side stores, then loads what the other stored, all sequentially consistent, so one of them
+ * sees the other: PAIR(bias). The reader's store is an exchange on a line of its own; why not
+ * membarrier(2) on the closer's side is in docs/memory-model.md.
  *
  * The object's word `state`: OPEN, DRAINED, and a sequence that every close raises.
  *   - OPEN only comes by kl_bias_open(), which fails if anybody closed since the state was read;
@@ -43,16 +43,17 @@ struct kl_bias {
 
 #define KL_BIAS_CELLS 14 /* objects that a thread may read at a time */
 
+#define KL_BIAS_INDEXES 512
+
 /* Two cache lines that one thread writes and closers read. */
 struct kl_bias_thread {
 	_Atomic uint32_t taken;
 	uint32_t used;  /* a bit for each cell; own thread */
-	uint64_t index; /* small; no two threads have the same at a time */
+	uint64_t index; /* below KL_BIAS_INDEXES; no two threads share one, but for the last */
 	_Atomic(const struct kl_bias *) cell[KL_BIAS_CELLS];
 } KL_CACHELINE;
 
 extern KL_TLS struct kl_bias_thread *kl_bias_self;
-extern bool kl_bias_fenced; /* readers order themselves; does not change while anybody reads */
 
 /* For a thread's first use: NULL if there is no memory. */
 struct kl_bias_thread *kl_bias_register(void);
@@ -65,12 +66,7 @@ KL_INLINE unsigned kl_bias_held(void)
 
 KL_INLINE bool kl_bias_publish(struct kl_bias_thread *t, unsigned i, const struct kl_bias *b)
 {
-	if (KL_UNLIKELY(kl_bias_fenced)) {
-		atomic_exchange(&t->cell[i], b); /* PAIR(bias) */
-	} else {
-		atomic_store_explicit(&t->cell[i], b, memory_order_release);
-		atomic_signal_fence(memory_order_seq_cst);
-	}
+	atomic_exchange(&t->cell[i], b); /* PAIR(bias) */
 	racepoint("bias-published");
 	if (KL_LIKELY(atomic_load(&((struct kl_bias *)b)->state) & KL_BIAS_OPEN)) /* PAIR(bias) */
 		return true;
@@ -78,20 +74,24 @@ KL_INLINE bool kl_bias_publish(struct kl_bias_thread *t, unsigned i, const struc
 	return false;
 }
 
-/* Beside others. */
-bool kl_bias_enter_another(struct kl_bias_thread *t, const struct kl_bias *b);
-
 /*
  * Begin to read @b. False: it is not open, and nothing is held. Context: a cell is free. Never
  * waits.
- *
+ */
+bool kl_bias_enter(struct kl_bias_thread *t, const struct kl_bias *b);
+/* False: it is not held. Objects are left in any order. */
+bool kl_bias_leave(struct kl_bias_thread *t, const struct kl_bias *b);
+/* Does the thread with cells @t, or NULL, read @b? */
+bool kl_bias_reads(const struct kl_bias_thread *t, const struct kl_bias *b);
+
+/*
  * One object at a time is the usual case. It is written so that no value depends on what was stored
  * the last time: only branches do, and those are foreseen.
  */
-KL_INLINE bool kl_bias_enter(struct kl_bias_thread *t, const struct kl_bias *b)
+
+/* As kl_bias_enter(). Context: the thread reads nothing. */
+KL_INLINE bool kl_bias_enter_only(struct kl_bias_thread *t, const struct kl_bias *b)
 {
-	if (KL_UNLIKELY(t->used))
-		return kl_bias_enter_another(t, b);
 	if (KL_UNLIKELY(!kl_bias_publish(t, 0, b)))
 		return false;
 	t->used = 1;
@@ -104,25 +104,11 @@ KL_INLINE bool kl_bias_reads_only(const struct kl_bias_thread *t, const struct k
 	return t && t->used == 1 && atomic_load_explicit(&t->cell[0], memory_order_relaxed) == b;
 }
 
-/* Does the calling thread, whose cells @t are, or NULL, read @b? */
-KL_INLINE bool kl_bias_reads(const struct kl_bias_thread *t, const struct kl_bias *b)
+/* Context: kl_bias_reads_only(). */
+KL_INLINE void kl_bias_leave_only(struct kl_bias_thread *t)
 {
-	for (uint32_t left = t ? t->used : 0; left; left &= left - 1)
-		if (atomic_load_explicit(&t->cell[__builtin_ctz(left)], memory_order_relaxed) == b)
-			return true;
-	return false;
-}
-
-/* One of several, or none: false. A cell never moves, a closer that looks at them would miss it. */
-bool kl_bias_leave_other(struct kl_bias_thread *t, const struct kl_bias *b);
-
-KL_INLINE bool kl_bias_leave(struct kl_bias_thread *t, const struct kl_bias *b)
-{
-	if (KL_UNLIKELY(!kl_bias_reads_only(t, b)))
-		return kl_bias_leave_other(t, b);
 	t->used = 0;
 	atomic_store_explicit(&t->cell[0], NULL, memory_order_release);
-	return true;
 }
 
 KL_INLINE uint64_t kl_bias_state(struct kl_bias *b)
@@ -135,15 +121,9 @@ KL_INLINE uint64_t kl_bias_state(struct kl_bias *b)
  * what it became. Any thread, never waits.
  */
 uint64_t kl_bias_close(struct kl_bias *b, uint64_t *now);
-/* Once after any number of closes, before busy() or wait() for those objects. No lock, no sleep. */
-void kl_bias_barrier(void);
-/* Does any thread read @b? Context: closed, then a barrier. */
+/* Does any thread read @b? Of those that come after it was closed none does for long. */
 bool kl_bias_busy(const struct kl_bias *b);
-/* Does any thread read anything? If not, nobody reads what was closed before the last barrier. */
-bool kl_bias_any(void);
-/*
- * Wait for the readers of @b. Context: closed, then a barrier; the calling thread does not read @b.
- */
+/* Wait for the readers of @b. Context: closed; the calling thread does not read @b. */
 void kl_bias_wait(const struct kl_bias *b);
 /* The same is over, and nobody can have opened @b since it was closed: from here on it is DRAINED.
  */
@@ -153,12 +133,5 @@ bool kl_bias_open(struct kl_bias *b, uint64_t state) KL_MUST_CHECK;
 /* Undo the close that found @b open and left it at @now, unless another came since. */
 bool kl_bias_reopen(struct kl_bias *b, uint64_t now);
 
-/* For tests and bench, while nobody reads anything: false if it is not to be had here. */
-enum kl_bias_variant {
-	KL_BIAS_FENCED,     /* readers order themselves */
-	KL_BIAS_MEMBARRIER, /* closers call membarrier(2) */
-	KL_BIAS_INTERRUPT,  /* and this when that is refused later */
-};
-bool kl_bias_choose(enum kl_bias_variant v);
 /* In a forked child. */
 void kl_bias_after_fork(void);

@@ -26,6 +26,15 @@ static bool fits(uint64_t addr, size_t len)
 	return len - 1 < KL_PAGE_SIZE - (addr & ~KL_PAGE_MASK);
 }
 
+/* G7 */
+static void lock_cache(struct kl_gpc *c)
+{
+	if (kl_mutex_trylock(&c->lock))
+		return;
+	racepoint("gpc-lock-waits");
+	kl_mutex_lock(&c->lock);
+}
+
 int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id)
 {
 	struct kl_gpcs *g = kl_gpcs_get(vm);
@@ -55,7 +64,6 @@ static void quiesce(struct kl_gpc *c)
 	if (now & KL_BIAS_DRAINED)
 		return;
 	racepoint("gpc-quiesce");
-	kl_bias_barrier();
 	kl_rank_wait(KL_RANK_GPC_WAIT);
 	kl_bias_wait(&c->bias);
 	kl_bias_set_drained(&c->bias); /* only we could open it */
@@ -81,7 +89,7 @@ void kl_gpc_destroy(struct kl_gpc *c)
 {
 	struct kl_gpcs *g = c->gpcs;
 
-	kl_mutex_lock(&c->lock);
+	lock_cache(c);
 	make_inactive(c);
 	kl_mutex_unlock(&c->lock);
 	kl_mutex_destroy(&c->lock);
@@ -266,7 +274,7 @@ static int refresh(struct kl_gpc *c, size_t len, bool doubted)
 	if (kl_self.brackets || kl_bias_held())
 		return -EDEADLK;
 	for (;;) {
-		kl_mutex_lock(&c->lock);
+		lock_cache(c);
 		r = attempt(c, len, doubted, &hva);
 		kl_mutex_unlock(&c->lock);
 		if (r <= 0)
@@ -318,7 +326,7 @@ static int activate(struct kl_gpc *c, bool hva_based, uint64_t addr, size_t len)
 		return -EDEADLK;
 	if (!fits(addr, len))
 		return -EINVAL;
-	kl_mutex_lock(&c->lock);
+	lock_cache(c);
 	r = activate_locked(c, hva_based, addr);
 	kl_mutex_unlock(&c->lock);
 	if (r)
@@ -347,7 +355,7 @@ int kl_gpc_deactivate(struct kl_gpc *c)
 {
 	if (kl_bias_held())
 		return -EDEADLK;
-	kl_mutex_lock(&c->lock);
+	lock_cache(c);
 	if (c->active)
 		make_inactive(c);
 	kl_mutex_unlock(&c->lock);
@@ -370,6 +378,25 @@ static int my_cells(unsigned n, struct kl_bias_thread **t)
 int kl_gpc_lock_slow(struct kl_gpc *c, size_t len, void **p)
 {
 	return kl_gpc_lock_many(&c, &len, p, 1);
+}
+
+bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p)
+{
+	if (!kl_bias_enter(t, &c->bias))
+		return false;
+	*p = kl_gpc_pointer(c, t, len);
+	if (!*p)
+		kl_bias_leave(t, &c->bias);
+	return *p;
+}
+
+bool kl_gpc_unlock_one(struct kl_gpc *c, bool written)
+{
+	if (!kl_bias_reads(kl_bias_self, &c->bias))
+		return false;
+	if (written)
+		kl_gpc_mark_dirty(c);
+	return kl_bias_leave(kl_bias_self, &c->bias);
 }
 
 int kl_gpc_trylock(struct kl_gpc *c, size_t len, void **p)
@@ -419,8 +446,7 @@ static void undo_range(struct kl_vm *vm, uint64_t start, uint64_t end)
 {
 	struct kl_gpc_walk w;
 
-	kl_for_each_gpc(&w, vm, start, end)
-	{
+	kl_for_each_gpc (&w, vm, start, end) {
 		uint64_t undo = atomic_load(&w.c->undo);
 
 		if (undo)
@@ -436,10 +462,8 @@ static bool drain_range(struct kl_vm *vm, const struct kl_notifier_range *r)
 {
 	struct kl_gpc_walk w;
 
-	kl_bias_barrier();
 	kl_rank_wait(KL_RANK_GPC_WAIT);
-	kl_for_each_gpc(&w, vm, r->start, r->end)
-	{
+	kl_for_each_gpc (&w, vm, r->start, r->end) {
 		if (kl_bias_state(&w.c->bias) & KL_BIAS_DRAINED)
 			continue;
 		if (r->may_block)
@@ -457,8 +481,7 @@ int kl_gpc_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 	struct kl_gpc_walk w;
 	uint64_t now, n = 0;
 
-	kl_for_each_gpc(&w, vm, r->start, r->end)
-	{
+	kl_for_each_gpc (&w, vm, r->start, r->end) {
 		bool was_open = kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN;
 
 		if (!r->may_block)
@@ -486,12 +509,13 @@ void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
 	struct kl_gpc_walk w;
 	uint64_t now;
 
-	kl_for_each_gpc(&w, vm, r->start, r->end)(void) kl_bias_close(&w.c->bias, &now);
+	kl_for_each_gpc (&w, vm, r->start, r->end)
+		(void)kl_bias_close(&w.c->bias, &now);
 }
 
 /*
- * No tag is current, so whom it waits for was there before. It marks nothing as drained: who
- * refreshes next does not know whether the barrier here came after the last close.
+ * No tag is current, so whom it waits for was there before. It marks nothing as drained: a refresh
+ * that had looked the slot up before may open the cache meanwhile, with a tag that is old.
  */
 void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 {
@@ -500,8 +524,7 @@ void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 	struct kl_gpc_walk w;
 	bool wait = false;
 
-	kl_for_each_gpc(&w, vm, start, end)
-	{
+	kl_for_each_gpc (&w, vm, start, end) {
 		if (w.c->hva_based) /* G11 */
 			continue;
 		n += kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN;
@@ -509,9 +532,10 @@ void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 	}
 	racepoint("gpc-slot-closed");
 	if (wait) {
-		kl_bias_barrier();
 		kl_rank_wait(KL_RANK_GPC_WAIT);
-		kl_for_each_gpc(&w, vm, start, end) if (!w.c->hva_based) kl_bias_wait(&w.c->bias);
+		kl_for_each_gpc (&w, vm, start, end)
+			if (!w.c->hva_based)
+				kl_bias_wait(&w.c->bias);
 	}
 	kl_srcu_read_unlock(&vm->srcu, token);
 	if (n)

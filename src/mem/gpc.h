@@ -98,68 +98,76 @@ KL_INLINE bool kl_gpc_check(const struct kl_gpc *c, size_t len)
 }
 
 /*
- * Lock if it is valid. Never waits (but for a page that the host has to bring back); false: nothing
- * is held. Memory that went without an event is found here, and not by the holder (N7).
+ * Of a cache that the thread has published and found open, its pointer; NULL: not for @len bytes,
+ * or its tag is old, or memory that went without an event is found here, and not by the holder
+ * (N7).
  */
-KL_INLINE bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p)
+KL_INLINE void *kl_gpc_pointer(struct kl_gpc *c, struct kl_bias_thread *t, size_t len)
 {
-	struct kl_gpc_counter *n;
-	uint64_t khva;
+	uint64_t khva = atomic_load_explicit(&c->khva, memory_order_relaxed);
 
-	if (KL_UNLIKELY(!kl_bias_enter(t, &c->bias)))
-		return false;
-	khva = atomic_load_explicit(&c->khva, memory_order_relaxed);
 	/* The tag is looked at after "open": who opened it had seen that it was current. */
-	if (KL_UNLIKELY(atomic_load_explicit(&c->generation, memory_order_relaxed) !=
-				atomic_load_explicit(
-					atomic_load_explicit(&c->current, memory_order_relaxed),
-					memory_order_seq_cst) ||
-			len - 1 >= KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK) ||
-			!kl_guard_probe((void *)(uintptr_t)khva))) {
-		kl_bias_leave(t, &c->bias);
-		return false;
-	}
-	if (KL_LIKELY(t->index < KL_GPC_COUNTERS)) {
-		n = &c->gpcs->counter[t->index];
-		kl_stat_own_add(&n->hits, 1);
-	}
-	*p = (void *)(uintptr_t)khva;
-	return true;
+	if (KL_UNLIKELY(
+		    atomic_load_explicit(&c->generation, memory_order_relaxed) !=
+			    atomic_load(atomic_load_explicit(&c->current, memory_order_relaxed)) ||
+		    len - 1 >= KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK) ||
+		    !kl_guard_probe((void *)(uintptr_t)khva)))
+		return NULL;
+	kl_stat_own_add(&c->gpcs->counter[t->index].hits, 1);
+	return (void *)(uintptr_t)khva;
 }
 
-/* Not inside a bracket, and a cell is free. */
-KL_INLINE bool kl_gpc_may_try(const struct kl_bias_thread *t)
+/* Lock if it is valid; else false, and nothing is held. Waits only for a page that was swapped out.
+ */
+bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p);
+
+/*
+ * The same for the usual case: a thread that has been here before, holds no cache, and is in no
+ * bracket. False in other cases, too.
+ */
+KL_INLINE bool kl_gpc_try_fast(struct kl_gpc *c, size_t len, void **p)
 {
-	return !kl_self.brackets && t->used != (1u << KL_BIAS_CELLS) - 1;
+	struct kl_bias_thread *t = kl_bias_self;
+
+	if (KL_UNLIKELY(!t || t->used || kl_self.brackets || !kl_bias_enter_only(t, &c->bias)))
+		return false;
+	*p = kl_gpc_pointer(c, t, len);
+	if (KL_LIKELY(*p))
+		return true;
+	kl_bias_leave_only(t);
+	return false;
 }
 
 KL_INLINE int kl_gpc_lock(struct kl_gpc *c, size_t len, void **p)
 {
-	struct kl_bias_thread *t = kl_bias_self;
-
-	if (KL_LIKELY(t && kl_gpc_may_try(t) && kl_gpc_try(c, t, len, p)))
-		return 0;
-	return kl_gpc_lock_slow(c, len, p);
+	return KL_LIKELY(kl_gpc_try_fast(c, len, p)) ? 0 : kl_gpc_lock_slow(c, len, p);
 }
+
+/*
+ * Unconditional: a bit that looks set may be taken by a reader of the log before our store to the
+ * page is visible. [B13]
+ */
+KL_INLINE void kl_gpc_mark_dirty(struct kl_gpc *c)
+{
+	_Atomic uint64_t *dirty = atomic_load_explicit(&c->dirty, memory_order_relaxed);
+
+	if (KL_UNLIKELY(dirty))
+		atomic_fetch_or(dirty, c->dirty_bit);
+}
+
+bool kl_gpc_unlock_one(struct kl_gpc *c, bool written);
 
 /* False: the calling thread does not hold it. @written: the area, since it was locked. */
 KL_INLINE bool kl_gpc_unlock(struct kl_gpc *c, bool written)
 {
-	_Atomic uint64_t *dirty;
+	struct kl_bias_thread *t = kl_bias_self;
 
-	if (KL_UNLIKELY(!kl_bias_reads_only(kl_bias_self, &c->bias) &&
-			!kl_bias_reads(kl_bias_self, &c->bias)))
-		return false;
-	/*
-	 * Unconditional: a bit that looks set may be taken by a reader of the log before our store
-	 * to the page is visible. [B13]
-	 */
-	if (written) {
-		dirty = atomic_load_explicit(&c->dirty, memory_order_relaxed);
-		if (KL_UNLIKELY(dirty))
-			atomic_fetch_or(dirty, c->dirty_bit);
-	}
-	return kl_bias_leave(kl_bias_self, &c->bias);
+	if (KL_UNLIKELY(!kl_bias_reads_only(t, &c->bias)))
+		return kl_gpc_unlock_one(c, written);
+	if (written)
+		kl_gpc_mark_dirty(c);
+	kl_bias_leave_only(t);
+	return true;
 }
 
 /* Is the cache that the calling thread holds at guest-physical address @gpa? */

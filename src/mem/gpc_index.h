@@ -15,6 +15,7 @@
  */
 #pragma once
 
+#include "base/bias.h"
 #include "base/btree.h"
 #include "base/lock.h"
 #include "base/stats.h"
@@ -27,8 +28,8 @@ struct kl_gpc_link {
 	struct kl_gpc *next, *prev;
 };
 
-/* Hits are counted by thread (base/bias.h); the first is for threads with a high index. */
-#define KL_GPC_COUNTERS 512
+/* Hits are counted by thread (base/bias.h). */
+#define KL_GPC_COUNTERS KL_BIAS_INDEXES
 struct kl_gpc_counter {
 	kl_stat_t hits;
 } KL_CACHELINE;

@@ -45,14 +45,6 @@ static void init_process(void)
 	pthread_atfork(NULL, NULL, after_fork);
 }
 
-int kl_api_vm_usable(const struct kvmlet_vm *vm)
-{
-	if (KL_UNLIKELY(vm->forks != kl_api_forks ||
-			atomic_load_explicit(&vm->vm.dead, memory_order_relaxed)))
-		return -EIO;
-	return 0;
-}
-
 int kl_api_may_access(const struct kvmlet_vm *vm, unsigned as)
 {
 	if (KL_UNLIKELY(as >= KL_NR_AS))

@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <errno.h>
+
 #include <kvmlet/kvmlet.h>
 
 #include "host/thread.h"
@@ -21,7 +23,13 @@ extern unsigned kl_api_forks;
 extern KL_TLS struct kl_vcpu_core *kl_api_window;
 
 /* 0, or -EIO: the VM is another process's, or dead. */
-int kl_api_vm_usable(const struct kvmlet_vm *vm) KL_MUST_CHECK;
+KL_INLINE int KL_MUST_CHECK kl_api_vm_usable(const struct kvmlet_vm *vm)
+{
+	if (KL_UNLIKELY(vm->forks != kl_api_forks ||
+			atomic_load_explicit(&vm->vm.dead, memory_order_relaxed)))
+		return -EIO;
+	return 0;
+}
 
 /*
  * May the calling thread reach guest memory? A fault waits for brackets and slot changes, and

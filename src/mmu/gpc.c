@@ -145,10 +145,7 @@ static KL_NOINLINE int lock_slow(struct kvmlet_gpc *gpc, size_t len, void **p)
 
 KL_EXPORT int kvmlet_gpc_lock(struct kvmlet_gpc *gpc, size_t len, void **p)
 {
-	struct kl_bias_thread *t = kl_bias_self;
-
-	if (KL_LIKELY(t && !kl_api_vm_usable(gpc->vm) && kl_gpc_may_try(t) &&
-		      kl_gpc_try(&gpc->c, t, len, p)))
+	if (KL_LIKELY(!kl_api_vm_usable(gpc->vm) && kl_gpc_try_fast(&gpc->c, len, p)))
 		return 0;
 	return lock_slow(gpc, len, p);
 }

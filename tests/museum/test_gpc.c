@@ -126,13 +126,13 @@ static void start(struct call *c)
 	pthread_create(&c->thread, NULL, call_thread, c);
 }
 
-/* Until it stands at @point. */
-static void start_until(struct call *c, const char *point)
-{
-	kl_racepoint_arm(point, 1);
-	start(c);
-	assert_true(kl_racepoint_wait(point, TIMEOUT));
-}
+/* Until it stands at @point. A macro, so that a failure shows where. */
+#define start_until(c, point)                                     \
+	do {                                                      \
+		kl_racepoint_arm(point, 1);                       \
+		start(c);                                         \
+		assert_true(kl_racepoint_wait((point), TIMEOUT)); \
+	} while (0)
 
 static int join(struct call *c)
 {
@@ -237,7 +237,7 @@ static void check_while_page_changes(void **state)
 static void refresh_before_in_progress(void **state)
 {
 	struct gpc_fixture *g = *state;
-	struct call c = {.c = &g->a, .what = LOCK};
+	struct call c = {.c = &g->a, .what = REFRESH};
 	struct open_bracket b = {.vanish = true};
 
 	NEED_RACEPOINTS;
@@ -264,7 +264,7 @@ static void refresh_before_in_progress(void **state)
 static void bracket_during_refresh(void **state)
 {
 	struct gpc_fixture *g = *state;
-	struct call c = {.c = &g->a, .what = LOCK};
+	struct call c = {.c = &g->a, .what = REFRESH};
 
 	NEED_RACEPOINTS;
 	assert_int_equal(kl_gpc_activate(&g->a, PG, 8), 0);
@@ -277,11 +277,12 @@ static void bracket_during_refresh(void **state)
 	assert_true(kl_stat_get(&g->f.vm.stats.gpc_retries) > 0);
 }
 
-/* G8: the count first, the sequence second: a bracket that ends between the two looks is seen. */
+/* B2, G8: the count first, the sequence second: a bracket that ends between the two looks is seen.
+ */
 static void bracket_ends_between_looks(void **state)
 {
 	struct gpc_fixture *g = *state;
-	struct call c = {.c = &g->a, .what = LOCK};
+	struct call c = {.c = &g->a, .what = REFRESH};
 
 	NEED_RACEPOINTS;
 	assert_int_equal(kl_gpc_activate(&g->a, PG, 8), 0);
@@ -306,14 +307,9 @@ static void two_refreshers(void **state)
 	/* The other would find another page. */
 	assert_int_equal(set(&g->f.vm, 0, 0, 0, 0, NULL), 0);
 	assert_int_equal(set(&g->f.vm, 0, 0, 0, PG * 2, g->f.ram + 4 * PG), 0);
-	kl_racepoint_arm("gpc-looked-up", 1);
-	start(&second);
-	/* It does not come so far while the first is under way. */
-	for (int i = 0; i < 200; i++)
-		sched_yield();
-	assert_false(kl_racepoint_wait("gpc-looked-up", 1));
+	start_until(&second, "gpc-lock-waits");
+	kl_racepoint_release("gpc-lock-waits");
 	assert_false(atomic_load(&second.done));
-	kl_racepoint_release("gpc-looked-up");
 	kl_racepoint_release("gpc-populate");
 	assert_int_equal(join(&first), 0);
 	assert_int_equal(join(&second), 0);
@@ -487,9 +483,8 @@ static void deactivate_during_refresh(void **state)
 	assert_int_equal(kl_gpc_activate(&g->a, PG, 8), 0);
 	empty_bracket(g->f.ram + PG, PG);
 	start_until(&c, "gpc-populated");
-	start(&d);
-	for (int i = 0; i < 200; i++)
-		sched_yield();
+	start_until(&d, "gpc-lock-waits");
+	kl_racepoint_release("gpc-lock-waits");
 	kl_racepoint_release("gpc-populated");
 	join(&c);
 	assert_int_equal(join(&d), 0);
@@ -913,26 +908,19 @@ static void bracket_between_insert_and_use(void **state)
 	}
 }
 
-/* B32, G5: it began before the address came, and ended after: only its end can tell. */
+/* B32, G5: it began before the address came, and ends after: only its end can tell. */
 static void bracket_ends_after_insert(void **state)
 {
 	struct gpc_fixture *g = *state;
 	uint8_t *m = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct call c = {.c = &g->a, .what = ACTIVATE_HVA, .addr = (uint64_t)m};
-	struct open_bracket b = {.vanish = true};
+	struct open_bracket b = {0};
 
 	NEED_RACEPOINTS;
-	/* So that there is something in the index, and the VM is looked at. */
-	assert_int_equal(kl_gpc_activate(&g->b, PG, 8), 0);
-	kl_racepoint_arm("notifier-begin-counted", 1);
 	start_bracket(&b, m, PG);
-	assert_true(kl_racepoint_wait("notifier-begin-counted", TIMEOUT));
-	kl_racepoint_release("notifier-begin-counted");
-	/* The page is resolved while it is still there or not: what counts is what comes after. */
 	wait_begun(&b);
-	mprotect(m, PG, PROT_READ | PROT_WRITE);
 	start_until(&c, "gpc-populated");
-	vanish(m, PG);
+	mprotect(m, PG, PROT_NONE); /* the bracket's host call */
 	finish_bracket(&b);
 	kl_racepoint_release("gpc-populated");
 	assert_int_equal(join(&c), 0);
