@@ -305,6 +305,8 @@ static void steal_time(void **state)
 		version = s->version;
 		steal = s->steal;
 	}
+	assert_int_equal(set_msr(STEAL_TIME, PAGE_AT | 2 | ENABLED), 0);
+	assert_int_equal(get_msr(STEAL_TIME), PAGE_AT | ENABLED);
 	/* Another page table entry for one page, which the vCPU has in its TLB. */
 	{
 		static const uint8_t load[] = {0x8b, 0x04, 0x25, 0, 0, 0x20, 0, 0xf4};
@@ -322,8 +324,6 @@ static void steal_time(void **state)
 		assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_REGS, &r), 0);
 		assert_exit(&g, KVM_EXIT_SHUTDOWN); /* #PF without an IDT */
 	}
-	assert_int_equal(set_msr(STEAL_TIME, PAGE_AT | 2 | ENABLED), 0);
-	assert_int_equal(get_msr(STEAL_TIME), PAGE_AT | ENABLED);
 }
 
 static void poll_control(void **state)
