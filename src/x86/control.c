@@ -12,6 +12,7 @@
 #include "x86/insn.h"
 #include "x86/paging.h"
 #include "x86/segment.h"
+#include "x86/vm86.h"
 
 bool kl_cr0_valid(uint64_t cr0)
 {
@@ -295,16 +296,19 @@ enum kl_next kl_op_smsw(struct kl_vcpu *v, const struct kl_op *op)
 
 enum kl_next kl_op_cli(struct kl_vcpu *v, const struct kl_op *op)
 {
-	if (!kl_real_mode(v) && v->cpl > ((v->rflags & KL_FL_IOPL) >> 12))
-		gp(v);
-	v->rflags &= ~(uint64_t)KL_FL_IF;
+	if (KL_UNLIKELY(kl_below_iopl(v)))
+		kl_virtual_if(v, false);
+	else
+		v->rflags &= ~(uint64_t)KL_FL_IF;
 	return KL_NEXT;
 }
 
 enum kl_next kl_op_sti(struct kl_vcpu *v, const struct kl_op *op)
 {
-	if (!kl_real_mode(v) && v->cpl > ((v->rflags & KL_FL_IOPL) >> 12))
-		gp(v);
+	if (KL_UNLIKELY(kl_below_iopl(v))) {
+		kl_virtual_if(v, true);
+		return KL_NEXT;
+	}
 	if (v->rflags & KL_FL_IF)
 		return KL_NEXT;
 	v->rflags |= KL_FL_IF;
@@ -312,9 +316,14 @@ enum kl_next kl_op_sti(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_STOP;
 }
 
-static bool vm86_without_iopl(struct kl_vcpu *v)
+/* PUSHF and POPF in virtual-8086 mode. True: on the virtual flags. */
+static bool virtual_flags(struct kl_vcpu *v, const struct kl_op *op)
 {
-	return kl_vm86(v) && (v->rflags & KL_FL_IOPL) != KL_FL_IOPL;
+	if (KL_LIKELY(!kl_vm86(v)) || !kl_below_iopl(v))
+		return false;
+	if (!kl_vme(v) || op->opsize != 2)
+		gp(v);
+	return true;
 }
 
 enum kl_next kl_op_pushf(struct kl_vcpu *v, const struct kl_op *op)
@@ -322,8 +331,8 @@ enum kl_next kl_op_pushf(struct kl_vcpu *v, const struct kl_op *op)
 	uint64_t sp = v->gpr[KL_RSP] - op->opsize;
 	uint64_t val = v->rflags & ~(uint64_t)(KL_FL_RF | KL_FL_VM);
 
-	if (vm86_without_iopl(v))
-		gp(v);
+	if (virtual_flags(v, op))
+		val = kl_vm86_flags(v);
 	kl_write(v, kl_seg_linear(v, KL_SS, sp & kl_sp_mask(v), op->opsize, true), val, op->opsize);
 	kl_set_sp(v, sp);
 	return KL_NEXT;
@@ -332,9 +341,8 @@ enum kl_next kl_op_pushf(struct kl_vcpu *v, const struct kl_op *op)
 enum kl_next kl_op_popf(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint64_t mask = KL_FL_STATUS | KL_FL_TF | KL_FL_DF | KL_FL_NT, val;
+	bool virtual = virtual_flags(v, op);
 
-	if (vm86_without_iopl(v))
-		gp(v);
 	if (op->opsize > 2)
 		mask |= KL_FL_AC | KL_FL_ID;
 	if (kl_real_mode(v) || v->cpl <= ((v->rflags & KL_FL_IOPL) >> 12))
@@ -343,8 +351,13 @@ enum kl_next kl_op_popf(struct kl_vcpu *v, const struct kl_op *op)
 		mask |= KL_FL_IOPL;
 	val = kl_read(v, kl_seg_linear(v, KL_SS, v->gpr[KL_RSP] & kl_sp_mask(v), op->opsize, false),
 		      op->opsize);
+	if (virtual)
+		kl_vm86_check_flags(v, val);
 	kl_set_sp(v, v->gpr[KL_RSP] + op->opsize);
-	kl_load_flags(v, val, mask);
+	if (virtual)
+		kl_vm86_load_flags(v, val);
+	else
+		kl_load_flags(v, val, mask);
 	return KL_STOP;
 }
 

@@ -16,6 +16,7 @@
 #include "x86/paging.h"
 #include "x86/segment.h"
 #include "x86/task.h"
+#include "x86/vm86.h"
 
 void kl_leave(struct kl_vcpu *v, enum kl_leave why)
 {
@@ -389,8 +390,8 @@ void kl_x86_soft_int(struct kl_vcpu *v, unsigned vector, uint64_t next_rip)
 
 enum kl_next kl_op_int_n(struct kl_vcpu *v, const struct kl_op *op)
 {
-	if (kl_vm86(v) && (v->rflags & KL_FL_IOPL) != KL_FL_IOPL)
-		kl_raise_error(v, KL_EXC_GP, 0);
+	if (KL_UNLIKELY(kl_vm86(v)) && kl_vm86_int(v, (uint8_t)op->imm, kl_next_rip(v, op)))
+		return KL_JUMPED_STOP;
 	kl_x86_soft_int(v, (uint8_t)op->imm, kl_next_rip(v, op));
 	return KL_JUMPED_STOP;
 }

@@ -12,6 +12,7 @@
 #include "x86/paging.h"
 #include "x86/segment.h"
 #include "x86/task.h"
+#include "x86/vm86.h"
 
 static uint64_t truncate_rip(uint64_t rip, unsigned size)
 {
@@ -395,20 +396,26 @@ static void iret_done(struct kl_vcpu *v)
 static enum kl_next iret_real(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint64_t word[3], mask = 0xffffffff & ~(uint64_t)(KL_FL_VM | KL_FL_VIF | KL_FL_VIP);
+	bool virtual = kl_vme(v);
 
 	if (kl_vm86(v)) {
-		if ((v->rflags & KL_FL_IOPL) != KL_FL_IOPL)
+		if (virtual ? op->opsize != 2 : kl_below_iopl(v))
 			kl_raise_error(v, KL_EXC_GP, 0);
 		mask &= ~(uint64_t)KL_FL_IOPL;
 	}
 	if (op->opsize == 2)
 		mask &= 0xffff;
 	stack_read(v, 0, word, 3, op->opsize);
+	if (virtual)
+		kl_vm86_check_flags(v, word[2]);
 	check_target(v, &v->seg[KL_CS], word[0]);
 	kl_set_sp(v, v->gpr[KL_RSP] + 3u * op->opsize);
 	kl_load_real_segment(v, KL_CS, (uint16_t)word[1]);
 	v->rip = word[0];
-	kl_load_flags(v, word[2], mask);
+	if (virtual)
+		kl_vm86_load_flags(v, word[2]);
+	else
+		kl_load_flags(v, word[2], mask);
 	iret_done(v);
 	return KL_JUMPED_STOP;
 }
