@@ -35,7 +35,7 @@ enum { EAX, EBX, ECX, EDX };
 	(BIT(0) /* SSE3 */ | BIT(1) /* PCLMULQDQ */ | BIT(9) /* SSSE3 */ | BIT(13) /* CX16 */ |   \
 	 BIT(17) /* PCID */ | BIT(19) /* SSE4.1 */ | BIT(20) /* SSE4.2 */ | BIT(22) /* MOVBE */ | \
 	 BIT(23) /* POPCNT */ | BIT(25) /* AES */ | BIT(26) /* XSAVE */ | BIT(12) /* FMA */ |     \
-	 BIT(28) /* AVX */ | BIT(29) /* F16C */)
+	 BIT(28) /* AVX */ | BIT(29) /* F16C */ | BIT(30) /* RDRAND */)
 #define F_1_ECX_EMULATED BIT(21) /* x2APIC: software, whatever the host has */
 #define F_1_EDX                                                                                 \
 	(BIT(0) /* FPU */ | BIT(1) /* VME */ | BIT(2) /* DE */ | BIT(3) /* PSE */ |             \
@@ -48,7 +48,8 @@ enum { EAX, EBX, ECX, EDX };
 	(BIT(0) /* FSGSBASE */ | BIT(3) /* BMI1 */ | BIT(6) /* FDP_EXCPTN_ONLY */ |      \
 	 BIT(5) /* AVX2 */ | BIT(7) /* SMEP */ | BIT(8) /* BMI2 */ | BIT(9) /* ERMS */ | \
 	 BIT(10) /* INVPCID */ | BIT(13) /* ZERO_FCS_FDS */ | BIT(19) /* ADX */ |        \
-	 BIT(20) /* SMAP */ | BIT(23) /* CLFLUSHOPT */ | BIT(24) /* CLWB */ | BIT(29) /* SHA */)
+	 BIT(18) /* RDSEED */ | BIT(20) /* SMAP */ | BIT(23) /* CLFLUSHOPT */ |          \
+	 BIT(24) /* CLWB */ | BIT(29) /* SHA */)
 #define F_7_EBX_EMULATED BIT(1) /* TSC_ADJUST: software, whatever the host has */
 #define F_7_ECX                                                                                 \
 	(BIT(2) /* UMIP */ | BIT(8) /* GFNI */ | BIT(9) /* VAES */ | BIT(10) /* VPCLMULQDQ */ | \
@@ -61,11 +62,13 @@ enum { EAX, EBX, ECX, EDX };
 #define F_7_EDX         BIT(4) /* FSRM */
 #define F_8_1_ECX                                                                   \
 	(BIT(0) /* LAHF_LM */ | BIT(1) /* CMP_LEGACY */ | BIT(4) /* CR8_LEGACY */ | \
-	 BIT(5) /* ABM */ | BIT(8) /* 3DNOWPREFETCH */ | BIT(22) /* TOPOEXT */)
+	 BIT(5) /* ABM */ | BIT(6) /* SSE4A */ | BIT(7) /* MISALIGNSSE */ |         \
+	 BIT(8) /* 3DNOWPREFETCH */ | BIT(22) /* TOPOEXT */)
 #define F_8_1_EDX                                                                       \
 	((F_1_EDX & 0x0183f3ff & ~BIT(25)) | BIT(11) /* SYSCALL */ | BIT(20) /* NX */ | \
 	 BIT(22) /* MMXEXT */ | BIT(26) /* 1 GiB pages */ | BIT(27) /* RDTSCP */ |      \
 	 BIT(29) /* LM */)
+#define F_8_8_EBX  (BIT(0) /* CLZERO */ | BIT(2) /* error pointers always saved */)
 #define F_8_7_EDX  BIT(8) /* invariant TSC */
 #define F_8_21_EAX (BIT(2) /* LFENCE serializes */ | BIT(6) /* null selectors clear the base */)
 
@@ -244,7 +247,7 @@ static int add_function(struct list *l, uint32_t fn)
 		uint32_t virt = kl_max((e->eax >> 8) & 0xff, 48u);
 
 		e->eax = phys | virt << 8 | phys << 16;
-		e->ebx = 0;
+		e->ebx &= F_8_8_EBX;
 		e->ecx &= ~0xffff0f00u;
 		e->edx = 0;
 		break;

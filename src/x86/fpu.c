@@ -144,7 +144,6 @@ enum kl_next kl_op_fxrstor(struct kl_vcpu *v, const struct kl_op *op)
 	if (!kl_mxcsr_valid(mxcsr))
 		kl_raise_error(v, KL_EXC_GP, 0);
 	kl_fx_load(v, op->opsize == 8, buf);
-	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 	memcpy(v->xsave + 24, &mxcsr, 4);
 	memcpy(v->xsave + XMM, buf + XMM, used - XMM);
 	return KL_NEXT;

@@ -26,17 +26,6 @@ KL_INLINE void kl_fpu_summarize(struct kl_vcpu *v)
 	*fsw = (uint16_t)(kl_fpu_pending(v) ? *fsw | KL_FSW_SUMMARY : *fsw & ~KL_FSW_SUMMARY);
 }
 
-/* The header of v->xsave (xsave.c). Whoever changes x87 state sets bit 0. */
-KL_INLINE uint64_t kl_xstate_bv(const struct kl_vcpu *v)
-{
-	return *(const uint64_t *)(const void *)(v->xsave + 512);
-}
-
-KL_INLINE void kl_xstate_bv_set(struct kl_vcpu *v, uint64_t bv)
-{
-	*(uint64_t *)(void *)(v->xsave + 512) = bv;
-}
-
 bool kl_mxcsr_valid(uint32_t mxcsr);
 void kl_fpu_reset(struct kl_vcpu *v);
 

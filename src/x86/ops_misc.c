@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* NOP and hints, fences, BOUND, and the decimal instructions of 16- and 32-bit code. */
+/* NOP and hints, fences, BOUND, random numbers, and the decimal instructions of 16- and 32-bit
+ * code. */
+#include "host/cpu.h"
 #include "x86/decode.h"
+#include "x86/guest_cpuid.h"
 #include "x86/ops.h"
 
 #define AL(v) (*(uint8_t *)&(v)->gpr[KL_RAX])
@@ -43,12 +46,63 @@ static enum kl_next bound(struct kl_vcpu *v, const struct kl_op *op)
 	return KL_NEXT;
 }
 
-/* ---- decimal ------------------------------------------------------------------------------ */
-
 static void put_flags(struct kl_vcpu *v, unsigned fl)
 {
 	v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | fl;
 }
+
+/* ---- random numbers: the host's ------------------------------------------------------------ */
+
+/*
+ * Only where the host has them. VMX can refuse these to a guest that was not promised them, and
+ * KVM does; SVM cannot.
+ */
+static void check_random(struct kl_vcpu *v, bool seed)
+{
+	if (kl_host_is_intel() &&
+	    !(seed ? kl_guest_has(v, 7, 0, 1, 18) : kl_guest_has(v, 1, 0, 2, 30)))
+		kl_raise(v, KL_EXC_UD);
+}
+
+static enum kl_next put_random(struct kl_vcpu *v, const struct kl_op *op, uint64_t x, bool valid)
+{
+	kl_gpr_set(v, op->reg, valid ? x : 0, op->opsize);
+	put_flags(v, valid ? KL_FL_CF : 0);
+	return KL_NEXT;
+}
+
+static enum kl_next rdrand(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint64_t x;
+	bool valid;
+
+	check_random(v, false);
+	__asm__ volatile("rdrand %0" : "=r"(x), "=@ccc"(valid));
+	return put_random(v, op, x, valid);
+}
+
+static enum kl_next rdseed(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint64_t x;
+	bool valid;
+
+	check_random(v, true);
+	__asm__ volatile("rdseed %0" : "=r"(x), "=@ccc"(valid));
+	return put_random(v, op, x, valid);
+}
+
+/* AMD: clear the cache line that rAX points into. */
+static enum kl_next clzero(struct kl_vcpu *v, const struct kl_op *op)
+{
+	static const uint8_t zero[64];
+	uint64_t ea = v->gpr[KL_RAX];
+
+	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
+	kl_write_bytes(v, kl_seg_linear(v, op->seg, ea & ~63ull, 64, true), zero, 64);
+	return KL_NEXT;
+}
+
+/* ---- decimal ------------------------------------------------------------------------------ */
 
 static unsigned szp(uint8_t x)
 {
@@ -158,7 +212,6 @@ bool kl_select_misc(struct kl_decode *d)
 	case ZYDIS_MNEMONIC_PREFETCHT1:
 	case ZYDIS_MNEMONIC_PREFETCHT2:
 	case ZYDIS_MNEMONIC_CLDEMOTE:
-	case ZYDIS_MNEMONIC_SERIALIZE:
 		return plain(d, nop);
 	case ZYDIS_MNEMONIC_MFENCE:
 		return plain(d, mfence);
@@ -166,6 +219,18 @@ bool kl_select_misc(struct kl_decode *d)
 		return plain(d, lfence);
 	case ZYDIS_MNEMONIC_SFENCE:
 		return plain(d, sfence);
+	case ZYDIS_MNEMONIC_RDRAND:
+		d->op->fn = kl_host_has(d) ? rdrand : kl_op_ud;
+		d->writes_flags = true;
+		return true;
+	case ZYDIS_MNEMONIC_RDSEED:
+		d->op->fn = kl_host_has(d) ? rdseed : kl_op_ud;
+		d->writes_flags = true;
+		return true;
+	case ZYDIS_MNEMONIC_CLZERO:
+		d->op->fn = kl_host_has(d) ? clzero : kl_op_ud;
+		d->stores = true;
+		return true;
 	case ZYDIS_MNEMONIC_BOUND:
 		d->op->fn = bound;
 		return true;

@@ -55,7 +55,6 @@ static void enter_mmx(struct kl_vcpu *v)
 		v->xsave[3] &= (uint8_t)~0x38;
 	}
 	v->xsave[4] = 0xff;
-	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 }
 
 static void put_mm(struct kl_vcpu *v, unsigned n, const void *x)

@@ -35,6 +35,7 @@ enum {
 	I_RCX_W = 1 << 17,
 	I_GPR = 1 << 18,  /* no vector state involved */
 	I_WIDE = 1 << 19, /* general registers are written with 64 bits */
+	I_VEX = 1 << 20,
 };
 #define I_SIZE_SHIFT 24 /* bytes of the memory operand */
 
@@ -241,6 +242,8 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (!(info & I_GPR))
 		check_sse(v);
+	else if (KL_UNLIKELY((info & I_VEX) && (!(v->cr0 & KL_CR0_PE) || (v->rflags & KL_FL_VM))))
+		kl_raise(v, KL_EXC_UD);
 	if (info & (I_MEM_R | I_MEM_W)) {
 		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
 		if (KL_UNLIKELY((info & I_ALIGN) && (lin & 15)) && !(*kl_mxcsr(v) & MXCSR_MM))
@@ -368,6 +371,19 @@ static uint64_t leaf7(void)
 	return r;
 }
 
+static bool host_has_clzero(void)
+{
+	static _Atomic int cached;
+	int r = atomic_load_explicit(&cached, memory_order_relaxed);
+	unsigned a, b, c, d;
+
+	if (!r) {
+		r = __get_cpuid(0x80000008, &a, &b, &c, &d) && (b & 1) ? 1 : -1;
+		atomic_store_explicit(&cached, r, memory_order_relaxed);
+	}
+	return r > 0;
+}
+
 #define EBX(n) (1ull << (n))
 #define ECX(n) (1ull << (32 + (n)))
 
@@ -395,6 +411,12 @@ bool kl_host_has(const struct kl_decode *d)
 		return __builtin_cpu_supports("bmi");
 	case ZYDIS_ISA_EXT_BMI2:
 		return __builtin_cpu_supports("bmi2");
+	case ZYDIS_ISA_EXT_RDRAND:
+		return __builtin_cpu_supports("rdrnd");
+	case ZYDIS_ISA_EXT_RDSEED:
+		return leaf7() & EBX(18);
+	case ZYDIS_ISA_EXT_CLZERO:
+		return host_has_clzero();
 	case ZYDIS_ISA_EXT_SHA:
 		return leaf7() & EBX(29);
 	case ZYDIS_ISA_EXT_ADOX_ADCX:
@@ -511,6 +533,8 @@ static bool select_thunk(struct kl_decode *d)
 			return false;
 	if (!(info & (I_REG_X | I_RM_X)))
 		info |= I_GPR;
+	if (d->in.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+		info |= I_VEX;
 	if (d->in.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && kind != UNALIGNED &&
 	    info >> I_SIZE_SHIFT == 16)
 		info |= I_ALIGN;

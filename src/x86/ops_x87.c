@@ -220,7 +220,6 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	/* The reserved end of the area is software's. */
 	memcpy(guest, &f, 416);
 	kl_fpu_summarize(v);
-	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 	if ((info & (I_RM_G | I_RM_W)) == (I_RM_G | I_RM_W))
 		kl_gpr_set(v, op->rm, c.rcx, info & I_WIDE ? 8 : 4);
 	if ((info & (I_REG_G | I_REG_W)) == (I_REG_G | I_REG_W))

@@ -465,7 +465,6 @@ void kl_x86_set_fpu(struct kl_vcpu *v, const struct kvm_fpu *f)
 	memcpy(x + 16, &f->last_dp, 8);
 	memcpy(x + 32, f->fpr, 128);
 	memcpy(x + 160, f->xmm, 256);
-	kl_xstate_bv_set(v, kl_xstate_bv(v) | 1);
 }
 
 /* ---- debug registers, events ---- */

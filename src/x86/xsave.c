@@ -2,10 +2,9 @@
 /*
  * The XSAVE family, XCR0, and KVM's ioctls for both.
  *
- * v->xsave holds the state in the standard format. Which components are in use (XINUSE) is
- * found by looking at the vector registers, which are unless they are zero; x87 state is from its
- * first use on, which bit 0 of the header says, until its initial state is loaded. The other
- * bits say what KVM_SET_XSAVE set. The modified optimization, which may skip what memory has
+ * v->xsave holds the state in the standard format; its header is not used. What is in use
+ * (XINUSE) is found by looking at the registers, as AMD's processors do: a component is in use
+ * unless it has its initial values. The modified optimization, which may skip what memory has
  * already, is never made. AVX state lies at the same place in the standard and in the compacted
  * format.
  */
@@ -92,9 +91,12 @@ static uint32_t mxcsr_of(const struct kl_vcpu *v)
 
 static uint64_t in_use(const struct kl_vcpu *v, unsigned bytes)
 {
+	static const uint8_t init[8] = {0x7f, 0x03};
 	const uint8_t *x = v->xsave;
-	uint64_t bv = kl_xstate_bv(v) & X87;
+	uint64_t bv = 0;
 
+	if (memcmp(x, init, 8) || !all_zero(x + 8, 16) || !all_zero(x + 32, 128))
+		bv |= X87;
 	if (!all_zero(x + XMM, bytes))
 		bv |= SSE;
 	if (!all_zero(x + YMM_HI, bytes))
@@ -266,7 +268,6 @@ enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 	/* What is not in the image gets its initial values. */
 	if (rfbm & X87)
 		kl_fx_load(v, op->opsize == 8, buf);
-	kl_xstate_bv_set(v, (kl_xstate_bv(v) & ~rfbm) | load);
 	if (rfbm & SSE)
 		memcpy(v->xsave + XMM, buf + XMM, bytes);
 	if (rfbm & AVX)
@@ -309,7 +310,7 @@ enum kl_next kl_op_xsetbv(struct kl_vcpu *v, const struct kl_op *op)
 
 void kl_x86_get_xsave(struct kl_vcpu *v, void *buf, unsigned size)
 {
-	uint64_t bv = (kl_xstate_bv(v) | in_use_mxcsr(v, 256)) & (v->supported_xcr0 | X87 | SSE);
+	uint64_t bv = in_use_mxcsr(v, 256) & (v->supported_xcr0 | X87 | SSE);
 	uint8_t area[AREA_AVX] = {0x7f, 0x03};
 	uint32_t mxcsr = MXCSR_INIT;
 
@@ -353,7 +354,6 @@ int kl_x86_set_xsave(struct kl_vcpu *v, const void *buf, unsigned size)
 		memcpy(v->xsave + YMM_HI, in + YMM_HI, 256);
 	if (header[0])
 		memcpy(v->xsave + 24, &mxcsr, 4);
-	kl_xstate_bv_set(v, header[0]);
 	return 0;
 }
 

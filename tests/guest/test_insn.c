@@ -5,6 +5,7 @@
  * straight lines of them, as one block (flags that are not computed because they are dead),
  * and what has no native oracle: prefixes, page crossings, self-modifying code.
  */
+#include <cpuid.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -208,6 +209,7 @@ static void load(const struct native_ctx *c, unsigned at)
 	v->rip = (uint64_t)env.code + at;
 	v->rflags = c->flags;
 	memcpy(v->xsave, c->fx, 512);
+	memcpy(v->xsave + 512, c->header, 8);
 	memcpy(v->xsave + 576, c->hi, 256);
 }
 
@@ -296,6 +298,9 @@ static bool compare(const struct native_ctx *start, const struct native_ctx *wan
 	return ok;
 }
 
+/* Changes the random state before it is used, or NULL. */
+static void (*prepare)(struct native_ctx *c);
+
 /* Once natively, once interpreted. */
 static bool check(const uint8_t *code, unsigned len, unsigned attr, bool step)
 {
@@ -304,6 +309,8 @@ static bool check(const uint8_t *code, unsigned len, unsigned attr, bool step)
 	int vector;
 
 	random_state(&start, attr);
+	if (prepare)
+		prepare(&start);
 	want = start;
 	memcpy(before, env.data, ENV_ARENA);
 	vector = run_native(&want, code, len, at);
@@ -508,6 +515,157 @@ static void test_sse_space(void **state)
 out:
 	printf("# %u instructions\n", done);
 	assert_int_equal(bad, 0);
+}
+
+/* ---- XSAVE and relatives ----------------------------------------------------------------------
+ */
+
+/* An area at rbx with a header that is right, mostly; some components in their initial state. */
+static void prepare_xsave(struct native_ctx *c)
+{
+	unsigned off = 0x4000 + 64 * (unsigned)(rng() & 127), state = (unsigned)rng() & 7;
+	uint64_t header[8] = {rng() & 7};
+	uint32_t mxcsr = (uint32_t)(rng() & 0xffff);
+	uint8_t *area = env.data + off;
+	uint16_t fcw = 0x37f;
+
+	if (rng() & 1)
+		header[1] = 1ull << 63 | header[0] | (rng() & 7);
+	if (!(rng() & 7))
+		header[rng() & 7] ^= 1ull << (rng() & 63);
+	if (!(rng() & 7))
+		mxcsr |= 1u << (16 + (rng() & 15));
+	memcpy(area + 512, header, sizeof(header));
+	memcpy(area + 24, &mxcsr, 4);
+	c->gpr[KL_RBX] = (uint64_t)area + (rng() & 15 ? 0 : 8);
+	c->gpr[KL_RAX] = (c->gpr[KL_RAX] & ~0xffffffffull) | (rng() & 7);
+	c->gpr[KL_RDX] &= ~0xffffffffull; /* the process may have more in XCR0 */
+	c->header[0] = state;
+	if (!(state & 1)) {
+		memset(c->fx, 0, 24);
+		memcpy(c->fx, &fcw, 2);
+		memset(c->fx + 32, 0, 128);
+	}
+	if (!(state & 2))
+		memset(c->fx + 160, 0, 256);
+	if (!(state & 4))
+		memset(c->hi, 0, 256);
+	if (rng() & 1)
+		memcpy(c->fx + 24, "\x80\x1f\0", 4);
+}
+
+static void test_xsave(void **state)
+{
+	static const struct {
+		char bytes[5];
+		uint8_t len, bit; /* bit of CPUID.0xD.1:EAX, or 31 */
+	} t[] = {
+		{"\x0f\xae\x23", 3, 31},    {"\x48\x0f\xae\x23", 4, 31}, /* XSAVE */
+		{"\x0f\xae\x33", 3, 0},     {"\x48\x0f\xae\x33", 4, 0},  /* XSAVEOPT */
+		{"\x0f\xc7\x63\x00", 4, 1}, {"\x48\x0f\xc7\x23", 4, 1},  /* XSAVEC */
+		{"\x0f\xae\x2b", 3, 31},    {"\x48\x0f\xae\x2b", 4, 31}, /* XRSTOR */
+		{"\x0f\xae\x03", 3, 31},    {"\x48\x0f\xae\x03", 4, 31}, /* FXSAVE */
+		{"\x0f\xae\x0b", 3, 31},    {"\x48\x0f\xae\x0b", 4, 31}, /* FXRSTOR */
+	};
+	unsigned bad = 0, a = 0, b, c, d;
+
+	if (!host_avx())
+		skip();
+	catch_signals();
+	__get_cpuid_count(0xd, 1, &a, &b, &c, &d);
+	a |= 1u << 31;
+	prepare = prepare_xsave;
+	for (unsigned i = 0; i < 8000 && bad < 20; i++) {
+		const uint8_t *code = (const uint8_t *)t[i % KL_ARRAY_SIZE(t)].bytes;
+		unsigned len = t[i % KL_ARRAY_SIZE(t)].len;
+
+		if (!(a >> t[i % KL_ARRAY_SIZE(t)].bit & 1) || check(code, len, 0, i & 1))
+			continue;
+		describe(&(struct insn){code, (uint16_t)len, 0, 0}, "failed");
+		bad++;
+	}
+	prepare = NULL;
+	assert_int_equal(bad, 0);
+}
+
+static void set_mode(enum kl_code_mode mode)
+{
+	struct kl_vcpu *v = env.v;
+
+	v->code_mode = (uint8_t)mode;
+	v->long_mode = mode == KL_CODE64;
+	v->seg[KL_SS].db = v->seg[KL_CS].db = mode != KL_CODE16;
+	v->seg[KL_CS].limit = mode == KL_CODE16 ? 0xffff : 0xffffffff;
+	v->seg[KL_CS].base = mode == KL_CODE16 ? (uint64_t)env.code : 0;
+	for (unsigned i = 0; i < 6; i++)
+		if (i != KL_CS)
+			v->seg[i].base = mode == KL_CODE16 ? (uint64_t)env.data : 0;
+}
+
+/* ---- when VEX is none --------------------------------------------------------------------------
+ */
+
+static int vector_of(const char *code, unsigned len)
+{
+	env.v->rip = (uint64_t)env.code;
+	memcpy(env.code_rw, code, len);
+	env.code_rw[len] = 0xf4;
+	env_run(true);
+	return env.failed ? 1000 : env.vector;
+}
+
+static void test_vex_rules(void **state)
+{
+#define VADDPS "\xc5\xec\x58\xcb"     /* %ymm3, %ymm2, %ymm1 */
+#define ANDN   "\xc4\xe2\x70\xf2\xc2" /* %edx, %ecx, %eax */
+	struct kl_vcpu *v = env.v;
+
+	if (!host_avx() || !__builtin_cpu_supports("bmi"))
+		skip();
+	assert_int_equal(vector_of(VADDPS, 4), -1);
+	/* Other prefixes, and what VEX is a part of */
+	assert_int_equal(vector_of("\x66" VADDPS, 5), KL_EXC_UD);
+	assert_int_equal(vector_of("\xf2" VADDPS, 5), KL_EXC_UD);
+	assert_int_equal(vector_of("\xf3" VADDPS, 5), KL_EXC_UD);
+	assert_int_equal(vector_of("\x48" VADDPS, 5), KL_EXC_UD);
+	assert_int_equal(vector_of("\xf0" VADDPS, 5), KL_EXC_UD);
+	assert_int_equal(vector_of("\x2e" VADDPS, 5), -1);
+	assert_int_equal(vector_of("\x62\xf1\x6c\x48\x58\xcb", 6), KL_EXC_UD); /* EVEX */
+	assert_int_equal(vector_of("\x8f\xe8\x78\xc0\xc1\x03", 6), KL_EXC_UD); /* XOP */
+	assert_int_equal(vector_of("\xc5\xf8\x41\xc1", 4), KL_EXC_UD);         /* KANDW */
+	assert_int_equal(vector_of("\xc4\xe2\x71\x92\x04\x0b", 6), KL_EXC_UD); /* one register */
+
+	v->cr4 &= ~(uint64_t)KL_CR4_OSXSAVE;
+	assert_int_equal(vector_of(VADDPS, 4), KL_EXC_UD);
+	assert_int_equal(vector_of(ANDN, 5), -1);
+	v->cr4 |= KL_CR4_OSXSAVE;
+	v->xcr0 = 3;
+	assert_int_equal(vector_of(VADDPS, 4), KL_EXC_UD);
+	v->cr0 |= KL_CR0_TS;
+	assert_int_equal(vector_of(VADDPS, 4), KL_EXC_UD);
+	v->xcr0 = 7;
+	assert_int_equal(vector_of(VADDPS, 4), KL_EXC_NM);
+	assert_int_equal(vector_of(ANDN, 5), -1);
+	v->cr0 = (v->cr0 & ~(uint64_t)KL_CR0_TS) | KL_CR0_EM;
+	assert_int_equal(vector_of(VADDPS, 4), -1);
+	assert_int_equal(vector_of("\x0f\x58\xcb", 3), KL_EXC_UD); /* ADDPS */
+	v->cr0 &= ~(uint64_t)KL_CR0_EM;
+
+	/* 32-bit code: eight registers. Real mode and virtual 8086: no VEX at all. */
+	set_mode(KL_CODE32);
+	memset(v->xsave + 576, 0x11, 256);
+	assert_int_equal(vector_of("\xc5\xfc\x77", 3), -1); /* VZEROALL */
+	assert_int_equal(v->xsave[576 + 127], 0);
+	assert_int_equal(v->xsave[576 + 128], 0x11);
+	v->rflags |= KL_FL_VM;
+	assert_int_equal(vector_of(VADDPS, 4), KL_EXC_UD);
+	assert_int_equal(vector_of(ANDN, 5), KL_EXC_UD);
+	v->rflags &= ~(uint64_t)KL_FL_VM;
+	v->cr0 &= ~(uint64_t)KL_CR0_PE;
+	assert_int_equal(vector_of(VADDPS, 4), KL_EXC_UD);
+	assert_int_equal(vector_of(ANDN, 5), KL_EXC_UD);
+	v->cr0 |= KL_CR0_PE;
+	set_mode(KL_CODE64);
 }
 
 /* Straight lines of register instructions: one block, with dead flags. */
@@ -828,20 +986,6 @@ static void test_count(void **state)
 	assert_int_equal(v->insn_count, 2);
 }
 
-static void set_mode(enum kl_code_mode mode)
-{
-	struct kl_vcpu *v = env.v;
-
-	v->code_mode = (uint8_t)mode;
-	v->long_mode = mode == KL_CODE64;
-	v->seg[KL_SS].db = v->seg[KL_CS].db = mode != KL_CODE16;
-	v->seg[KL_CS].limit = mode == KL_CODE16 ? 0xffff : 0xffffffff;
-	v->seg[KL_CS].base = mode == KL_CODE16 ? (uint64_t)env.code : 0;
-	for (unsigned i = 0; i < 6; i++)
-		if (i != KL_CS)
-			v->seg[i].base = mode == KL_CODE16 ? (uint64_t)env.data : 0;
-}
-
 /* 16- and 32-bit code has no native oracle in a 64-bit process: known answers. */
 static void test_legacy_modes(void **state)
 {
@@ -1030,7 +1174,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_forms),         cmocka_unit_test(test_vex_space),
-		cmocka_unit_test(test_sse_space),     cmocka_unit_test(test_sequences),
+		cmocka_unit_test(test_sse_space),     cmocka_unit_test(test_xsave),
+		cmocka_unit_test(test_vex_rules),     cmocka_unit_test(test_sequences),
 		cmocka_unit_test(test_faults),        cmocka_unit_test(test_fpu_exceptions),
 		cmocka_unit_test(test_changing_code), cmocka_unit_test(test_eviction),
 		cmocka_unit_test(test_requests),      cmocka_unit_test(test_count),

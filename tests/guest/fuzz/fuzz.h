@@ -110,6 +110,9 @@ struct program {
 
 /* isa.c */
 void isa_init(const struct kl_vcpu *v);
+/* CPUID offers the guest the instructions of @set; bit @bit of register @reg (0 EAX ...). */
+bool isa_offered(ZydisISASet set);
+bool isa_has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit);
 bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op);
 bool isa_piecewise(const ZydisDecodedInstruction *in);
 const ZydisDecoder *isa_decoder(enum kl_code_mode mode);

@@ -39,7 +39,7 @@ const ZydisDecoder *isa_decoder(enum kl_code_mode mode)
 
 enum { EAX, EBX, ECX, EDX };
 
-static bool has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit)
+bool isa_has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit)
 {
 	const struct kvm_cpuid_entry2 *e = kl_x86_find_cpuid((struct kl_vcpu *)cpu, fn, index);
 	uint32_t r = 0;
@@ -49,7 +49,7 @@ static bool has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit)
 	return r >> bit & 1;
 }
 
-static bool offered(ZydisISASet set)
+bool isa_offered(ZydisISASet set)
 {
 	switch (set) {
 	case ZYDIS_ISA_SET_I86:
@@ -69,85 +69,85 @@ static bool offered(ZydisISASet set)
 		return true;
 	case ZYDIS_ISA_SET_CMOV:
 	case ZYDIS_ISA_SET_FCMOV:
-		return has(1, 0, EDX, 15);
+		return isa_has(1, 0, EDX, 15);
 	case ZYDIS_ISA_SET_CLFSH:
-		return has(1, 0, EDX, 19);
+		return isa_has(1, 0, EDX, 19);
 	case ZYDIS_ISA_SET_PENTIUMMMX:
-		return has(1, 0, EDX, 23);
+		return isa_has(1, 0, EDX, 23);
 	case ZYDIS_ISA_SET_FXSAVE:
 	case ZYDIS_ISA_SET_FXSAVE64:
-		return has(1, 0, EDX, 24);
+		return isa_has(1, 0, EDX, 24);
 	case ZYDIS_ISA_SET_SSE:
 	case ZYDIS_ISA_SET_SSEMXCSR:
 	case ZYDIS_ISA_SET_SSE_PREFETCH:
-		return has(1, 0, EDX, 25);
+		return isa_has(1, 0, EDX, 25);
 	case ZYDIS_ISA_SET_SSE2:
 	case ZYDIS_ISA_SET_SSE2MMX:
-		return has(1, 0, EDX, 26);
+		return isa_has(1, 0, EDX, 26);
 	case ZYDIS_ISA_SET_SSE3:
 	case ZYDIS_ISA_SET_SSE3X87:
-		return has(1, 0, ECX, 0);
+		return isa_has(1, 0, ECX, 0);
 	case ZYDIS_ISA_SET_PCLMULQDQ:
-		return has(1, 0, ECX, 1);
+		return isa_has(1, 0, ECX, 1);
 	case ZYDIS_ISA_SET_SSSE3:
 	case ZYDIS_ISA_SET_SSSE3MMX:
-		return has(1, 0, ECX, 9);
+		return isa_has(1, 0, ECX, 9);
 	case ZYDIS_ISA_SET_FMA:
-		return has(1, 0, ECX, 12);
+		return isa_has(1, 0, ECX, 12);
 	case ZYDIS_ISA_SET_CMPXCHG16B:
-		return has(1, 0, ECX, 13);
+		return isa_has(1, 0, ECX, 13);
 	case ZYDIS_ISA_SET_SSE4:
-		return has(1, 0, ECX, 19);
+		return isa_has(1, 0, ECX, 19);
 	case ZYDIS_ISA_SET_SSE42:
-		return has(1, 0, ECX, 20);
+		return isa_has(1, 0, ECX, 20);
 	case ZYDIS_ISA_SET_MOVBE:
-		return has(1, 0, ECX, 22);
+		return isa_has(1, 0, ECX, 22);
 	case ZYDIS_ISA_SET_POPCNT:
-		return has(1, 0, ECX, 23);
+		return isa_has(1, 0, ECX, 23);
 	case ZYDIS_ISA_SET_AES:
-		return has(1, 0, ECX, 25);
+		return isa_has(1, 0, ECX, 25);
 	case ZYDIS_ISA_SET_XSAVE:
-		return has(1, 0, ECX, 26);
+		return isa_has(1, 0, ECX, 26);
 	case ZYDIS_ISA_SET_AVX:
-		return has(1, 0, ECX, 28);
+		return isa_has(1, 0, ECX, 28);
 	case ZYDIS_ISA_SET_AVXAES:
-		return has(1, 0, ECX, 28) && has(1, 0, ECX, 25);
+		return isa_has(1, 0, ECX, 28) && isa_has(1, 0, ECX, 25);
 	case ZYDIS_ISA_SET_F16C:
-		return has(1, 0, ECX, 29);
+		return isa_has(1, 0, ECX, 29);
 	case ZYDIS_ISA_SET_RDWRFSGS:
-		return has(7, 0, EBX, 0);
+		return isa_has(7, 0, EBX, 0);
 	case ZYDIS_ISA_SET_BMI1:
-		return has(7, 0, EBX, 3);
+		return isa_has(7, 0, EBX, 3);
 	case ZYDIS_ISA_SET_AVX2:
 	case ZYDIS_ISA_SET_AVX2GATHER:
-		return has(7, 0, EBX, 5);
+		return isa_has(7, 0, EBX, 5);
 	case ZYDIS_ISA_SET_BMI2:
-		return has(7, 0, EBX, 8);
+		return isa_has(7, 0, EBX, 8);
 	case ZYDIS_ISA_SET_ADOX_ADCX:
-		return has(7, 0, EBX, 19);
+		return isa_has(7, 0, EBX, 19);
 	case ZYDIS_ISA_SET_CLFLUSHOPT:
-		return has(7, 0, EBX, 23);
+		return isa_has(7, 0, EBX, 23);
 	case ZYDIS_ISA_SET_CLWB:
-		return has(7, 0, EBX, 24);
+		return isa_has(7, 0, EBX, 24);
 	case ZYDIS_ISA_SET_SHA:
-		return has(7, 0, EBX, 29);
+		return isa_has(7, 0, EBX, 29);
 	case ZYDIS_ISA_SET_GFNI:
 	case ZYDIS_ISA_SET_AVX_GFNI:
-		return has(7, 0, ECX, 8);
+		return isa_has(7, 0, ECX, 8);
 	case ZYDIS_ISA_SET_VAES:
-		return has(7, 0, ECX, 9);
+		return isa_has(7, 0, ECX, 9);
 	case ZYDIS_ISA_SET_VPCLMULQDQ:
-		return has(7, 0, ECX, 10);
+		return isa_has(7, 0, ECX, 10);
 	case ZYDIS_ISA_SET_XSAVEOPT:
-		return has(0xd, 1, EAX, 0);
+		return isa_has(0xd, 1, EAX, 0);
 	case ZYDIS_ISA_SET_XSAVEC:
-		return has(0xd, 1, EAX, 1);
+		return isa_has(0xd, 1, EAX, 1);
 	case ZYDIS_ISA_SET_LAHF:
-		return has(0x80000001, 0, ECX, 0);
+		return isa_has(0x80000001, 0, ECX, 0);
 	case ZYDIS_ISA_SET_LZCNT:
-		return has(0x80000001, 0, ECX, 5);
+		return isa_has(0x80000001, 0, ECX, 5);
 	case ZYDIS_ISA_SET_SSE4A:
-		return has(0x80000001, 0, ECX, 6);
+		return isa_has(0x80000001, 0, ECX, 6);
 	default:
 		return false;
 	}
@@ -288,6 +288,6 @@ bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op
 {
 	return (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
 		in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) &&
-	       offered(in->meta.isa_set) && !reserved(in) && !excluded(in->mnemonic) && !far(in) &&
-	       !(op && (writes_segment(in, op) || bitmap_in_address(in, op)));
+	       isa_offered(in->meta.isa_set) && !reserved(in) && !excluded(in->mnemonic) &&
+	       !far(in) && !(op && (writes_segment(in, op) || bitmap_in_address(in, op)));
 }
