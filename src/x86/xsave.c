@@ -248,9 +248,11 @@ enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 	check(v, kind);
 	rfbm = requested(v);
 	lin = area(v, op, rfbm, false);
-	kl_probe(v, lin); /* a fault comes before #GP for what the header says */
+	/* All must be there; a fault at the start comes before #GP for what the header says. */
+	kl_probe(v, lin);
 	get(v, lin, HEADER, header, 64);
 	compacted = check_header(v, header, kind);
+	kl_probe(v, kl_linear_add(v, lin, kl_xsave_size(rfbm) - 1));
 	load = rfbm & header[0];
 	has_mxcsr = compacted ? load & SSE : rfbm & (SSE | AVX);
 	if (has_mxcsr)

@@ -114,11 +114,13 @@ void isa_init(const struct kl_vcpu *v);
 bool isa_offered(ZydisISASet set);
 bool isa_has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit);
 bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op);
+bool isa_saves_pointers(ZydisMnemonic m);
 bool isa_piecewise(const ZydisDecodedInstruction *in);
 const ZydisDecoder *isa_decoder(enum kl_code_mode mode);
 
 /* generate.c */
 void generate_init(void);
+void generate_batch(struct rng *r);
 void generate(struct rng *r, struct program *p);
 /* A mnemonic that must come up in @mode. */
 bool generate_expects(enum kl_code_mode mode, ZydisMnemonic m);

@@ -219,31 +219,88 @@ static void fill_random(struct rng *r, uint8_t *p, unsigned n)
 		memset(p + 1 + pick(r, 4), chance(r, 50) ? 0 : 0xff, 4);
 }
 
+/* Registers that hold addresses throughout a straight line. */
+static bool is_pointer(ZydisRegister reg)
+{
+	static const uint16_t pointers = 1 << KL_RBX | 1 << KL_RSP | 1 << KL_RBP | 1 << KL_RSI |
+					 1 << KL_RDI | 1 << KL_R12 | 1 << KL_R13;
+	ZydisRegisterClass c = ZydisRegisterGetClass(reg);
+
+	return c >= ZYDIS_REGCLASS_GPR16 && c <= ZYDIS_REGCLASS_GPR64 &&
+	       (pointers >> (ZydisRegisterGetId(reg) & 15) & 1);
+}
+
+/* Fit for the inside of a straight line: it goes on behind it, and memory stays in reach. */
+static bool is_straight(const struct insn *i)
+{
+	switch (i->in.meta.category) {
+	case ZYDIS_CATEGORY_COND_BR:
+	case ZYDIS_CATEGORY_UNCOND_BR:
+	case ZYDIS_CATEGORY_CALL:
+	case ZYDIS_CATEGORY_RET:
+		return false;
+	default:
+		break;
+	}
+	if (i->in.mnemonic == ZYDIS_MNEMONIC_POPF || i->in.mnemonic == ZYDIS_MNEMONIC_POPFD ||
+	    i->in.mnemonic == ZYDIS_MNEMONIC_POPFQ || i->in.mnemonic == ZYDIS_MNEMONIC_ENTER ||
+	    i->in.mnemonic == ZYDIS_MNEMONIC_LEAVE ||
+	    (i->in.attributes &
+	     (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
+		return false;
+	for (unsigned k = 0; k < i->in.operand_count_visible; k++) {
+		const ZydisDecodedOperand *o = &i->op[k];
+
+		if (o->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		    (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+		    (is_pointer(o->reg.value) ||
+		     (o->reg.value >= ZYDIS_REGISTER_BL && o->reg.value <= ZYDIS_REGISTER_R13B)))
+			return false;
+		if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
+			continue;
+		if (o->mem.index != ZYDIS_REGISTER_NONE)
+			return false;
+		if (o->mem.base != ZYDIS_REGISTER_NONE && o->mem.base != ZYDIS_REGISTER_RIP &&
+		    (!is_pointer(o->mem.base) || i->in.raw.disp.size > 8))
+			return false;
+	}
+	return true;
+}
+
+/* Not behind other instructions: XSAVE with a bitmap in registers, and x87 pointers. */
+static bool depends_on_past(const struct insn *i)
+{
+	return i->in.meta.category == ZYDIS_CATEGORY_XSAVE ||
+	       i->in.meta.category == ZYDIS_CATEGORY_XSAVEOPT || isa_saves_pointers(i->in.mnemonic);
+}
+
+enum wish { ANY, STRAIGHT, LAST };
+
 /* An instruction that takes part, or one that does not exist. */
-static void random_insn(struct rng *r, enum kl_code_mode mode, struct insn *i)
+static void random_insn(struct rng *r, enum kl_code_mode mode, enum wish wish, struct insn *i)
 {
 	uint8_t bytes[40];
+	ZyanStatus status;
+	unsigned n;
 
 	for (;;) {
-		ZyanStatus status;
-		unsigned n;
-
-		if (chance(r, 80)) {
-			n = from_template(r, mode, bytes);
-		} else {
-			n = from_chaos(r, mode, bytes);
-		}
+		n = chance(r, 80) ? from_template(r, mode, bytes) : from_chaos(r, mode, bytes);
 		fill_random(r, bytes + n, 16);
 		status = ZydisDecoderDecodeFull(isa_decoder(mode), bytes, 15, &i->in, i->op);
-		if (ZYAN_SUCCESS(status)) {
-			if (!isa_usable(&i->in, i->op))
-				continue;
-			i->legal = true;
-			i->len = i->in.length;
-			memcpy(i->bytes, bytes, 16);
-			return;
-		}
+		if (ZYAN_SUCCESS(status) && isa_usable(&i->in, i->op) &&
+		    (wish != STRAIGHT || is_straight(i)) && (wish == ANY || !depends_on_past(i)))
+			break;
+		if (ZYAN_SUCCESS(status) || wish != ANY || !chance(r, 8))
+			continue;
+		/* If it exists after all, what follows shall not be just anything. */
+		memset(bytes + n + 2, 0xcc, 14);
+		status = ZydisDecoderDecodeFull(isa_decoder(mode), bytes, 15, &i->in, i->op);
+		if (!ZYAN_SUCCESS(status))
+			break;
 	}
+	i->legal = ZYAN_SUCCESS(status);
+	i->len = i->legal ? i->in.length : 15;
+	memcpy(i->bytes, bytes, 16);
 }
 
 /* ---- where code lies, and where it goes ---- */
@@ -259,7 +316,8 @@ static void fix_displacement(struct rng *r, const struct program *p, struct insn
 	for (unsigned k = 0; k < i->in.operand_count && !o; k++)
 		if (i->op[k].type == ZYDIS_OPERAND_TYPE_MEMORY)
 			o = &i->op[k];
-	if (!o || size < 32 || o->mem.index != ZYDIS_REGISTER_NONE)
+	if (!o || size < 32 ||
+	    (o->mem.index != ZYDIS_REGISTER_NONE && o->mem.type != ZYDIS_MEMOP_TYPE_VSIB))
 		return;
 	if (o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS)
 		return; /* the segment's base will do */
@@ -297,7 +355,7 @@ static bool is_relative(const struct insn *i)
 }
 
 /* A relative branch goes to a landing pad near it. */
-static void fix_branch(struct rng *r, struct insn *i, uint64_t at)
+static void fix_branch(struct rng *r, const struct program *p, struct insn *i, uint64_t at)
 {
 	unsigned size = i->in.raw.imm[0].size / 8;
 	uint64_t pad;
@@ -307,7 +365,7 @@ static void fix_branch(struct rng *r, struct insn *i, uint64_t at)
 	if (size == 2)
 		return; /* somewhere below 64 KiB: a fault */
 	pad = at + i->len + 5 + pick(r, size == 1 ? 100 : 200);
-	if (chance(r, 30))
+	if (p->n == 1 && chance(r, 30)) /* not into a straight line */
 		pad = at - 5 - pick(r, 90);
 	if (size == 4 && chance(r, 20))
 		pad = chance(r, 50) ? LEAVE + 16 * WAY_BRANCH : CODE + CODE_SIZE + pick(r, 100);
@@ -317,34 +375,49 @@ static void fix_branch(struct rng *r, struct insn *i, uint64_t at)
 		put_code(pad, jump, put_jump(jump, pad, WAY_BRANCH));
 }
 
+/* What straight lines of a batch are made of: they are found rarely. */
+#define NR_STRAIGHT 48
+static struct insn straight[NR_STRAIGHT];
+
+void generate_batch(struct rng *r)
+{
+	for (unsigned i = 0; i < NR_STRAIGHT; i++)
+		random_insn(r, KL_CODE64, STRAIGHT, &straight[i]);
+}
+
 void generate(struct rng *r, struct program *p)
 {
 	uint8_t code[MAX_INSNS * 16 + 32];
 	unsigned len = 0;
 
 	p->mode = KL_CODE64;
-	p->n = 1;
+	p->n = chance(r, 20) ? 2 + pick(r, MAX_INSNS - 1) : 1;
 	for (unsigned k = 0; k < p->n; k++) {
-		random_insn(r, p->mode, &p->insn[k]);
+		if (k + 1 < p->n)
+			p->insn[k] = straight[pick(r, NR_STRAIGHT)];
+		else
+			random_insn(r, p->mode, p->n == 1 ? ANY : LAST, &p->insn[k]);
 		len += p->insn[k].len;
 	}
 	p->len = len;
 	p->at = CODE + 128 + pick(r, CODE_SIZE - 1024);
 	if (chance(r, 10))
 		p->at = CODE + KL_PAGE_SIZE - pick(r, len + 1);
-	else if (chance(r, 2))
+	else if (chance(r, 2) && p->insn[p->n - 1].legal)
 		p->at = CODE + CODE_SIZE - pick(r, len + 1);
 	for (unsigned k = 0, off = 0; k < p->n; k++) {
 		struct insn *i = &p->insn[k];
 
-		if (is_relative(i))
-			fix_branch(r, i, p->at + off);
-		else
+		if (i->legal && is_relative(i))
+			fix_branch(r, p, i, p->at + off);
+		else if (i->legal)
 			fix_displacement(r, p, i, p->at + off);
 		memcpy(code + off, i->bytes, i->len);
 		off += i->len;
 		/* The operands again, with what was changed. */
-		ZydisDecoderDecodeFull(isa_decoder(p->mode), i->bytes, i->len, &i->in, i->op);
+		if (i->legal)
+			ZydisDecoderDecodeFull(isa_decoder(p->mode), i->bytes, i->len, &i->in,
+					       i->op);
 	}
 	len += put_jump(code + len, p->at + len, WAY_THROUGH);
 	put_code(p->at, code, len);

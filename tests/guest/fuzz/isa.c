@@ -273,6 +273,23 @@ bool isa_piecewise(const ZydisDecodedInstruction *in)
 	}
 }
 
+/*
+ * Show the pointers to the last x87 instruction and its operand, with selectors: the vCPU's are
+ * not those of each processor (docs/deviations.md).
+ */
+bool isa_saves_pointers(ZydisMnemonic m)
+{
+	switch (m) {
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* XSAVE with its bitmap in a register of the address: bits that only the process may save. */
 static bool bitmap_in_address(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op)
 {

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -211,6 +212,7 @@ static void batch(uint64_t number)
 
 	rng_seed(&r, opt.seed, number);
 	state_reset_memory(false);
+	generate_batch(&r);
 	for (unsigned i = 0; i < PROGRAMS; i++) {
 		generate(&r, &p);
 		note_coverage(&p);
@@ -256,6 +258,7 @@ static bool run_workers(void)
 			exit(2);
 		}
 		if (pid == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			setup();
 			work();
 			fflush(stdout);

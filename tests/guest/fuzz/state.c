@@ -124,10 +124,10 @@ static void poke(uint64_t lin, const void *buf, unsigned n)
 	}
 }
 
-/* Where an operand of @size bytes is to be. */
-static uint64_t place(struct rng *r, unsigned size)
+/* Where an operand of @size bytes is to be; where there are several, mostly in the middle. */
+static uint64_t place(struct rng *r, unsigned size, bool alone)
 {
-	unsigned where = pick(r, 100);
+	unsigned where = alone || !pick(r, 8) ? pick(r, 100) : 0;
 	uint64_t edge;
 
 	if (where < 76) {
@@ -246,26 +246,77 @@ static void tame(struct rng *r, const struct insn *i, struct machine *m)
 	}
 }
 
-static void operands(struct rng *r, const struct insn *i, struct machine *m, uint64_t rip)
+/* Indices of a gather: most of them small. */
+static void vector_index(struct rng *r, const struct insn *i, const ZydisDecodedOperand *o,
+			 struct machine *m)
+{
+	unsigned reg = (unsigned)ZydisRegisterGetId(o->mem.index) & 15;
+	bool wide = i->in.mnemonic == ZYDIS_MNEMONIC_VGATHERQPD ||
+		    i->in.mnemonic == ZYDIS_MNEMONIC_VGATHERQPS ||
+		    i->in.mnemonic == ZYDIS_MNEMONIC_VPGATHERQD ||
+		    i->in.mnemonic == ZYDIS_MNEMONIC_VPGATHERQQ;
+
+	for (unsigned k = 0; k < 32; k += wide ? 8 : 4) {
+		int64_t x = (int64_t)pick(r, 256) - 128;
+
+		if (chance(r, 98))
+			memcpy(m->x + (k < 16 ? 160 : 560) + 16 * reg + k, &x, wide ? 8 : 4);
+	}
+}
+
+/* Images that load without #GP, mostly. */
+static void poke_image(struct rng *r, const struct insn *i, const struct machine *m, uint64_t lin)
+{
+	uint64_t header[8] = {rng(r) & native_features};
+	uint32_t mxcsr = (uint32_t)rng(r) & 0xffff;
+
+	switch (i->in.mnemonic) {
+	case ZYDIS_MNEMONIC_LDMXCSR:
+	case ZYDIS_MNEMONIC_VLDMXCSR:
+		poke(lin, &mxcsr, 4);
+		break;
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+		poke(lin, m->x, 512);
+		break;
+	case ZYDIS_MNEMONIC_XRSTOR:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+		if (chance(r, 30))
+			header[1] = 1ull << 63 | header[0] | (rng(r) & native_features);
+		if (chance(r, 5))
+			header[pick(r, 8)] ^= 1ull << pick(r, 64);
+		poke(lin, m->x, 512);
+		poke(lin + 512, header, 64);
+		break;
+	default:
+		break;
+	}
+}
+
+static void operands(struct rng *r, const struct program *p, const struct insn *i,
+		     struct machine *m, uint64_t rip)
 {
 	for (unsigned k = 0; k < i->in.operand_count; k++) {
 		const ZydisDecodedOperand *o = &i->op[k];
 		unsigned size = kl_max(o->size / 8u, 1u);
 		uint64_t lin;
 
-		if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN ||
-		    o->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+		if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.type == ZYDIS_MEMOP_TYPE_AGEN)
 			continue;
+		if (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+			vector_index(r, i, o, m);
 		if (o->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
 		    (o->mem.base == ZYDIS_REGISTER_RSP || o->mem.base == ZYDIS_REGISTER_ESP ||
 		     o->mem.base == ZYDIS_REGISTER_SP))
 			continue;
-		aim(i, o, m, rip, place(r, kl_min(size, 1024u)));
+		aim(i, o, m, rip, place(r, kl_min(size, 1024u), p->n == 1));
 		lin = address(i, o, m, rip);
 		if (lin - DATA < DATA_PAGES * KL_PAGE_SIZE) {
 			poke(lin, pool + (pick(r, POOL - 1024) & ~7u), kl_min(size, 64u));
 			if (size >= 4 && chance(r, 20)) /* equal to what it may be compared with */
 				poke(lin, &m->gpr[KL_RAX], kl_min(size, 8u));
+			if (chance(r, 80))
+				poke_image(r, i, m, lin);
 		}
 	}
 }
@@ -352,11 +403,11 @@ void state_random(struct rng *r, const struct program *p, struct machine *m)
 	m->fs_base = DATA + pick(r, DATA_PAGES * 4096);
 	m->gs_base = chance(r, 90) ? DATA + pick(r, DATA_PAGES * 4096) : value(r);
 	random_x(r, m->x);
-	for (unsigned k = 0; k < p->n; k++)
+	for (unsigned k = 0; k < p->n && p->insn[k].legal; k++)
 		tame(r, &p->insn[k], m);
-	m->gpr[KL_RSP] = place(r, 16);
-	for (unsigned k = 0; k < p->n; k++) {
-		operands(r, &p->insn[k], m, rip);
+	m->gpr[KL_RSP] = place(r, 16, p->n == 1);
+	for (unsigned k = 0; k < p->n && p->insn[k].legal; k++) {
+		operands(r, p, &p->insn[k], m, rip);
 		branch_target(r, &p->insn[k], m, rip);
 		rip += p->insn[k].len;
 	}
