@@ -186,6 +186,7 @@ bool guest_run(const struct program *p, const struct machine *m, bool step, stru
 	memcpy(v->gpr, m->gpr, sizeof(v->gpr));
 	v->rip = p->at;
 	v->rflags = m->rflags;
+	kl_x86_update_mode(v); /* an instance before this one may have left AC set */
 	kl_x86_update_mode(v); /* EFLAGS.AC */
 	memcpy(v->xsave, m->x, X_SIZE);
 	v->seg[KL_FS].base = m->fs_base;
