@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * read(), write() and relatives on kvmlet's descriptors: refused as KVM's files refuse them;
- * statistics files are read (U4).
+ * statistics files are read (U4). write() to an eventfd that is an irqfd.
  */
 #include <fcntl.h>
 #include <unistd.h>
@@ -95,10 +95,28 @@ WRAP(ssize_t, read, (int fd, void *buf, size_t n))
 }
 WRAP_ALIAS(ssize_t, __read, read, (int fd, void *buf, size_t n));
 
+/* The program has signalled what may be an irqfd. */
+static void irqfd_written(void)
+{
+	struct kl_entry e;
+
+	if (kl_fd_shared_child())
+		return;
+	kl_pl_enter(&e);
+	kl_irqfd_written();
+	kl_pl_leave(&e);
+}
+
 WRAP(ssize_t, write, (int fd, const void *buf, size_t n))
 {
-	return kl_fd_known(fd) ? transfer(fd, IO_WRITE, NULL, n, false, 0)
-			       : REAL(write)(fd, buf, n);
+	ssize_t r;
+
+	if (kl_fd_known(fd))
+		return transfer(fd, IO_WRITE, NULL, n, false, 0);
+	r = REAL(write)(fd, buf, n);
+	if (KL_UNLIKELY(r == sizeof(uint64_t) && kl_irqfd_may_be(fd)))
+		irqfd_written();
+	return r;
 }
 WRAP_ALIAS(ssize_t, __write, write, (int fd, const void *buf, size_t n));
 

@@ -2,9 +2,11 @@
 /*
  * KVM_IRQFD: eventfds that raise interrupts, whoever signals them.
  *
- * One helper thread per process waits for all of them, edge-triggered: an eventfd that is signalled
- * injects once more after the last signal, and what it holds is taken. One that was readable when
- * it was assigned injects, too, and keeps what it holds, as with KVM.
+ * Where the program itself writes to one, and the preload library sees it, the interrupt is there
+ * when the write returns, as with KVM. For all others one helper thread per process waits,
+ * edge-triggered: an eventfd that is signalled injects once more after the last signal, and what
+ * it holds is taken. One that was readable when it was assigned injects, too, and keeps what it
+ * holds, as with KVM.
  *
  * With a resamplefd the line stays high until the guest ends the interrupt; then it is lowered once
  * and every resamplefd of that GSI is signalled, so that devices which still want it raise it anew.
@@ -14,10 +16,10 @@
  *       signals that came before have raised it.
  *   (b) No signal is lost, and none of the time before the assignment either.
  *
- * Both come from the lock (IRQFD): events are fetched and injected with it held, by the helper or
- * by whoever deassigns, so that nobody has one in hand whose irqfd is going. Resamplers are walked
- * by the vCPU that ends an interrupt, in the routing's reader section: they are unlinked, then
- * waited for, then freed.
+ * Both come from the lock (IRQFD): events are fetched and injected with it held, by the helper, by
+ * who has written, or by whoever deassigns, so that nobody has one in hand whose irqfd is going.
+ * Resamplers are walked by the vCPU that ends an interrupt, in the routing's reader section: they
+ * are unlinked, then waited for, then freed.
  */
 #include <errno.h>
 #include <poll.h>
@@ -62,6 +64,21 @@ static unsigned nr_irqfds;
 static int epoll_fd = NO_FD, stop_fd = NO_FD;
 static pthread_t helper;
 
+_Atomic uint64_t kl_irqfd_hints[KL_IRQFD_HINTS / 64];
+
+static void hint(int fd)
+{
+	if ((unsigned)fd < KL_IRQFD_HINTS)
+		atomic_fetch_or_explicit(&kl_irqfd_hints[fd / 64], 1ull << (fd % 64),
+					 memory_order_relaxed);
+}
+
+static void forget_hints(void)
+{
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(kl_irqfd_hints); i++)
+		atomic_store_explicit(&kl_irqfd_hints[i], 0, memory_order_relaxed);
+}
+
 /* ---- the helper -------------------------------------------------------------------- */
 
 static void inject(const struct kl_irqfd *f)
@@ -100,6 +117,14 @@ static void inject_signalled(void)
 			signalled(ev[i].data.ptr);
 		seen += BATCH;
 	} while (n == BATCH && seen < nr_irqfds);
+}
+
+void kl_irqfd_written(void)
+{
+	kl_mutex_lock(&lock);
+	if (epoll_fd != NO_FD)
+		inject_signalled();
+	kl_mutex_unlock(&lock);
 }
 
 static void *helper_main(void *arg)
@@ -176,6 +201,7 @@ static void stop_helper_unlock(void)
 		return;
 	}
 	epoll_fd = stop_fd = NO_FD;
+	forget_hints();
 	kl_mutex_unlock(&lock);
 	kl_eventfd_signal(stop);
 	pthread_join(t, NULL);
@@ -193,6 +219,7 @@ void kl_irqfd_after_fork(void)
 	}
 	epoll_fd = stop_fd = NO_FD;
 	nr_irqfds = 0;
+	forget_hints();
 }
 
 /* ---- resampling -------------------------------------------------------------------- */
@@ -359,6 +386,7 @@ static int assign(struct kl_uvm *vm, const struct kvm_irqfd *a)
 	kl_mutex_lock(&lock);
 	r = assign_locked(f);
 	if (!r) {
+		hint((int)a->fd);
 		kl_mutex_unlock(&lock);
 		return 0;
 	}

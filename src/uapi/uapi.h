@@ -64,6 +64,21 @@ ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos);
 /* lseek(2): moves nothing and returns the position, as KVM's files do. */
 off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence);
 
+/*
+ * irqfds, for whoever sees the program's writes: @fd may be one, or have been one. Then the
+ * interrupt of what has just been written is there when kl_irqfd_written() returns, as with KVM;
+ * else a helper thread sees to it a moment later.
+ */
+#define KL_IRQFD_HINTS 4096u
+extern _Atomic uint64_t kl_irqfd_hints[KL_IRQFD_HINTS / 64];
+KL_INLINE bool kl_irqfd_may_be(int fd)
+{
+	return (unsigned)fd < KL_IRQFD_HINTS &&
+	       (atomic_load_explicit(&kl_irqfd_hints[fd / 64], memory_order_relaxed) >> (fd % 64) &
+		1);
+}
+void kl_irqfd_written(void);
+
 /* Exit table of `kvmlet run --stats`, of everything that this process did. */
 void kl_uapi_print_stats(int fd);
 

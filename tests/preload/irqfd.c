@@ -184,6 +184,42 @@ static void many(void)
 	close(r);
 }
 
+/* A message is there when the write that caused it returns. */
+static void at_once(void)
+{
+	struct {
+		struct kvm_irq_routing head;
+		struct kvm_irq_routing_entry e;
+	} r = {.head = {.nr = 1},
+	       .e = {.gsi = 40,
+		     .type = KVM_IRQ_ROUTING_MSI,
+		     .u.msi = {.address_lo = 0xfee00000, .data = 0x40}}};
+	int v = make_vm(), fd = eventfd(0, 0), vcpu = ioctl(v, KVM_CREATE_VCPU, 0);
+	struct kvm_lapic_state l;
+
+	NEED(vcpu >= 0);
+	NEED(!ioctl(vcpu, KVM_GET_LAPIC, &l));
+	l.regs[0xf1] |= 1; /* enabled */
+	NEED(!ioctl(vcpu, KVM_SET_LAPIC, &l));
+	NEED(!ioctl(v, KVM_SET_GSI_ROUTING, &r));
+	NEED(!irqfd(v, fd, 40, 0, 0));
+	for (int i = 0; i < 200; i++) {
+		r.e.u.msi.data = 0x40 + i % 0xc0;
+		NEED(!ioctl(v, KVM_SET_GSI_ROUTING, &r));
+		CHECK(signal_fd(fd));
+		NEED(!ioctl(vcpu, KVM_GET_LAPIC, &l));
+		CHECK(l.regs[0x200 + 0x10 * (r.e.u.msi.data / 32) + r.e.u.msi.data % 32 / 8] &
+		      1 << r.e.u.msi.data % 8);
+		memset(l.regs + 0x200, 0, 0x80);
+		NEED(!ioctl(vcpu, KVM_SET_LAPIC, &l));
+	}
+	close(vcpu);
+	close(v);
+	/* The number of what is no irqfd any more. */
+	CHECK(signal_fd(fd));
+	close(fd);
+}
+
 int main(void)
 {
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -194,6 +230,7 @@ int main(void)
 	forked();
 	signals_are_not_taken();
 	many();
+	at_once();
 	close(vm);
 	close(kvm);
 	return t_done();
