@@ -46,14 +46,20 @@
 #endif
 typedef long long kl_v128 __attribute__((vector_size(16), aligned(1), may_alias));
 
+/* Not atomic. */
 #if KL_TSAN
 KL_INLINE kl_v128 kl_load128(const void *p)
 {
 	return (kl_v128){__atomic_load_n((const long long *)p, __ATOMIC_RELAXED),
 			 __atomic_load_n((const long long *)p + 1, __ATOMIC_RELAXED)};
 }
+
+KL_INLINE void kl_store128(void *p, kl_v128 v)
+{
+	__atomic_store_n((long long *)p, v[0], __ATOMIC_RELAXED);
+	__atomic_store_n((long long *)p + 1, v[1], __ATOMIC_RELAXED);
+}
 #else
-/* Not atomic. */
 KL_INLINE kl_v128 kl_load128(const void *p)
 {
 	kl_v128 v;
@@ -63,6 +69,14 @@ KL_INLINE kl_v128 kl_load128(const void *p)
 			 : "m"(*(const kl_v128 *)p)
 			 : "memory");
 	return v;
+}
+
+KL_INLINE void kl_store128(void *p, kl_v128 v)
+{
+	__asm__ volatile("1: movdqu %1, %0\n\t" KL_EXTABLE("1b")
+			 : "=m"(*(kl_v128 *)p)
+			 : "x"(v)
+			 : "memory");
 }
 #endif
 KL_ACCESS_FN(8, "movb", "q")

@@ -24,12 +24,16 @@ kl_run_fn *kl_fast_select(const struct kl_decode *d, kl_run_fn **noflags)
 	/* Then d->in may be what it was before. */
 	if (op->fn == kl_op_ud || op->fn == kl_op_too_long || op->fn == kl_op_unsupported)
 		return kl_fast_call;
-	if (op->flags & (KL_OPF_LOCK | KL_OPF_REP | KL_OPF_REPNE))
+	/* F2 and F3 are part of vector instructions. */
+	if ((op->flags & KL_OPF_LOCK) || ((op->flags & (KL_OPF_REP | KL_OPF_REPNE)) &&
+					  d->in.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT))
 		return kl_fast_call;
 	if ((op->flags & KL_OPF_MEM) && (d->mode != KL_CODE64 || op->addrsize != 8))
 		return kl_fast_call;
 	address_terms(op);
-	run = kl_fast_select_mov(d, noflags);
+	run = kl_fast_select_sse(d);
+	if (!run)
+		run = kl_fast_select_mov(d, noflags);
 	if (!run)
 		run = kl_fast_select_alu(d, noflags);
 	if (!run)

@@ -37,6 +37,7 @@ void kl_fast_fuse(struct kl_op *ops, unsigned n);
 
 kl_run_fn *kl_fast_select_alu(const struct kl_decode *d, kl_run_fn **noflags);
 kl_run_fn *kl_fast_select_mov(const struct kl_decode *d, kl_run_fn **noflags);
+kl_run_fn *kl_fast_select_sse(const struct kl_decode *d);
 kl_run_fn *kl_fast_select_branch(const struct kl_decode *d);
 
 /* Let op->fn do it. */
@@ -45,6 +46,9 @@ kl_run_fn kl_fast_call;
 kl_run_fn kl_fast_go_on;
 /* Back to kl_interp_run(), v->cur_op not executed. Returns NULL. */
 const struct kl_op *kl_fast_leave(struct kl_vcpu *v) KL_COLD;
+
+/* Take the host's MXCSR back. */
+void kl_fast_return_mxcsr(struct kl_vcpu *v) KL_COLD;
 
 /* ---- rip and flags ------------------------------------------------------------------- */
 
@@ -62,6 +66,8 @@ KL_INLINE uint64_t kl_fast_rip(const struct kl_vcpu *v, const struct kl_op *op)
 /* Put rip and rflags in place, as they are before @op; and back to lazy. */
 KL_INLINE void kl_fast_sync(struct kl_vcpu *v, const struct kl_op *op)
 {
+	if (KL_UNLIKELY(v->mxcsr_lent))
+		kl_fast_return_mxcsr(v);
 	v->rip = kl_fast_rip(v, op);
 	kl_flags_put(v, v->flags_now);
 	v->lazy = false;

@@ -278,6 +278,10 @@ struct kl_vcpu {
 	struct kl_block *block;
 	bool lazy;
 	uint16_t flags_now;
+	/* The host's MXCSR collects the guest's exception flags (fast_sse.c); what it was. */
+	bool mxcsr_lent;
+	uint32_t host_mxcsr;
+	uint8_t vector_operand[16] __attribute__((aligned(16))); /* one in memory, for a thunk */
 	uint8_t cpl;
 	uint8_t code_mode; /* enum kl_code_mode, from CS and EFER */
 	uint8_t tlb_mode;  /* enum kl_tlb_mode, from CPL, CR4.SMAP, EFLAGS.AC */
