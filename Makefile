@@ -61,6 +61,7 @@ conformance: build
 # SECONDS=N: how long; SEED=N. BUILD=build-asan or build-tsan (after make test-asan) is another build
 stress: build
 	$(BUILD)/kvmlet run -- $(BUILD)/tests/stress/mem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	$(BUILD)/tests/stress/gpc-stress --threads 8 --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 # Guests that do anything: SECONDS=N, SEED=N. The build with sanitizers finds most
 fuzz: build-asan/build.ninja
@@ -70,6 +71,7 @@ fuzz: build-asan/build.ninja
 bench: build
 	@bench/run $(BUILD)
 	@bench/run-mem $(BUILD)
+	@$(BUILD)/bench/gpc-bench
 	@bench/run-cpu $(BUILD)
 
 install: build

@@ -38,7 +38,7 @@ extern "C" {
  *            slot that is not there
  *   -EEXIST  overlaps another slot
  *   -ENOMEM
- *   -EDEADLK the calling thread holds a notifier bracket or a window
+ *   -EDEADLK the calling thread holds a notifier bracket, a window or a cache
  *   -EIO     the VM is unusable: an internal error, or a VM of the parent process
  * After an error the slots are as they were.
  */

@@ -47,7 +47,7 @@ struct kvmlet_notifier_range {
  * if may_block is set. Not from a signal handler.
  * Returns: 0; -EAGAIN may_block is 0 and a vCPU or an update would have to be waited for
  * (no bracket is open then); -EINVAL an empty range or an unknown event; -EDEADLK the calling
- * thread holds a window (kvmlet/vm.h).
+ * thread holds a window (kvmlet/vm.h) or a cache (kvmlet/gpc.h).
  */
 int kvmlet_notifier_begin(struct kvmlet_notifier_range *range);
 

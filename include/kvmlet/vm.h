@@ -56,9 +56,9 @@ int kvmlet_vm_create(struct kvmlet_vm **vm);
  * Destroy a VM. Waits for notifier brackets of other threads. Nobody holds a window of it.
  *
  * Context: may sleep. NULL, and a VM of the parent of a forked child, are ignored. So is, with a
- * complaint on stderr, a call from a thread that holds a window, of whatever VM: what would be
- * waited for may be waiting for the holder. The VM is then as good as before, and still to be
- * destroyed.
+ * complaint on stderr, a call from a thread that holds a window or a cache, of whatever VM: what
+ * would be waited for may be waiting for the holder. The VM is then as good as before, and still to
+ * be destroyed.
  */
 void kvmlet_vm_destroy(struct kvmlet_vm *vm);
 
@@ -92,7 +92,7 @@ int kvmlet_vm_translate(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, kl_hva_
  * Returns: 0;
  *   -EFAULT      no slot, or no memory behind it, or @buf is not there
  *   -EHWPOISON   the host's memory is broken there
- *   -EDEADLK     the calling thread holds a notifier bracket or a window
+ *   -EDEADLK     the calling thread holds a notifier bracket, a window or a cache (kvmlet/gpc.h)
  *   -EINVAL      no such address space
  *   -ENOMEM
  *   -EIO         the VM is unusable: an internal error, or a parent's
@@ -185,7 +185,7 @@ int kvmlet_vm_fetch_and(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigne
  *   -EFAULT      no slot, no memory behind it, or @access has KVMLET_WRITE and it is read-only
  *   -E2BIG       more than @max entries would be needed
  *   -EINVAL      no such address space, @len, @access or @max out of range
- *   -EDEADLK     the calling thread holds a window or a notifier bracket
+ *   -EDEADLK     the calling thread holds a window, a notifier bracket or a cache
  *   -EHWPOISON, -ENOMEM, -EIO  as kvmlet_vm_read
  * After an error no window is held.
  */
