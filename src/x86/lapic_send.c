@@ -248,8 +248,9 @@ static int accept(struct kl_lapic *a, const struct kl_apic_msg *m, struct kl_api
 			reached->bits[v->core.index / 64] |= 1ull << v->core.index % 64;
 		set_irr(a, m->vector, m->level_triggered);
 		return 1;
-	case KL_APIC_REMRD: /* KVM's own use of it: wake from HLT */
-		kl_vcpu_request(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
+	case KL_APIC_REMRD: /* KVM's own use of it: end this HLT, or the next */
+		atomic_store(&v->unhalted, true);
+		kl_vcpu_request(&v->core, KL_REQ_EVENT);
 		return 1;
 	case KL_APIC_NMI:
 		kl_x86_nmi(v);

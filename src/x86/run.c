@@ -583,6 +583,8 @@ static bool has_event(struct kl_vcpu *v)
 {
 	if (v->exc.pending || v->exc.injected || v->irq.injected || v->nmi.injected)
 		return true;
+	if (atomic_load(&v->unhalted))
+		return true;
 	if (atomic_load_explicit(&v->nmi.pending, memory_order_acquire) && !v->nmi.masked)
 		return true;
 	return v->apic && interrupts_allowed(v) &&
@@ -642,8 +644,10 @@ static int block(struct kl_vcpu *v)
 			return r;
 		if (v->apic)
 			poll_apic(v);
-		if (waits_for_event(v) && has_event(v))
+		if (waits_for_event(v) && has_event(v)) {
+			atomic_store(&v->unhalted, false);
 			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
+		}
 		if (mp_state(v) == KVM_MP_STATE_RUNNABLE)
 			return 0;
 		/* What is sent from here on has set a request, and the sleep ends at once. */

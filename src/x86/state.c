@@ -591,6 +591,9 @@ int kl_x86_get_mp_state(struct kl_vcpu *v, struct kvm_mp_state *m)
 {
 	kl_apic_accept_events(v);
 	m->mp_state = atomic_load_explicit(&v->mp_state, memory_order_relaxed);
+	if (atomic_load(&v->unhalted) &&
+	    (m->mp_state == KVM_MP_STATE_HALTED || m->mp_state == KVM_MP_STATE_AP_RESET_HOLD))
+		m->mp_state = KVM_MP_STATE_RUNNABLE;
 	return 0;
 }
 

@@ -356,6 +356,7 @@ struct kl_vcpu {
 	bool shutdown;             /* the guest could not handle a double fault */
 	bool delivering;           /* in kl_x86_deliver() for a hardware event or exception: EXT */
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
+	_Atomic bool unhalted;     /* kicked: the next HLT is over at once. Any thread */
 	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */
 	int eoi_exit;              /* the program's I/O APIC is to be told of this vector; or -1 */
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */

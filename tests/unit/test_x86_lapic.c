@@ -818,6 +818,31 @@ static void state_round_trip(void **state)
 
 /* ---- nothing is lost ---- */
 
+/*
+ * A paravirtual kick is kept for the next HLT: the guest that waits for it may be between its
+ * last look at a lock and HLT, with interrupts off.
+ */
+static void kick_before_halt(void **state)
+{
+	const struct kl_apic_msg kick = {.level = true, .delivery = KL_APIC_REMRD};
+	struct env *e = *state;
+	struct kvm_mp_state m = {KVM_MP_STATE_HALTED};
+
+	env_code(e, 0xe6, 1, 0xf4, 0xe6, 2); /* out 1; hlt; out 2 */
+	mode64(e, 0);
+	assert_run(e, KVM_EXIT_IO);
+	assert_int_equal(kl_apic_send(e->vm, NULL, &kick), 1);
+	assert_run(e, KVM_EXIT_IO);
+	assert_int_equal(e->v->exit.io.port, 2);
+	/* Once. */
+	assert_int_equal(kl_x86_set_mp_state(e->v, &m), 0);
+	assert_int_equal(kl_x86_get_mp_state(e->v, &m), 0);
+	assert_int_equal(m.mp_state, KVM_MP_STATE_HALTED);
+	assert_int_equal(kl_apic_send(e->vm, NULL, &kick), 1);
+	assert_int_equal(kl_x86_get_mp_state(e->v, &m), 0);
+	assert_int_equal(m.mp_state, KVM_MP_STATE_RUNNABLE);
+}
+
 /* Sent between the last look for an interrupt and the sleep of HLT. */
 static void sent_before_sleep(void **state)
 {
@@ -1014,6 +1039,7 @@ int main(void)
 		TEST(divider),
 		TEST(tsc_deadline),
 		TEST(state_round_trip),
+		TEST(kick_before_halt),
 		TEST(sent_before_sleep),
 		TEST(expired_before_sleep),
 		TEST(sent_while_entering),
