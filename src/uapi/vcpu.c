@@ -250,6 +250,22 @@ static long set_lapic(struct kl_uvcpu *vc, unsigned long arg)
 	return SET(struct kvm_lapic_state, kl_apic_set_state(vc->v, &x));
 }
 
+/*
+ * KVM_SET_VAPIC_ADDR: a page through which 32-bit guests, patched by their firmware, reach the
+ * task priority without an exit. There is none (no KVM_CAP_VAPIC), which is what programs that
+ * do not ask set when they restore an APIC.
+ */
+static long set_vapic_addr(struct kl_uvcpu *vc, unsigned long arg)
+{
+	struct kvm_vapic_addr va;
+
+	if (!vc->v->apic)
+		return -EINVAL;
+	if (kl_copy_from_user(&va, (void *)arg, sizeof(va)))
+		return -EFAULT;
+	return va.vapic_addr ? -EINVAL : 0;
+}
+
 /* The TSC's offset is the only attribute that a vCPU has. */
 static long device_attr(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg)
 {
@@ -371,6 +387,8 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return get_lapic(vc, arg);
 	case KVM_SET_LAPIC:
 		return set_lapic(vc, arg);
+	case KVM_SET_VAPIC_ADDR:
+		return set_vapic_addr(vc, arg);
 	case KVM_SMI: /* no SMM */
 		return -ENOTTY;
 	case KVM_SET_SIGNAL_MASK:
