@@ -5,7 +5,6 @@
  * here for everything else. Requests are polled before every block (M6).
  */
 #include "x86/fast.h"
-#include "x86/vector.h"
 
 /*
  * Whatever leaves a block by longjmp leaves block, lazy and cur_op behind: everything before
@@ -117,7 +116,6 @@ void kl_interp_run(struct kl_vcpu *v)
 	struct kl_block_cache *c = v->blocks;
 
 	kl_interp_settle(v);
-	kl_mxcsr_enter(v);
 	c->stepping = c->stop = false;
 	c->from = NULL;
 	v->tlb_now = v->tlb[v->tlb_mode];
@@ -155,7 +153,6 @@ void kl_interp_run(struct kl_vcpu *v)
 void kl_interp_one(struct kl_vcpu *v)
 {
 	kl_interp_settle(v);
-	kl_mxcsr_enter(v);
 	v->blocks->stepping = true;
 	v->code_written = false;
 	run_one(v);

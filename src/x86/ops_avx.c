@@ -68,26 +68,8 @@ KL_INLINE void run3(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_c
 		: "xmm0", "xmm1", "xmm2", "cc", "memory");
 }
 
-/* The same with the host's MXCSR, see kl_mxcsr_shared(). */
-KL_INLINE void run3_shared(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_ctx *c)
-{
-	register void *fn __asm__("r8") = op->thunk;
-
-	__asm__ volatile(
-		LOAD("0", "d") LOAD("1", "a") LOAD(
-			"2", "b") "call *%[fn]\n\t"
-				  "stmxcsr %[mxcsr]\n\t"
-				  "vmovups %%xmm0, (%[d])\n\tvextractf128 $1, %%ymm0, 416(%[d])\n\t"
-				  "vzeroupper"
-		: [mxcsr] "=m"(v->host_mxcsr)
-		: "D"(c), [fn] "r"(fn), [d] "r"(kl_xmm(v, op->reg)), [a] "r"(kl_xmm(v, op->rm)),
-		  [b] "r"(kl_xmm(v, op->cond))
-		: "xmm0", "xmm1", "xmm2", "cc", "memory");
-	kl_mxcsr_gather(v);
-}
-
-/* With MXCSR of the guest's own; the result comes into the context first. */
-KL_INLINE void run3_own(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_ctx *c)
+/* The same with MXCSR; the result comes into the context first. */
+KL_INLINE void run3_fp(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_ctx *c)
 {
 	register void *fn __asm__("r8") = op->thunk;
 	uint8_t *d = kl_xmm(v, op->reg);
@@ -105,14 +87,6 @@ KL_INLINE void run3_own(struct kl_vcpu *v, const struct kl_op *op, struct kl_thu
 	kl_mxcsr_note(v, c->mxcsr);
 	memcpy(d, c->y[0], 16);
 	memcpy(d + KL_YMM_HI, c->y[0] + 16, 16);
-}
-
-KL_INLINE void run3_fp(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_ctx *c)
-{
-	if (kl_mxcsr_shared(v))
-		run3_shared(v, op, c);
-	else
-		run3_own(v, op, c);
 }
 
 static enum kl_next thunk_rr(struct kl_vcpu *v, const struct kl_op *op)

@@ -66,8 +66,11 @@ static enum kl_next mov128_rr(struct kl_vcpu *v, const struct kl_op *op)
 
 static enum kl_next mov128_rm(struct kl_vcpu *v, const struct kl_op *op)
 {
+	uint8_t x[16];
+
 	check_sse(v);
-	kl_vec_load(v, vector_lin(v, op, 16, false), kl_xmm(v, op->reg));
+	kl_vec_read(v, vector_lin(v, op, 16, false), x, 16);
+	memcpy(kl_xmm(v, op->reg), x, 16);
 	return KL_NEXT;
 }
 
@@ -290,72 +293,6 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	if (info & I_FLAGS)
 		v->rflags = (v->rflags & ~(uint64_t)KL_FL_STATUS) | (c.flags & KL_FL_STATUS);
 	return KL_NEXT;
-}
-
-/* ---- most of them: reg op= rm, or a memory operand ---- */
-
-/* @fp: with the host's MXCSR, see kl_mxcsr_shared(). */
-KL_INLINE void run2(struct kl_vcpu *v, const struct kl_op *op, const void *mem, bool fp)
-{
-	register void *fn __asm__("r8") = op->thunk;
-	uint8_t *d = kl_xmm(v, op->reg), *a = kl_xmm(v, op->rm);
-
-	if (fp) {
-		__asm__ volatile("movups (%[d]), %%xmm0\n\tmovups (%[a]), %%xmm1\n\t"
-				 "call *%[fn]\n\t"
-				 "stmxcsr %[mxcsr]\n\tmovups %%xmm0, (%[d])"
-				 : [mxcsr] "=m"(v->host_mxcsr)
-				 : "D"(mem), [fn] "r"(fn), [d] "r"(d), [a] "r"(a)
-				 : "xmm0", "xmm1", "cc", "memory");
-		kl_mxcsr_gather(v);
-	} else {
-		__asm__ volatile("movups (%[d]), %%xmm0\n\tmovups (%[a]), %%xmm1\n\t"
-				 "call *%[fn]\n\t"
-				 "movups %%xmm0, (%[d])"
-				 :
-				 : "D"(mem), [fn] "r"(fn), [d] "r"(d), [a] "r"(a)
-				 : "xmm0", "xmm1", "cc", "memory");
-	}
-}
-
-KL_INLINE enum kl_next computed(struct kl_vcpu *v, const struct kl_op *op, bool memory, bool fp)
-{
-	uint8_t mem[16] __attribute__((aligned(16)));
-	unsigned size = (unsigned)(op->imm >> I_SIZE_SHIFT) & 0xff;
-	uint64_t lin;
-
-	check_sse(v);
-	if (fp && !kl_mxcsr_shared(v))
-		return thunked(v, op);
-	if (memory) {
-		lin = kl_mem_lin(v, op, size, false);
-		if (KL_UNLIKELY(((unsigned)op->imm & I_ALIGN) && (lin & 15)) &&
-		    !(*kl_mxcsr(v) & MXCSR_MM))
-			kl_raise_error(v, KL_EXC_GP, 0);
-		kl_vec_read(v, lin, mem, size);
-	}
-	run2(v, op, mem, fp);
-	return KL_NEXT;
-}
-
-static enum kl_next compute_rr(struct kl_vcpu *v, const struct kl_op *op)
-{
-	return computed(v, op, false, false);
-}
-
-static enum kl_next compute_rm(struct kl_vcpu *v, const struct kl_op *op)
-{
-	return computed(v, op, true, false);
-}
-
-static enum kl_next compute_fp_rr(struct kl_vcpu *v, const struct kl_op *op)
-{
-	return computed(v, op, false, true);
-}
-
-static enum kl_next compute_fp_rm(struct kl_vcpu *v, const struct kl_op *op)
-{
-	return computed(v, op, true, true);
 }
 
 /* ---- selection --------------------------------------------------------------------------- */
@@ -591,7 +528,6 @@ static bool select_thunk(struct kl_decode *d)
 
 	if (kind == NOT_OURS || !kl_host_has(d))
 		return false;
-	d->op->reg = d->op->rm = 0; /* where a field is no register, any will do */
 	for (unsigned i = 0; i < d->in.operand_count; i++)
 		if (!note_operand(d, &d->opnd[i], &info))
 			return false;
@@ -608,13 +544,6 @@ static bool select_thunk(struct kl_decode *d)
 		return false;
 	d->op->imm = info;
 	d->op->fn = thunked;
-	if ((info & (I_REG_X | I_REG_W)) == (I_REG_X | I_REG_W) &&
-	    !(info & (I_RM_G | I_RM_W | I_VVVV_G | I_MEM_W | I_FLAGS | I_X0 | I_RAX | I_RDX))) {
-		if (info & I_MEM_R)
-			d->op->fn = info & I_FP ? compute_fp_rm : compute_rm;
-		else
-			d->op->fn = info & I_FP ? compute_fp_rr : compute_rr;
-	}
 	d->reads_flags = true;
 	d->stores = info & I_MEM_W;
 	return true;

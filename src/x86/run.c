@@ -27,7 +27,6 @@
 #include "x86/paravirt.h"
 #include "x86/segment.h"
 #include "x86/task.h"
-#include "x86/vector.h"
 
 #define STEP_EXIT 0
 #define STEP_ON   1
@@ -755,7 +754,6 @@ int kl_x86_run(struct kl_vcpu *v)
 {
 	struct kl_vcpu_core *c = &v->core;
 	jmp_buf *outer = kl_self.guard;
-	uint32_t mxcsr = kl_mxcsr_read();
 	int r;
 
 	if (atomic_load_explicit(&c->vm->dead, memory_order_relaxed))
@@ -783,7 +781,6 @@ int kl_x86_run(struct kl_vcpu *v)
 	/* What the guest will get is pending for the program, too. */
 	if (KL_UNLIKELY(v->bp.trap) && !kl_debug_program_owns(v))
 		kl_debug_take(v);
-	kl_mxcsr_write(mxcsr);
 	atomic_signal_fence(memory_order_seq_cst);
 	kl_self.running = NULL;
 	kl_self.guard = outer;

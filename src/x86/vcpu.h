@@ -391,7 +391,6 @@ struct kl_vcpu {
 	/* Instructions. */
 	struct kl_block_cache *blocks;
 	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */
-	uint32_t host_mxcsr; /* of this thread, while it runs guest code (vector.h) */
 	uint64_t insn_count;        /* guest instructions, published to core.stats at exits */
 
 	bool userspace_irqchip; /* no KVM_CREATE_IRQCHIP */

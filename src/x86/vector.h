@@ -61,48 +61,6 @@ KL_INLINE void kl_mxcsr_note(struct kl_vcpu *v, uint32_t after)
 	kl_raise(v, v->cr4 & KL_CR4_OSXMMEXCPT ? KL_EXC_XM : KL_EXC_UD);
 }
 
-/*
- * With the same control bits in guest and host, and nothing unmasked, an instruction can run with
- * the host's MXCSR as it is: the flags that gather in it are those of the guest. kl_mxcsr_enter()
- * begins without any, and KVM_RUN puts the program's MXCSR back in the end.
- */
-KL_INLINE bool kl_mxcsr_shared(const struct kl_vcpu *v)
-{
-	uint32_t guest = *kl_mxcsr(v), host = v->host_mxcsr;
-
-	return KL_LIKELY(!((guest ^ host) & 0xffc0) && (guest & KL_MXCSR_MASKS) == KL_MXCSR_MASKS &&
-			 !(host & ~guest & KL_MXCSR_FLAGS));
-}
-
-/* After such an instruction has stored v->host_mxcsr. */
-KL_INLINE void kl_mxcsr_gather(struct kl_vcpu *v)
-{
-	if (KL_UNLIKELY(v->host_mxcsr & ~*kl_mxcsr(v) & KL_MXCSR_FLAGS))
-		*(uint32_t *)(void *)(v->xsave + 24) |= v->host_mxcsr & KL_MXCSR_FLAGS;
-}
-
-KL_INLINE uint32_t kl_mxcsr_read(void)
-{
-	uint32_t x;
-
-	__asm__ volatile("stmxcsr %0" : "=m"(x));
-	return x;
-}
-
-KL_INLINE void kl_mxcsr_write(uint32_t x)
-{
-	__asm__ volatile("ldmxcsr %0" : : "m"(x));
-}
-
-KL_INLINE void kl_mxcsr_enter(struct kl_vcpu *v)
-{
-	v->host_mxcsr = kl_mxcsr_read();
-	if (v->host_mxcsr & KL_MXCSR_FLAGS) {
-		v->host_mxcsr &= ~KL_MXCSR_FLAGS;
-		kl_mxcsr_write(v->host_mxcsr);
-	}
-}
-
 /* VEX: in protected mode only, with the state enabled by the guest. CR0.EM is not looked at. */
 KL_INLINE void kl_check_avx(struct kl_vcpu *v)
 {
@@ -202,21 +160,6 @@ KL_INLINE void kl_vec_read(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned 
 		}
 	}
 	kl_read_bytes(v, lin, buf, size);
-}
-
-/* 16 bytes into a register: no copy in between where it is one load, which happens or does not. */
-KL_INLINE void kl_vec_load(struct kl_vcpu *v, uint64_t lin, uint8_t *xmm)
-{
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
-	uint8_t x[16];
-
-	if (KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
-		      (lin & ~KL_PAGE_MASK) + 16 <= KL_PAGE_SIZE)) {
-		kl_load_xmm(xmm, (const void *)(lin + (uint64_t)e->addend));
-	} else {
-		kl_read_bytes(v, lin, x, 16);
-		__builtin_memcpy(xmm, x, 16);
-	}
 }
 
 KL_INLINE void kl_vec_write(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned size)
