@@ -447,6 +447,26 @@ static void hlt_with_irqchip_waits(void **state)
 	assert_int_equal(e->v->exit.io.port, 0x55);
 }
 
+/* So it does without one if the program wants no exit. */
+static void hlt_without_exit_waits(void **state)
+{
+	struct env *e = *state;
+	pthread_t t;
+	void *r;
+
+	env_code(e, 0xf4);
+	mode64(e, 0);
+	e->vm->disabled_exits |= KVM_X86_DISABLE_EXITS_HLT;
+	memcpy(e->mem + HANDLER(2), (uint8_t[]){0xe6, 0x55}, 2); /* out 0x55, al */
+	assert_int_equal(pthread_create(&t, NULL, run_thread, e), 0);
+	while (!atomic_load(&e->v->core.sleeping))
+		sched_yield();
+	kl_x86_nmi(e->v);
+	assert_int_equal(pthread_join(t, &r), 0);
+	assert_int_equal((intptr_t)r, 0);
+	assert_int_equal(e->v->exit.reason, KVM_EXIT_IO);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -468,6 +488,7 @@ int main(void)
 		TEST(msr_exits),
 		TEST(vanished_memory),
 		TEST(vanished_stack_in_delivery),
+		TEST(hlt_without_exit_waits),
 		cmocka_unit_test_setup_teardown(hlt_with_irqchip_waits, env_setup_apic,
 						env_teardown),
 	};
