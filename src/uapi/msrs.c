@@ -66,7 +66,7 @@ long kl_msrs_set(struct kl_uvcpu *vc, unsigned long arg)
 long kl_msrs_index_list(unsigned long arg, bool features)
 {
 	const uint32_t *list = features ? kl_x86_feature_msr_list : kl_x86_msr_list;
-	unsigned n = features ? kl_x86_nr_feature_msrs : kl_x86_nr_msrs;
+	unsigned n = features ? kl_x86_nr_feature_msrs : kl_x86_nr_msrs();
 	struct kvm_msr_list head;
 	unsigned room;
 

@@ -50,12 +50,18 @@ const uint32_t kl_x86_msr_list[] = {
 	KL_MSR_PAT,
 	KL_MSR_TSC_AUX,
 	KL_MSR_DEBUGCTL,
+	KL_MSR_LASTBRANCH_FROM,
+	KL_MSR_LASTBRANCH_FROM + 1, /* to */
+	KL_MSR_LASTBRANCH_FROM + 2, /* the same of the last interrupt */
+	KL_MSR_LASTBRANCH_FROM + 3,
 	KL_MSR_TSC_ADJUST,
 	KL_MSR_TSC_DEADLINE,
 	KL_MSR_ARCH_CAPABILITIES,
+	KL_MSR_PERF_CAPABILITIES,
 	KL_MSR_MISC_ENABLE,
 	KL_MSR_MCG_STATUS,
 	KL_MSR_MCG_CTL,
+	KL_MSR_SMI_COUNT,
 	KL_MSR_PLATFORM_INFO,
 	KL_MSR_MISC_FEATURES,
 	KL_MSR_POWER_CTL,
@@ -67,8 +73,19 @@ const uint32_t kl_x86_msr_list[] = {
 	KL_MSR_KVM_SYSTEM_TIME_NEW,
 	KL_MSR_KVM_STEAL_TIME,
 	KL_MSR_KVM_POLL_CONTROL,
+	/* Up to here on every host; the rest on AMD's. */
+	KL_MSR_VM_HSAVE_PA,
+	KL_MSR_VIRT_SPEC_CTRL,
+	KL_MSR_TSC_RATIO,
 };
-const unsigned kl_x86_nr_msrs = KL_ARRAY_SIZE(kl_x86_msr_list);
+#define NR_AMD_MSRS 3u
+
+unsigned kl_x86_nr_msrs(void)
+{
+	unsigned n = KL_ARRAY_SIZE(kl_x86_msr_list);
+
+	return kl_host_is_intel() ? n - NR_AMD_MSRS : n;
+}
 
 const uint32_t kl_x86_feature_msr_list[] = {
 	KL_MSR_DE_CFG,
@@ -161,6 +178,19 @@ void kl_msr_reset(struct kl_vcpu *v, bool init_event)
 }
 
 /* ---- get ---- */
+
+/* SVM and its relatives are not in CPUID, but KVM has the registers. */
+static enum result get_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
+{
+	if (kl_host_is_intel())
+		return UNKNOWN;
+	if (index == KL_MSR_VM_CR) {
+		*data = v->msr_vm_cr;
+		return OK;
+	}
+	*data = index == KL_MSR_TSC_RATIO ? KL_TSC_ONE : v->msr_virt_spec_ctrl;
+	return host ? OK : REFUSED;
+}
 
 static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
@@ -284,6 +314,18 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 	case KL_MSR_DE_CFG:
 		*data = v->msr_de_cfg;
 		break;
+	case KL_MSR_SMI_COUNT:
+		*data = v->msr_smi_count;
+		break;
+	case KL_MSR_PERF_CAPABILITIES: /* no PMU */
+		return host ? OK : REFUSED;
+	case KL_MSR_VM_HSAVE_PA:
+		*data = v->msr_hsave_pa;
+		break;
+	case KL_MSR_VM_CR:
+	case KL_MSR_VIRT_SPEC_CTRL:
+	case KL_MSR_TSC_RATIO:
+		return get_amd_msr(v, index, data, host);
 	/* Registers of processors and chipsets that read as zero in KVM. */
 	case 0: /* P5_MC_ADDR, P5_MC_TYPE */
 	case 1:
@@ -375,6 +417,39 @@ static enum result set_feature_control(struct kl_vcpu *v, uint64_t data, bool ho
 		return REFUSED;
 	v->msr_feature_control = data;
 	return OK;
+}
+
+#define VM_CR_VALID 0x1full
+#define VM_CR_LOCKS 0x18ull /* SVM disabled, and for good */
+
+static enum result set_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+{
+	uint64_t change = VM_CR_VALID;
+
+	if (kl_host_is_intel())
+		return index == KL_MSR_VM_HSAVE_PA ? OK : UNKNOWN;
+	switch (index) {
+	case KL_MSR_VM_HSAVE_PA:
+		if (!host &&
+		    ((data & ~KL_PAGE_MASK) || (data & kl_reserved_gpa_bits(v)) || data >> 52))
+			return REFUSED;
+		v->msr_hsave_pa = data & KL_PAGE_MASK;
+		return OK;
+	case KL_MSR_VM_CR:
+		if (data & ~VM_CR_VALID)
+			return REFUSED;
+		if (v->msr_vm_cr & 0x10)
+			change &= ~VM_CR_LOCKS;
+		v->msr_vm_cr = (v->msr_vm_cr & ~change) | (data & change);
+		return OK;
+	case KL_MSR_TSC_RATIO:
+		return host && (!data || data == KL_TSC_ONE) ? OK : REFUSED;
+	default: /* VIRT_SPEC_CTRL: SSBD */
+		if (!host || (data & ~4ull))
+			return REFUSED;
+		v->msr_virt_spec_ctrl = data;
+		return OK;
+	}
 }
 
 static enum result set_address(struct kl_vcpu *v, uint64_t *msr, uint64_t data)
@@ -534,6 +609,18 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 			return REFUSED;
 		v->msr_de_cfg = data;
 		break;
+	case KL_MSR_SMI_COUNT:
+		if (!host)
+			return REFUSED;
+		v->msr_smi_count = data;
+		break;
+	case KL_MSR_PERF_CAPABILITIES:
+		return host && !data ? OK : REFUSED;
+	case KL_MSR_VM_HSAVE_PA:
+	case KL_MSR_VM_CR:
+	case KL_MSR_VIRT_SPEC_CTRL:
+	case KL_MSR_TSC_RATIO:
+		return set_amd_msr(v, index, data, host);
 	/* Writes that KVM takes and forgets. */
 	case KL_MSR_UCODE_WRITE:
 	case KL_MSR_P6_PERFCTR0:
@@ -556,19 +643,32 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 	return OK;
 }
 
+/* The program may read, and set to 0, what the list has, even if it is nothing here. */
+static bool advertised(uint32_t index)
+{
+	for (unsigned i = 0; i < kl_x86_nr_msrs(); i++)
+		if (kl_x86_msr_list[i] == index)
+			return true;
+	return false;
+}
+
 int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data)
 {
-	return get_msr(v, index, data, true) == OK ? 0 : -EINVAL;
+	enum result r = get_msr(v, index, data, true);
+
+	return r == OK || (r == UNKNOWN && advertised(index)) ? 0 : -EINVAL;
 }
 
 int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data)
 {
+	enum result r;
 	uint64_t old;
 
 	/* What the processor can do must not change once it has run. */
 	if (v->runnable_once && (index == KL_MSR_DE_CFG || index == KL_MSR_ARCH_CAPABILITIES))
 		return get_msr(v, index, &old, true) == OK && old == data ? 0 : -EINVAL;
-	return set_msr(v, index, data, true) == OK ? 0 : -EINVAL;
+	r = set_msr(v, index, data, true);
+	return r == OK || (r == UNKNOWN && !data && advertised(index)) ? 0 : -EINVAL;
 }
 
 /* ---- the program's filter ---- */

@@ -287,9 +287,17 @@ static void set_segment(struct kl_vcpu *v, enum kl_seg which, const struct kvm_s
 	s->unusable = !s->present;
 }
 
+/* Without the payload capability, what is pending shows its effect to whoever looks. */
+static void payload_quirk(struct kl_vcpu *v)
+{
+	if (!v->kvm->exception_payload && v->exc.pending)
+		kl_x86_apply_payload(v);
+}
+
 /* The part that KVM_GET_SREGS and KVM_GET_SREGS2 share; the layouts begin alike. */
 static void get_common(struct kl_vcpu *v, struct kvm_sregs2 *s)
 {
+	payload_quirk(v);
 	memset(s, 0, sizeof(*s));
 	get_segment(v, KL_CS, &s->cs);
 	get_segment(v, KL_DS, &s->ds);
@@ -471,6 +479,7 @@ void kl_x86_set_fpu(struct kl_vcpu *v, const struct kvm_fpu *f)
 
 void kl_x86_get_debugregs(struct kl_vcpu *v, struct kvm_debugregs *d)
 {
+	payload_quirk(v);
 	memset(d, 0, sizeof(*d));
 	for (unsigned i = 0; i < 4; i++)
 		d->db[i] = v->dr[i];
@@ -502,9 +511,7 @@ void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e)
 		if (!v->kvm->exception_payload)
 			e->exception.injected |= x->pending;
 	}
-	/* Without the payload capability, what is pending shows its effect at once. */
-	if (!v->kvm->exception_payload && x->pending)
-		kl_x86_apply_payload(v);
+	payload_quirk(v);
 	e->exception.nr = x->nr;
 	e->exception.has_error_code = x->has_error;
 	e->exception.error_code = x->error;

@@ -326,6 +326,7 @@ struct kl_vcpu {
 	uint64_t msr_mtrr[32]; /* msr.c has the order */
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
 	uint64_t msr_platform_info, msr_misc_features;
+	uint64_t msr_smi_count, msr_hsave_pa, msr_vm_cr, msr_virt_spec_ctrl;
 	uint64_t mcg_cap, mcg_status, mcg_ctl, mcg_ext_ctl, mce_banks[32 * 4], mci_ctl2[32];
 	uint64_t tsc_offset, tsc_ratio; /* tsc.h */
 	uint32_t tsc_khz;
@@ -669,7 +670,8 @@ int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data) KL_MUST_CH
 int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data) KL_MUST_CHECK;
 /* KVM_GET_MSR_INDEX_LIST, KVM_GET_MSR_FEATURE_INDEX_LIST, system KVM_GET_MSRS. */
 extern const uint32_t kl_x86_msr_list[], kl_x86_feature_msr_list[];
-extern const unsigned kl_x86_nr_msrs, kl_x86_nr_feature_msrs;
+extern const unsigned kl_x86_nr_feature_msrs;
+unsigned kl_x86_nr_msrs(void);
 int kl_x86_get_feature_msr(uint32_t index, uint64_t *data) KL_MUST_CHECK;
 
 /* KVM_X86_SET_MSR_FILTER, from a checked copy. Takes ownership of nothing. 0 or -errno. */

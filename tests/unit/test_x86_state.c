@@ -5,6 +5,7 @@
  */
 #include "x86_env.h"
 
+#include "host/cpu.h"
 #include "x86/tsc.h"
 
 static void power_on(void **state)
@@ -176,7 +177,7 @@ static void msr_lists(void **state)
 	struct env *e = *state;
 	uint64_t val, again;
 
-	for (unsigned i = 0; i < kl_x86_nr_msrs; i++) {
+	for (unsigned i = 0; i < kl_x86_nr_msrs(); i++) {
 		uint32_t msr = kl_x86_msr_list[i];
 
 		assert_int_equal(kl_x86_get_msr(e->v, msr, &val), 0);
@@ -322,6 +323,39 @@ static void tsc_in_step(void **state)
 	assert_int_not_equal(w->tsc_offset, 4711);
 	kl_notifier_remove_vm(&e->vm->mem);
 	kl_x86_vcpu_destroy(w);
+}
+
+/* What KVM lists although nothing in CPUID goes with it. */
+static void listed_msrs(void **state)
+{
+	struct env *e = *state;
+	uint64_t data;
+
+	assert_int_equal(kl_x86_set_msr(e->v, 0x34, 7), 0);
+	assert_int_equal(kl_x86_get_msr(e->v, 0x34, &data), 0);
+	assert_int_equal(data, 7);
+	assert_int_equal(kl_x86_set_msr(e->v, 0x345, 1), -EINVAL);
+	assert_int_equal(kl_x86_set_msr(e->v, 0x345, 0), 0);
+	if (kl_host_is_intel())
+		return;
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0000104, 2ull << 32), -EINVAL);
+	assert_int_equal(kl_x86_get_msr(e->v, 0xc0000104, &data), 0);
+	assert_int_equal(data, 1ull << 32);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc001011f, 2), -EINVAL);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc001011f, 4), 0);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0010117, 0x12345), 0);
+	assert_int_equal(kl_x86_get_msr(e->v, 0xc0010117, &data), 0);
+	assert_int_equal(data, 0x12000);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0010114, 0x20), -EINVAL);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0010114, 0x18), 0);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0010114, 0), 0);
+	assert_int_equal(kl_x86_get_msr(e->v, 0xc0010114, &data), 0);
+	assert_int_equal(data, 0x18);
+	/* The guest has none of the last two. */
+	env_code(e, 0x0f, 0x32, 0xf4); /* rdmsr; hlt */
+	mode64(e, 0);
+	e->v->gpr[KL_RCX] = 0xc0000104;
+	assert_vector(e, 13);
 }
 
 static void platform_info(void **state)
@@ -681,6 +715,7 @@ int main(void)
 		TEST(tsc),
 		TEST(tsc_scaling),
 		TEST(tsc_in_step),
+		TEST(listed_msrs),
 		TEST(platform_info),
 		TEST(xsave_area),
 		TEST(xcr0),
