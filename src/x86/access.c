@@ -428,8 +428,11 @@ static KL_COLD void check_alignment(struct kl_vcpu *v, uint64_t lin, unsigned le
 		align = len & (len - 1) ? 1 : kl_min(len, 16u);
 		break;
 	}
-	if (lin & (align - 1))
-		kl_raise_error(v, KL_EXC_AC, 0);
+	if (!(lin & (align - 1)))
+		return;
+	if (!kl_canonical(v, lin))
+		kl_raise_not_canonical(v, lin);
+	kl_raise_error(v, KL_EXC_AC, 0);
 }
 
 /* @len at most a page. */

@@ -254,6 +254,9 @@ static ZyanStatus decode(struct kl_decode *d, const uint8_t *bytes, unsigned len
 	if (in->opcode_map == ZYDIS_OPCODE_MAP_0F && in->opcode == 0x0d && in->raw.modrm.mod == 3 &&
 	    !kl_host_is_intel())
 		return ZYDIS_STATUS_DECODING_ERROR; /* PREFETCHW of a register */
+	if ((in->mnemonic == ZYDIS_MNEMONIC_VPEXTRD || in->mnemonic == ZYDIS_MNEMONIC_VPINSRD) &&
+	    in->raw.vex.W && d->mode != KL_CODE64 && !kl_host_is_intel())
+		return ZYDIS_STATUS_DECODING_ERROR;
 	/* A SIB byte without base, whatever REX.B says */
 	if (in->address_width == 32 && (in->attributes & ZYDIS_ATTRIB_HAS_SIB) &&
 	    in->raw.modrm.mod == 0 && in->raw.sib.base == 5) {

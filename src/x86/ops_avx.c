@@ -185,12 +185,13 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 	c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
 	c.mxcsr = kl_mxcsr_quiet(v);
 	run_general(&c, op->thunk, x);
-	if ((info & (I_FP | I_MEM_W)) == (I_FP | I_MEM_W))
-		kl_probe_store(v, lin, size); /* #PF before #XM and before MXCSR changes */
+	/* Faults of the store come before #XM and before MXCSR changes. */
+	if ((info & I_MEM_W) && !((info & I_FP) && kl_mxcsr_raises(v, c.mxcsr)))
+		kl_vec_write(v, lin, c.mem, size);
+	else if (info & I_MEM_W)
+		kl_probe_store(v, lin, size);
 	if (info & I_FP)
 		kl_mxcsr_note(v, c.mxcsr);
-	if (info & I_MEM_W)
-		kl_vec_write(v, lin, c.mem, size);
 	if (info & I_W0)
 		put_ymm(x[0], c.y[0]);
 	if (info & I_W1)

@@ -25,6 +25,15 @@ static void clear_upper(struct kl_vcpu *v, unsigned reg)
 	memset(kl_xmm(v, reg) + KL_YMM_HI, 0, 16);
 }
 
+/* Nothing selected, nothing accessed: not even a segment that forbids it. */
+static bool any_selected(struct kl_vcpu *v, unsigned mask, unsigned size, unsigned len)
+{
+	for (unsigned i = 0; i < len; i += size)
+		if (selected(v, mask, i, size))
+			return true;
+	return false;
+}
+
 /* ---- masked moves: reg data, cond mask, imm bytes of the vector ---------------------------- */
 
 static enum kl_next masked_load(struct kl_vcpu *v, const struct kl_op *op)
@@ -34,7 +43,7 @@ static enum kl_next masked_load(struct kl_vcpu *v, const struct kl_op *op)
 	uint64_t lin;
 
 	kl_check_avx(v);
-	lin = kl_mem_lin(v, op, len, false);
+	lin = any_selected(v, op->cond, size, len) ? kl_mem_lin(v, op, 1, false) : 0;
 	for (unsigned i = 0; i < len; i += size)
 		if (selected(v, op->cond, i, size)) {
 			uint64_t e = kl_read(v, kl_linear_add(v, lin, i), size);
@@ -96,7 +105,8 @@ static enum kl_next masked_move(struct kl_vcpu *v, const struct kl_op *op)
 	memcpy(x + 16, kl_xmm(v, op->reg) + KL_YMM_HI, 16);
 	for (unsigned i = 0; i < len; i += size)
 		mask |= (uint32_t)selected(v, op->cond, i, size) << (i / size);
-	masked_store(v, kl_mem_lin(v, op, len, true), x, mask, size, len);
+	if (mask) /* else not even the segment matters */
+		masked_store(v, kl_mem_lin(v, op, 1, true), x, mask, size, len);
 	return KL_NEXT;
 }
 

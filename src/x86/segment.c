@@ -557,11 +557,13 @@ enum kl_next kl_op_arpl(struct kl_vcpu *v, const struct kl_op *op)
 	need_protected(v);
 	src = (uint16_t)kl_gpr_get(v, op->reg, 2);
 	if (op->flags & KL_OPF_MEM) {
-		uint64_t lin = kl_seg_linear(v, op->seg, kl_ea(v, op), 2, true);
+		uint64_t ea = kl_ea(v, op);
 
-		dst = (uint16_t)kl_read(v, lin, 2);
+		dst = (uint16_t)kl_read(v, kl_seg_linear(v, op->seg, ea, 2, false), 2);
 		raise = (dst & 3) < (src & 3);
-		kl_write(v, lin, raise ? (dst & ~3u) | (src & 3) : dst, 2);
+		if (raise)
+			kl_write(v, kl_seg_linear(v, op->seg, ea, 2, true), (dst & ~3u) | (src & 3),
+				 2);
 	} else {
 		dst = (uint16_t)kl_gpr_get(v, op->rm, 2);
 		raise = (dst & 3) < (src & 3);

@@ -156,7 +156,11 @@ static bool is_gpr(const ZydisDecodedOperand *o)
 
 static bool uses_gpr(const struct kl_decode *d)
 {
-	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
+	/* From memory, too, they convert what a general register may hold. */
+	if (d->in.mnemonic == ZYDIS_MNEMONIC_VCVTSI2SS ||
+	    d->in.mnemonic == ZYDIS_MNEMONIC_VCVTSI2SD)
+		return true;
+	for (unsigned i = 0; i < d->in.operand_count; i++)
 		if (d->opnd[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_gpr(&d->opnd[i]))
 			return true;
 	return false;

@@ -42,6 +42,12 @@ KL_INLINE uint32_t kl_mxcsr_quiet(const struct kl_vcpu *v)
 	return (x & KL_MXCSR_UM ? x : x | KL_MXCSR_FZ) | KL_MXCSR_MASKS;
 }
 
+/* Will kl_mxcsr_note() raise? */
+KL_INLINE bool kl_mxcsr_raises(const struct kl_vcpu *v, uint32_t after)
+{
+	return after & KL_MXCSR_FLAGS & ~(*kl_mxcsr(v) >> 7);
+}
+
 /*
  * #XM, or note the masked exceptions that an instruction left in @after, which began with
  * kl_mxcsr_quiet(). Nothing else may have happened yet.

@@ -203,7 +203,7 @@ enum kl_next kl_op_xsave(struct kl_vcpu *v, const struct kl_op *op)
 		header[0] = (header[0] & ~rfbm) | (rfbm & in_use(v, bytes));
 	}
 	/* Both pages must be writable before anything is written. */
-	kl_probe_store(v, lin, save & AVX ? YMM_HI + bytes : HEADER + 8);
+	kl_probe_store(v, lin, save & AVX ? AREA_AVX : HEADER + 8);
 	if (save & AVX)
 		put(v, lin, YMM_HI, v->xsave + YMM_HI, bytes);
 	if (save & X87) {
@@ -252,7 +252,8 @@ enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 	kl_probe(v, lin);
 	get(v, lin, HEADER, header, 64);
 	compacted = check_header(v, header, kind);
-	kl_probe(v, kl_linear_add(v, lin, kl_xsave_size(rfbm) - 1));
+	if (!compacted)
+		kl_probe(v, kl_linear_add(v, lin, kl_xsave_size(rfbm) - 1));
 	load = rfbm & header[0];
 	has_mxcsr = compacted ? load & SSE : rfbm & (SSE | AVX);
 	if (has_mxcsr)

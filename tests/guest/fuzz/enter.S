@@ -4,9 +4,18 @@
  * comes to a way out or to a signal. One thread per process does this.
  */
 	.text
-/* void native_enter(const struct machine *from, uint64_t code) */
-	.globl native_enter
+/* void native_enter(const struct machine *from, uint64_t code), for 64-bit code */
+	.globl native_enter, native_enter32
 native_enter:
+	lea go64(%rip), %rax
+	jmp enter
+/* The same for 32-bit code, with the data segments that it needs. */
+native_enter32:
+	lea go32(%rip), %rax
+	mov $0x2b, %ecx
+	mov %ecx, %ds
+	mov %ecx, %es
+enter:
 	push %rbx
 	push %rbp
 	push %r12
@@ -14,6 +23,8 @@ native_enter:
 	push %r14
 	push %r15
 	mov %rsi, target(%rip)
+	mov %esi, target32(%rip)
+	mov %rax, go(%rip)
 	rdfsbase %rax
 	mov %rax, host_fs(%rip)
 	rdgsbase %rax
@@ -45,7 +56,11 @@ native_enter:
 	popfq
 	mov 32(%rdi), %rsp
 	mov 56(%rdi), %rdi
+	jmp *go(%rip)
+go64:
 	jmp *target(%rip)
+go32:
+	ljmpl *target32(%rip)
 
 /* The ways out. No flag changes on the way to where they are stored. */
 	.globl native_way0, native_way1
@@ -90,6 +105,9 @@ back:
 	wrfsbase %rax
 	mov host_gs(%rip), %rax
 	wrgsbase %rax
+	xor %eax, %eax
+	mov %eax, %ds
+	mov %eax, %es
 	fninit
 	ldmxcsr mxcsr(%rip)
 	pop %r15
@@ -136,6 +154,9 @@ native_restorer:
 	.balign 64
 native_out:	.space 192 + 832
 target:		.quad 0
+go:		.quad 0
+target32:	.long 0
+		.word 0x23, 0
 host_fs:	.quad 0
 host_gs:	.quad 0
 host_rsp:	.quad 0

@@ -63,7 +63,9 @@ struct outcome {
 	uint64_t cr2;   /* #PF */
 };
 
+/* Ways out: for 64-bit code; NR_WAYS further on those for 32-bit code. */
 enum { WAY_THROUGH, WAY_BRANCH, NR_WAYS };
+#define WAY(mode, way) (LEAVE + 16 * ((way) + ((mode) == KL_CODE64 ? 0 : NR_WAYS)))
 
 /* ---- random numbers ---- */
 
@@ -114,6 +116,7 @@ void isa_init(const struct kl_vcpu *v);
 bool isa_offered(ZydisISASet set);
 bool isa_has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit);
 bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op);
+uint64_t isa_undefined_flags(ZydisMnemonic m);
 bool isa_saves_pointers(ZydisMnemonic m);
 bool isa_piecewise(const ZydisDecodedInstruction *in);
 const ZydisDecoder *isa_decoder(enum kl_code_mode mode);

@@ -140,6 +140,7 @@ static void walk(enum kl_code_mode mode)
 void generate_init(void)
 {
 	walk(KL_CODE64);
+	walk(KL_CODE32);
 }
 
 bool generate_expects(enum kl_code_mode mode, ZydisMnemonic m)
@@ -267,11 +268,15 @@ static bool is_straight(const struct insn *i)
 	return true;
 }
 
-/* Not behind other instructions: XSAVE with a bitmap in registers, and x87 pointers. */
-static bool depends_on_past(const struct insn *i)
+/*
+ * Alone only: XSAVE with a bitmap in registers, x87 pointers, flags that the next instruction
+ * must not see.
+ */
+static bool is_loner(const struct insn *i)
 {
 	return i->in.meta.category == ZYDIS_CATEGORY_XSAVE ||
-	       i->in.meta.category == ZYDIS_CATEGORY_XSAVEOPT || isa_saves_pointers(i->in.mnemonic);
+	       i->in.meta.category == ZYDIS_CATEGORY_XSAVEOPT ||
+	       isa_saves_pointers(i->in.mnemonic) || isa_undefined_flags(i->in.mnemonic);
 }
 
 enum wish { ANY, STRAIGHT, LAST };
@@ -288,9 +293,11 @@ static void random_insn(struct rng *r, enum kl_code_mode mode, enum wish wish, s
 		fill_random(r, bytes + n, 16);
 		status = ZydisDecoderDecodeFull(isa_decoder(mode), bytes, 15, &i->in, i->op);
 		if (ZYAN_SUCCESS(status) && isa_usable(&i->in, i->op) &&
-		    (wish != STRAIGHT || is_straight(i)) && (wish == ANY || !depends_on_past(i)))
+		    (wish != STRAIGHT || is_straight(i)) && (wish == ANY || !is_loner(i)))
 			break;
-		if (ZYAN_SUCCESS(status) || wish != ANY || !chance(r, 8))
+		/* VEX: much that the host has and the guest has not. */
+		if (ZYAN_SUCCESS(status) || wish != ANY || !chance(r, 8) ||
+		    memchr(bytes, 0xc4, n) || memchr(bytes, 0xc5, n))
 			continue;
 		/* If it exists after all, what follows shall not be just anything. */
 		memset(bytes + n + 2, 0xcc, 14);
@@ -332,10 +339,10 @@ static void fix_displacement(struct rng *r, const struct program *p, struct insn
 	memcpy(i->bytes + i->in.raw.disp.offset, &disp, size / 8);
 }
 
-/* JMP to way @way, at @at. */
-static unsigned put_jump(uint8_t *p, uint64_t at, unsigned way)
+/* JMP to @way, at @at. */
+static unsigned put_jump(uint8_t *p, uint64_t at, uint64_t way)
 {
-	int32_t rel = (int32_t)(LEAVE + 16 * way - (at + 5));
+	int32_t rel = (int32_t)(way - (at + 5));
 
 	p[0] = 0xe9;
 	memcpy(p + 1, &rel, 4);
@@ -368,21 +375,23 @@ static void fix_branch(struct rng *r, const struct program *p, struct insn *i, u
 	if (p->n == 1 && chance(r, 30)) /* not into a straight line */
 		pad = at - 5 - pick(r, 90);
 	if (size == 4 && chance(r, 20))
-		pad = chance(r, 50) ? LEAVE + 16 * WAY_BRANCH : CODE + CODE_SIZE + pick(r, 100);
+		pad = chance(r, 50) ? WAY(p->mode, WAY_BRANCH) : CODE + CODE_SIZE + pick(r, 100);
 	rel = (int64_t)(pad - (at + i->len));
 	memcpy(i->bytes + i->in.raw.imm[0].offset, &rel, size);
 	if (pad - CODE < CODE_SIZE)
-		put_code(pad, jump, put_jump(jump, pad, WAY_BRANCH));
+		put_code(pad, jump, put_jump(jump, pad, WAY(p->mode, WAY_BRANCH)));
 }
 
 /* What straight lines of a batch are made of: they are found rarely. */
 #define NR_STRAIGHT 48
 static struct insn straight[NR_STRAIGHT];
+static enum kl_code_mode mode_of_batch;
 
 void generate_batch(struct rng *r)
 {
+	mode_of_batch = chance(r, 70) ? KL_CODE64 : KL_CODE32;
 	for (unsigned i = 0; i < NR_STRAIGHT; i++)
-		random_insn(r, KL_CODE64, STRAIGHT, &straight[i]);
+		random_insn(r, mode_of_batch, STRAIGHT, &straight[i]);
 }
 
 void generate(struct rng *r, struct program *p)
@@ -390,7 +399,7 @@ void generate(struct rng *r, struct program *p)
 	uint8_t code[MAX_INSNS * 16 + 32];
 	unsigned len = 0;
 
-	p->mode = KL_CODE64;
+	p->mode = mode_of_batch;
 	p->n = chance(r, 20) ? 2 + pick(r, MAX_INSNS - 1) : 1;
 	for (unsigned k = 0; k < p->n; k++) {
 		if (k + 1 < p->n)
@@ -419,6 +428,6 @@ void generate(struct rng *r, struct program *p)
 			ZydisDecoderDecodeFull(isa_decoder(p->mode), i->bytes, i->len, &i->in,
 					       i->op);
 	}
-	len += put_jump(code + len, p->at + len, WAY_THROUGH);
+	len += put_jump(code + len, p->at + len, WAY(p->mode, WAY_THROUGH));
 	put_code(p->at, code, len);
 }

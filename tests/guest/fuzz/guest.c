@@ -92,9 +92,10 @@ static void segment(struct kvm_segment *s, uint16_t sel, unsigned type, bool l, 
 				  .db = db};
 }
 
-static void set_mode(void)
+static void set_mode(enum kl_code_mode mode)
 {
 	struct kvm_sregs s;
+	bool wide = mode == KL_CODE64;
 
 	kl_x86_get_sregs(vcpu, &s);
 	s.cr0 = KL_CR0_PE | KL_CR0_PG | KL_CR0_WP | KL_CR0_NE | KL_CR0_ET | KL_CR0_MP | KL_CR0_AM;
@@ -106,9 +107,11 @@ static void set_mode(void)
 	s.gdt.base = 0; /* not mapped: nothing loads from it yet */
 	s.gdt.limit = 0;
 	s.idt.limit = 0;
-	segment(&s.cs, SEL_CODE64, 0xb, true, false);
+	segment(&s.cs, wide ? SEL_CODE64 : SEL_CODE32, 0xb, wide, !wide);
 	segment(&s.ss, SEL_DATA, 3, false, true);
 	s.ds = s.es = s.fs = s.gs = (struct kvm_segment){.unusable = 1};
+	if (!wide)
+		s.ds = s.es = s.ss;
 	if (kl_x86_set_sregs(vcpu, &s))
 		give_up("KVM_SET_SREGS");
 }
@@ -132,7 +135,7 @@ void guest_init(void)
 		give_up("KVM_SET_CPUID2");
 	vm->exit_on_emulation_error = true; /* or it looks like #UD */
 	build_tables();
-	set_mode();
+	set_mode(KL_CODE64);
 	vcpu->xcr0 = vcpu->supported_xcr0 ? vcpu->supported_xcr0 : 1;
 	native_features = 3 | (vcpu->xcr0 & 4);
 }
@@ -171,9 +174,9 @@ static void exception(struct kl_vcpu *v, struct outcome *o)
 	o->vector = v->exc.nr;
 	o->error = v->exc.has_error ? v->exc.error : 0;
 	o->cr2 = v->exc.has_payload ? v->exc.payload : 0;
-	if (o->vector == KL_EXC_PF && o->cr2 == v->rip && way < 16 * NR_WAYS && !(way & 15)) {
+	if (o->vector == KL_EXC_PF && o->cr2 == v->rip && way < 32 * NR_WAYS && !(way & 15)) {
 		o->vector = NO_VECTOR;
-		o->way = (unsigned)(way / 16);
+		o->way = (unsigned)(way / 16) % NR_WAYS;
 	}
 	v->exc.pending = false;
 }
@@ -183,6 +186,8 @@ bool guest_run(const struct program *p, const struct machine *m, bool step, stru
 	struct kl_vcpu *v = vcpu;
 	int why = 0;
 
+	if (KL_UNLIKELY(v->code_mode != p->mode))
+		set_mode(p->mode);
 	memcpy(v->gpr, m->gpr, sizeof(v->gpr));
 	v->rip = p->at;
 	v->rflags = m->rflags;
@@ -209,7 +214,7 @@ bool guest_run(const struct program *p, const struct machine *m, bool step, stru
 	if (why == KL_LEAVE_EXCEPTION)
 		exception(v, o);
 	if (v->cpl != 3) { /* it went through a gate: nothing to compare with */
-		set_mode();
+		set_mode(p->mode);
 		o->m.rip = LEAVE + LEAVE_SIZE - 1;
 		o->vector = 0;
 		return true;

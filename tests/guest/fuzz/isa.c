@@ -165,6 +165,7 @@ static bool excluded(ZydisMnemonic m)
 	case ZYDIS_MNEMONIC_INT:
 	case ZYDIS_MNEMONIC_INT1:
 	case ZYDIS_MNEMONIC_INT3:
+	case ZYDIS_MNEMONIC_INTO:
 	case ZYDIS_MNEMONIC_VMCALL:
 	case ZYDIS_MNEMONIC_VMMCALL:
 	/* Differ by what they are asked, or when */
@@ -287,6 +288,24 @@ bool isa_saves_pointers(ZydisMnemonic m)
 		return true;
 	default:
 		return false;
+	}
+}
+
+/* Flags that the manuals leave undefined, and that are computed in C, not by the processor. */
+uint64_t isa_undefined_flags(ZydisMnemonic m)
+{
+	switch (m) {
+	case ZYDIS_MNEMONIC_AAA:
+	case ZYDIS_MNEMONIC_AAS:
+		return KL_FL_OF | KL_FL_SF | KL_FL_ZF | KL_FL_PF;
+	case ZYDIS_MNEMONIC_DAA:
+	case ZYDIS_MNEMONIC_DAS:
+		return KL_FL_OF;
+	case ZYDIS_MNEMONIC_AAM:
+	case ZYDIS_MNEMONIC_AAD:
+		return KL_FL_OF | KL_FL_AF | KL_FL_CF;
+	default:
+		return 0;
 	}
 }
 

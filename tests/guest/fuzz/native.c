@@ -16,6 +16,7 @@
 #include "fuzz.h"
 
 void native_enter(const struct machine *from, uint64_t code);
+void native_enter32(const struct machine *from, uint64_t code);
 void native_signal(int, siginfo_t *, void *);
 void native_restorer(void);
 void native_crashed(int sig, siginfo_t *info, void *uc);
@@ -100,6 +101,17 @@ static void put_way(unsigned way, const char *target)
 	memcpy(p + 8, &target, 8);
 }
 
+/* 32-bit code goes through a far JMP to the 64-bit way. */
+static void put_way32(unsigned way)
+{
+	uint8_t *p = leave_rw + 16 * (NR_WAYS + way);
+	uint32_t target = LEAVE + 16 * way;
+
+	p[0] = 0xea;
+	memcpy(p + 1, &target, 4);
+	memcpy(p + 5, "\x33\x00", 2);
+}
+
 void native_init(void)
 {
 	static const int sigs[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
@@ -109,6 +121,8 @@ void native_init(void)
 	leave_rw = map_code(LEAVE, LEAVE_SIZE);
 	put_way(WAY_THROUGH, native_way0);
 	put_way(WAY_BRANCH, native_way1);
+	put_way32(WAY_THROUGH);
+	put_way32(WAY_BRANCH);
 	memcpy(guest_memory(CODE), code_rw, CODE_SIZE);
 	memcpy(guest_memory(LEAVE), leave_rw, LEAVE_SIZE);
 	map_data();
@@ -167,7 +181,10 @@ void native_run(const struct program *p, const struct machine *m, struct outcome
 	result = o;
 	o->vector = NO_VECTOR;
 	native_out.rip = 0;
-	native_enter(m, p->at);
+	if (p->mode == KL_CODE64)
+		native_enter(m, p->at);
+	else
+		native_enter32(m, p->at);
 	o->m = native_out;
 	o->way = native_way;
 }

@@ -322,9 +322,10 @@ static void operands(struct rng *r, const struct program *p, const struct insn *
 }
 
 /* Targets of indirect branches and returns. */
-static void branch_target(struct rng *r, const struct insn *i, struct machine *m, uint64_t rip)
+static void branch_target(struct rng *r, const struct program *prog, const struct insn *i,
+			  struct machine *m, uint64_t rip)
 {
-	uint64_t target = chance(r, 90) ? LEAVE + 16 * WAY_BRANCH : value(r), *p;
+	uint64_t target = chance(r, 90) ? WAY(prog->mode, WAY_BRANCH) : value(r), *p;
 
 	if (i->in.mnemonic == ZYDIS_MNEMONIC_RET) {
 		poke(m->gpr[KL_RSP], &target, 8);
@@ -390,16 +391,26 @@ static void random_x(struct rng *r, uint8_t *x)
 	memcpy(x + 576, pool + (pick(r, POOL - 256) & ~7u), 256);
 }
 
+/* The parts of some operands are checked one by one, and differently by processors. */
+static bool checks_alignment(const struct insn *i)
+{
+	return !i->legal ||
+	       (!isa_piecewise(&i->in) && i->in.meta.category != ZYDIS_CATEGORY_X87_ALU &&
+		i->in.meta.category != ZYDIS_CATEGORY_STRINGOP);
+}
+
 void state_random(struct rng *r, const struct program *p, struct machine *m)
 {
-	uint64_t rip = p->at;
+	uint64_t rip = p->at, mask = p->mode == KL_CODE64 ? ~0ull : 0xffffffff;
 
 	for (unsigned i = 0; i < 16; i++)
-		m->gpr[i] = value(r);
+		m->gpr[i] = value(r) & mask;
 	m->rip = p->at;
 	m->rflags = 2 | KL_FL_IF | (rng(r) & (KL_FL_STATUS | KL_FL_ID));
 	if (chance(r, 25))
 		m->rflags |= KL_FL_DF;
+	if (chance(r, 3) && p->n == 1 && checks_alignment(&p->insn[0]))
+		m->rflags |= KL_FL_AC;
 	m->fs_base = DATA + pick(r, DATA_PAGES * 4096);
 	m->gs_base = chance(r, 90) ? DATA + pick(r, DATA_PAGES * 4096) : value(r);
 	random_x(r, m->x);
@@ -408,9 +419,11 @@ void state_random(struct rng *r, const struct program *p, struct machine *m)
 	m->gpr[KL_RSP] = place(r, 16, p->n == 1);
 	for (unsigned k = 0; k < p->n && p->insn[k].legal; k++) {
 		operands(r, p, &p->insn[k], m, rip);
-		branch_target(r, &p->insn[k], m, rip);
+		branch_target(r, p, &p->insn[k], m, rip);
 		rip += p->insn[k].len;
 	}
+	for (unsigned i = 0; i < 16; i++)
+		m->gpr[i] &= mask;
 	/* WRFSBASE and XRSTOR of the loader must not fault. */
 	if (!canonical(m->fs_base))
 		m->fs_base = DATA;
