@@ -41,6 +41,8 @@
  *     whose signals the library sees, which is under `kvmlet run`.
  *   - @len is in bytes, at least 1.
  *   - Those that may sleep are not called inside a window (-EDEADLK).
+ *   - Who resolves page faults (userfaultfd) makes none of them on a cache whose page he is asked
+ * for.
  *   - In a forked child, a cache of the parent is unusable: -EIO.
  */
 #ifndef KVMLET_GPC_H

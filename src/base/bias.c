@@ -46,6 +46,9 @@ static void release(void *place)
 	struct kl_bias_thread *t = place;
 
 	kl_bias_self = NULL;
+	/* Of a thread that ended as a holder, which it must not: closers would wait for ever. */
+	for (unsigned i = 0; i < KL_BIAS_CELLS; i++)
+		atomic_store_explicit(&t->cell[i], NULL, memory_order_release);
 	t->used = 0;
 	atomic_store_explicit(&t->taken, 0, memory_order_release);
 }

@@ -150,7 +150,8 @@ static bool retag(struct kl_gpc *c, const struct lookup *l)
 {
 	if (!(kl_bias_state(&c->bias) & KL_BIAS_OPEN) || c->hva_based ||
 	    atomic_load_explicit(&c->khva, memory_order_relaxed) != l->hva ||
-	    atomic_load_explicit(&c->dirty, memory_order_relaxed) != l->dirty)
+	    atomic_load_explicit(&c->dirty, memory_order_relaxed) != l->dirty ||
+	    c->dirty_bit != l->dirty_bit)
 		return false;
 	atomic_store_explicit(&c->generation, l->generation, memory_order_release);
 	return kl_bias_state(&c->bias) & KL_BIAS_OPEN;

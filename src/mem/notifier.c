@@ -399,6 +399,12 @@ static void round_to_pages(struct kl_notifier_range *r)
 	r->end = (r->end + KL_PAGE_SIZE - 1) & KL_PAGE_MASK;
 }
 
+/* Can there be a slot or a cache? PAIR(notifier-cells) */
+static bool covered(const struct kl_notifier_range *r)
+{
+	return r->end > atomic_load(&seen.lo) && r->start < atomic_load(&seen.hi);
+}
+
 int kl_notifier_begin(struct kl_notifier_range *r)
 {
 	uint64_t range;
@@ -416,7 +422,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 	kl_self.brackets++;
 	racepoint("notifier-begin-counted");
 	/* Which slots overlap is settled from here to the end of the bracket. */
-	n = r->end > atomic_load(&seen.lo) && r->start < atomic_load(&seen.hi) ? begin_all(r) : 0;
+	n = covered(r) ? begin_all(r) : 0;
 	if (n < 0) {
 		leave(cell);
 		return n;
@@ -451,7 +457,7 @@ void kl_notifier_end(struct kl_notifier_range *r)
 					       "this thread; ignored"))
 		return;
 	/* Of caches there may be others than at the beginning (mem/gpc_index.h). */
-	if (b.touched || kl_gpcs_in_use()) {
+	if (b.touched || (kl_gpcs_in_use() && covered(r))) {
 		int list = kl_srcu_read_lock(&vms_srcu);
 
 		end_until(r, NULL);

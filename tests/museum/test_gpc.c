@@ -760,6 +760,35 @@ static void logging_ends_under_holder(void **state)
 	assert_true(logged(g, 3));
 }
 
+/*
+ * G13, S5: a refresh has found a page in a slot that is replaced before it goes on: its tag is old
+ * then. The next one finds the same page, and a log at the same place, in which it has another bit.
+ */
+static void bit_in_another_log(void **state)
+{
+	struct gpc_fixture *g = *state;
+	struct call c = {.c = &g->a, .what = REFRESH};
+	uint64_t log = 0;
+	void *p;
+
+	NEED_RACEPOINTS;
+	assert_int_equal(set(&g->f.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES * PG, g->f.ram), 0);
+	assert_int_equal(kl_gpc_activate(&g->a, 9 * PG, 8), 0);
+	empty_bracket(g->f.ram + 9 * PG, PG);
+	start_until(&c, "gpc-looked-up");
+	assert_int_equal(set(&g->f.vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(
+		set(&g->f.vm, 1, KVM_MEM_LOG_DIRTY_PAGES, 8 * PG, 8 * PG, g->f.ram + 8 * PG), 0);
+	kl_racepoint_release("gpc-looked-up");
+	assert_int_equal(join(&c), 0);
+	assert_false(kl_gpc_check(&g->a, 8));
+	assert_int_equal(kl_gpc_lock(&g->a, 8, &p), 0);
+	assert_ptr_equal(p, g->f.ram + 9 * PG);
+	assert_true(kl_gpc_unlock(&g->a, true));
+	assert_int_equal(kl_dirty_log_get(&g->f.vm, 0, 1, &log), 0);
+	assert_int_equal(log, 1 << 1);
+}
+
 /* ---- brackets ------------------------------------------------------------------------------ */
 
 /* N2, S8: a bracket, and the end of a slot, wait for the holder; for nobody else's page. */
@@ -1219,6 +1248,7 @@ int main(void)
 		T(dirty_at_unlock),
 		T(log_read_before_unlock),
 		T(logging_ends_under_holder),
+		T(bit_in_another_log),
 		T(bracket_waits_for_holder),
 		T(unrelated_bracket),
 		T(nonblocking_bracket),
