@@ -34,7 +34,7 @@ struct chunk {
 };
 _Static_assert(sizeof(struct chunk) <= CHUNK_BYTES, "as mapped");
 
-KL_TLS struct kl_bias_thread *kl_bias_self;
+KL_TLS struct kl_bias_thread *kl_bias_self, *kl_bias_mine;
 
 static _Atomic(struct chunk *) chunks;
 static pthread_key_t key;
@@ -45,7 +45,7 @@ static void release(void *place)
 {
 	struct kl_bias_thread *t = place;
 
-	kl_bias_self = NULL;
+	kl_bias_self = kl_bias_mine = NULL;
 	/* Of a thread that ended as a holder, which it must not: closers would wait for ever. */
 	for (unsigned i = 0; i < KL_BIAS_CELLS; i++)
 		atomic_store_explicit(&t->cell[i], NULL, memory_order_release);
@@ -112,14 +112,17 @@ struct kl_bias_thread *kl_bias_register(void)
 	}
 	if (have_key)
 		pthread_setspecific(key, t);
-	kl_bias_self = t;
+	kl_bias_self = kl_bias_mine = t;
 	return t;
 }
 
 bool kl_bias_enter(struct kl_bias_thread *t, const struct kl_bias *b)
 {
-	unsigned i = (unsigned)__builtin_ctz(~t->used);
+	unsigned i;
 
+	if (!kl_bias_first(t))
+		return kl_bias_enter_first(t, b);
+	i = (unsigned)__builtin_ctz(~(t->used | 1));
 	KL_ASSERT(i < KL_BIAS_CELLS);
 	if (!kl_bias_publish(t, i, b))
 		return false;
@@ -130,12 +133,9 @@ bool kl_bias_enter(struct kl_bias_thread *t, const struct kl_bias *b)
 /* The cell of @t that names @b, or -1. A cell never moves: who looks at them would miss it. */
 static int cell_of(const struct kl_bias_thread *t, const struct kl_bias *b)
 {
-	for (uint32_t left = t ? t->used : 0; left; left &= left - 1) {
-		int i = __builtin_ctz(left);
-
+	for (int i = 0; t && i < KL_BIAS_CELLS; i++)
 		if (atomic_load_explicit(&t->cell[i], memory_order_relaxed) == b)
 			return i;
-	}
 	return -1;
 }
 
@@ -229,7 +229,7 @@ void kl_bias_after_fork(void)
 			for (unsigned k = 0; k < KL_BIAS_CELLS; k++)
 				atomic_store(&t->cell[k], NULL);
 			t->used = 0;
-			if (t != kl_bias_self)
+			if (t != kl_bias_mine)
 				atomic_store(&t->taken, 0);
 		}
 }

@@ -48,20 +48,31 @@ struct kl_bias {
 /* Two cache lines that one thread writes and closers read. */
 struct kl_bias_thread {
 	_Atomic uint32_t taken;
-	uint32_t used;  /* a bit for each cell; own thread */
+	uint32_t used;  /* a bit for each cell but the first, whose content says it; own thread */
 	uint64_t index; /* below KL_BIAS_INDEXES; no two threads share one, but for the last */
 	_Atomic(const struct kl_bias *) cell[KL_BIAS_CELLS];
 } KL_CACHELINE;
 
-extern KL_TLS struct kl_bias_thread *kl_bias_self;
+/* The calling thread's; NULL before its first use, and while it is barred. */
+extern KL_TLS struct kl_bias_thread *kl_bias_self, *kl_bias_mine;
 
 /* For a thread's first use: NULL if there is no memory. */
 struct kl_bias_thread *kl_bias_register(void);
 
+/* A thread that reads nothing must not begin to (true), or may again. */
+KL_INLINE void kl_bias_bar(bool barred)
+{
+	kl_bias_self = barred ? NULL : kl_bias_mine;
+}
+
 /* Objects that the calling thread reads. */
 KL_INLINE unsigned kl_bias_held(void)
 {
-	return kl_bias_self ? (unsigned)__builtin_popcount(kl_bias_self->used) : 0;
+	struct kl_bias_thread *t = kl_bias_self;
+
+	return t ? (unsigned)__builtin_popcount(t->used) +
+			       (atomic_load_explicit(&t->cell[0], memory_order_relaxed) != NULL)
+		 : 0;
 }
 
 KL_INLINE bool kl_bias_publish(struct kl_bias_thread *t, unsigned i, const struct kl_bias *b)
@@ -85,29 +96,23 @@ bool kl_bias_leave(struct kl_bias_thread *t, const struct kl_bias *b);
 bool kl_bias_reads(const struct kl_bias_thread *t, const struct kl_bias *b);
 
 /*
- * One object at a time is the usual case. It is written so that no value depends on what was stored
- * the last time: only branches do, and those are foreseen.
+ * The first cell, for who reads one object at a time: what counts are stores, since the exchange
+ * waits for all that came before it.
  */
-
-/* As kl_bias_enter(). Context: the thread reads nothing. */
-KL_INLINE bool kl_bias_enter_only(struct kl_bias_thread *t, const struct kl_bias *b)
+KL_INLINE const struct kl_bias *kl_bias_first(const struct kl_bias_thread *t)
 {
-	if (KL_UNLIKELY(!kl_bias_publish(t, 0, b)))
-		return false;
-	t->used = 1;
-	return true;
+	return atomic_load_explicit(&t->cell[0], memory_order_relaxed);
 }
 
-/* @b is the one object that this thread reads. */
-KL_INLINE bool kl_bias_reads_only(const struct kl_bias_thread *t, const struct kl_bias *b)
+/* As kl_bias_enter(). Context: kl_bias_first() is NULL. */
+KL_INLINE bool kl_bias_enter_first(struct kl_bias_thread *t, const struct kl_bias *b)
 {
-	return t && t->used == 1 && atomic_load_explicit(&t->cell[0], memory_order_relaxed) == b;
+	return kl_bias_publish(t, 0, b);
 }
 
-/* Context: kl_bias_reads_only(). */
-KL_INLINE void kl_bias_leave_only(struct kl_bias_thread *t)
+/* Context: kl_bias_first() is what is left. */
+KL_INLINE void kl_bias_leave_first(struct kl_bias_thread *t)
 {
-	t->used = 0;
 	atomic_store_explicit(&t->cell[0], NULL, memory_order_release);
 }
 

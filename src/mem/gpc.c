@@ -197,6 +197,8 @@ static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
 	uint64_t state;
 	int r;
 
+	if (atomic_load(&c->vm->dead))
+		return -EIO;
 	/* Nobody could invalidate it. [B6] */
 	if (!c->active || !fits(c->addr, len))
 		return -EINVAL;
@@ -541,6 +543,17 @@ void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 	kl_srcu_read_unlock(&vm->srcu, token);
 	if (n)
 		kl_stat_add(&vm->stats.gpc_invalidations, n);
+}
+
+void kl_gpc_close_all(struct kl_vm *vm)
+{
+	int token = kl_srcu_read_lock(&vm->srcu);
+	struct kl_gpc_walk w;
+	uint64_t now;
+
+	kl_for_each_gpc (&w, vm, 0, USER_ADDRESS_END)
+		(void)kl_bias_close(&w.c->bias, &now);
+	kl_srcu_read_unlock(&vm->srcu, token);
 }
 
 void kl_gpc_count_hits(struct kl_vm *vm)

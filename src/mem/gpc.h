@@ -122,19 +122,20 @@ KL_INLINE void *kl_gpc_pointer(struct kl_gpc *c, struct kl_bias_thread *t, size_
 bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p);
 
 /*
- * The same for the usual case: a thread that has been here before, holds no cache, and is in no
- * bracket. False in other cases, too.
+ * The same for the usual case: a thread that has been here before, holds no other cache, and is in
+ * no bracket (which bars it). False in other cases, too. Whether the cache may be used at all, by a
+ * forked child or of a VM that is dead, is not asked: kl_gpc_close_all() has seen to it.
  */
 KL_INLINE bool kl_gpc_try_fast(struct kl_gpc *c, size_t len, void **p)
 {
 	struct kl_bias_thread *t = kl_bias_self;
 
-	if (KL_UNLIKELY(!t || t->used || kl_self.brackets || !kl_bias_enter_only(t, &c->bias)))
+	if (KL_UNLIKELY(!t || kl_bias_first(t) || !kl_bias_enter_first(t, &c->bias)))
 		return false;
 	*p = kl_gpc_pointer(c, t, len);
 	if (KL_LIKELY(*p))
 		return true;
-	kl_bias_leave_only(t);
+	kl_bias_leave_first(t);
 	return false;
 }
 
@@ -157,18 +158,28 @@ KL_INLINE void kl_gpc_mark_dirty(struct kl_gpc *c)
 
 bool kl_gpc_unlock_one(struct kl_gpc *c, bool written);
 
-/* False: the calling thread does not hold it. @written: the area, since it was locked. */
-KL_INLINE bool kl_gpc_unlock(struct kl_gpc *c, bool written)
+/* @written: the area, since it was locked. The usual case only; else false, and it is held still.
+ */
+KL_INLINE bool kl_gpc_unlock_fast(struct kl_gpc *c, bool written)
 {
 	struct kl_bias_thread *t = kl_bias_self;
 
-	if (KL_UNLIKELY(!kl_bias_reads_only(t, &c->bias)))
-		return kl_gpc_unlock_one(c, written);
+	if (KL_UNLIKELY(!t || kl_bias_first(t) != &c->bias))
+		return false;
 	if (written)
 		kl_gpc_mark_dirty(c);
-	kl_bias_leave_only(t);
+	kl_bias_leave_first(t);
 	return true;
 }
+
+/* False: the calling thread does not hold it. */
+KL_INLINE bool kl_gpc_unlock(struct kl_gpc *c, bool written)
+{
+	return KL_LIKELY(kl_gpc_unlock_fast(c, written)) || kl_gpc_unlock_one(c, written);
+}
+
+/* Nobody uses a cache of @vm any more; who tries finds out why. Waits for nobody. */
+void kl_gpc_close_all(struct kl_vm *vm);
 
 /* Is the cache that the calling thread holds at guest-physical address @gpa? */
 KL_INLINE bool kl_gpc_is_at(const struct kl_gpc *c, kl_gpa_t gpa)

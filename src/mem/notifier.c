@@ -33,7 +33,7 @@
 #include "base/racepoint.h"
 #include "base/srcu.h"
 #include "host/thread.h"
-#include "mem/gpc_index.h"
+#include "mem/gpc.h"
 #include "mem/notifier.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
@@ -315,7 +315,8 @@ static int wait_for_updates(const struct kl_notifier_range *r, uint64_t range, i
 static void leave(int cell)
 {
 	retract(cell);
-	kl_self.brackets--;
+	if (--kl_self.brackets == 0)
+		kl_bias_bar(false);
 	if (KL_UNLIKELY(atomic_load(&seen.nr_updates))) { /* PAIR(notifier-cells) */
 		kl_mutex_lock(&gate);
 		pthread_cond_broadcast(&gate_cond);
@@ -420,6 +421,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 			return ret;
 	}
 	kl_self.brackets++;
+	kl_bias_bar(true); /* G1a */
 	racepoint("notifier-begin-counted");
 	/* Which slots overlap is settled from here to the end of the bracket. */
 	n = covered(r) ? begin_all(r) : 0;
@@ -576,6 +578,8 @@ void kl_notifier_walk_slots(uint64_t start, uint64_t end, void (*fn)(uint64_t, u
 
 void kl_notifier_after_fork(void)
 {
+	for (struct kl_vm *vm = first_vm(); vm; vm = next_vm(vm))
+		kl_gpc_close_all(vm);
 	pthread_mutex_init(&gate.m, NULL);
 	pthread_cond_init(&gate_cond, NULL);
 	for (unsigned i = 0; i < NR_CELLS; i++)
@@ -584,6 +588,7 @@ void kl_notifier_after_fork(void)
 	atomic_store(&wild, 0);
 	wild_parked = 0;
 	kl_self.brackets = nr_open = 0;
+	kl_bias_bar(false);
 	my_cell = 0;
 	updates = NULL;
 	atomic_store(&seen.nr_updates, 0);

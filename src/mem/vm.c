@@ -8,7 +8,7 @@
 #include "host/guard.h"
 #include "host/maps.h"
 #include "host/timer.h"
-#include "mem/gpc_index.h"
+#include "mem/gpc.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -60,6 +60,7 @@ void kl_vm_bug(struct kl_vm *vm, const char *what)
 	kl_log(KL_LOG_ERR, "internal error, VM %llu is unusable from here on: %s",
 	       (unsigned long long)vm->serial, what);
 	atomic_store(&vm->dead, true);
+	kl_gpc_close_all(vm);
 	for (unsigned i = 0; i < n; i++) {
 		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
 

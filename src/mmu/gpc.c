@@ -145,7 +145,7 @@ static KL_NOINLINE int lock_slow(struct kvmlet_gpc *gpc, size_t len, void **p)
 
 KL_EXPORT int kvmlet_gpc_lock(struct kvmlet_gpc *gpc, size_t len, void **p)
 {
-	if (KL_LIKELY(!kl_api_vm_usable(gpc->vm) && kl_gpc_try_fast(&gpc->c, len, p)))
+	if (KL_LIKELY(kl_gpc_try_fast(&gpc->c, len, p)))
 		return 0;
 	return lock_slow(gpc, len, p);
 }
@@ -157,12 +157,16 @@ KL_EXPORT int kvmlet_gpc_trylock(struct kvmlet_gpc *gpc, size_t len, void **p)
 	return r ? r : kl_gpc_trylock(&gpc->c, len, p);
 }
 
+static KL_NOINLINE void unlock_slow(struct kvmlet_gpc *gpc, int written)
+{
+	KL_WARN_ONCE(!kl_gpc_unlock_one(&gpc->c, written) && gpc->vm->forks == kl_api_forks,
+		     "kvmlet_gpc_unlock of a cache that the thread does not hold; ignored");
+}
+
 KL_EXPORT void kvmlet_gpc_unlock(struct kvmlet_gpc *gpc, int written)
 {
-	if (KL_LIKELY(kl_gpc_unlock(&gpc->c, written)))
-		return;
-	KL_WARN_ONCE(gpc->vm->forks == kl_api_forks,
-		     "kvmlet_gpc_unlock of a cache that the thread does not hold; ignored");
+	if (KL_UNLIKELY(!kl_gpc_unlock_fast(&gpc->c, written)))
+		unlock_slow(gpc, written);
 }
 
 /* ---- several -------------------------------------------------------------------------------- */
