@@ -248,6 +248,121 @@ static void privileges(void **state)
 	assert_int_equal(failures, 0);
 }
 
+/* ---- which of several faults ---- */
+
+#define PF KL_EXC_PF
+
+/*
+ * Instructions that could fault for two reasons, in 64-bit mode. rdi is P_ABSENT, rsi P_RO, rbx not
+ * canonical, rcx 1, the rest 0; with TS, x87 and SSE are not to be used.
+ */
+static void priorities(void **state)
+{
+	static const struct {
+		const char *name;
+		unsigned cpl;
+		bool ts;
+		int want;
+		uint64_t cr2;
+		uint8_t bytes[16];
+		unsigned n;
+	} t[] = {
+#define CASE(name, cpl, ts, want, cr2, ...) \
+	{name, cpl, ts, want, cr2, {__VA_ARGS__}, sizeof((uint8_t[]){__VA_ARGS__})}
+		CASE("lock mov, absent", 0, false, UD, 0, 0xf0, 0x89, 0x07),
+		CASE("lock add r, CPL 3", 3, false, UD, 0, 0xf0, 0x01, 0xc8),
+		CASE("lock hlt, CPL 3", 3, false, UD, 0, 0xf0, 0xf4),
+		CASE("mov cr1, CPL 3", 3, false, UD, 0, 0x0f, 0x22, 0xc8),
+		CASE("addps, absent, TS", 0, true, NM, 0, 0x0f, 0x58, 0x07),
+		CASE("fld, absent, TS", 0, true, NM, 0, 0xd9, 0x07),
+		CASE("fxsave, unaligned, TS", 0, true, NM, 0, 0x0f, 0xae, 0x47, 0x08),
+		CASE("addps, unaligned and absent", 0, false, GP, 0, 0x0f, 0x58, 0x47, 0x08),
+		CASE("addps, absent", 0, false, PF, P_ABSENT, 0x0f, 0x58, 0x07),
+		CASE("movntps, unaligned and read-only", 0, false, GP, 0, 0x0f, 0x2b, 0x46, 0x08),
+		CASE("cmpxchg16b, unaligned and absent", 0, false, GP, 0, 0x48, 0x0f, 0xc7, 0x4f,
+		     8),
+		CASE("cmpxchg16b, read-only, no match", 0, false, PF, P_RO, 0x48, 0x0f, 0xc7, 0x0e),
+		CASE("cmpxchg, read-only, no match", 0, false, PF, P_RO, 0x0f, 0xb1, 0x0e),
+		CASE("insb, absent, no right", 3, false, GP, 0, 0x6c),
+		CASE("outsb, absent, no right", 3, false, GP, 0, 0x48, 0x89, 0xfe, 0x6e),
+		CASE("div by an absent zero", 0, false, PF, P_ABSENT, 0xf7, 0x37),
+		CASE("movsb, both bad: the source", 0, false, GP, 0, 0x48, 0x89, 0xde, 0xa4),
+		CASE("movsb, to absent", 0, false, PF, P_ABSENT, 0xa4),
+		CASE("cmpsb, absent second", 0, false, PF, P_ABSENT, 0xa6),
+		CASE("rep movsb, no count", 0, false, OK, 0, 0x31, 0xc9, 0xf3, 0xa4),
+		CASE("push of absent, no stack", 0, false, PF, P_ABSENT, 0x48, 0x89, 0xdc, 0xff,
+		     0x37),
+		CASE("push, no stack", 0, false, KL_EXC_SS, 0, 0x48, 0x89, 0xdc, 0x50),
+		CASE("call through absent", 0, false, PF, P_ABSENT, 0xff, 0x17),
+		CASE("jmp to nowhere", 0, false, GP, 0, 0xff, 0xe3),
+		CASE("lss, register", 0, false, UD, 0, 0x0f, 0xb2, 0xc7),
+		CASE("lss, absent", 0, false, PF, P_ABSENT, 0x0f, 0xb2, 0x07),
+		CASE("lgdt, absent, CPL 3", 3, false, GP, 0, 0x0f, 0x01, 0x17),
+		CASE("lgdt, absent", 0, false, PF, P_ABSENT, 0x0f, 0x01, 0x17),
+		CASE("sgdt, read-only", 0, false, PF, P_RO, 0x0f, 0x01, 0x06),
+		CASE("invlpg, absent", 0, false, OK, 0, 0x0f, 0x01, 0x3f),
+		CASE("prefetch, absent", 0, false, OK, 0, 0x0f, 0x18, 0x0f),
+		CASE("nop, absent", 0, false, OK, 0, 0x0f, 0x1f, 0x07),
+		CASE("lea, not canonical", 0, false, OK, 0, 0x48, 0x8d, 0x03),
+		CASE("ldmxcsr, absent", 0, false, PF, P_ABSENT, 0x0f, 0xae, 0x17),
+		CASE("not canonical", 0, false, GP, 0, 0x8b, 0x03),
+		CASE("15 bytes", 0, false, OK, 0, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66,
+		     0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90),
+		CASE("16 bytes", 0, false, GP, 0, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66,
+		     0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90),
+		CASE("16 bytes, and not an instruction", 0, false, GP, 0, 0x66, 0x66, 0x66, 0x66,
+		     0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x06),
+#undef CASE
+	};
+	struct env *e = *state;
+	unsigned failures = 0;
+
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
+		struct kl_vcpu *v = e->v;
+		uint32_t error = 0;
+		int got = OK;
+
+		mode64(e, t[i].cpl);
+		memcpy(e->mem + TSS + 0x66, &(uint16_t){0x68}, 2);
+		v->cr0 |= t[i].ts ? KL_CR0_TS : 0;
+		v->gpr[KL_RDI] = P_ABSENT;
+		v->gpr[KL_RSI] = P_RO;
+		v->gpr[KL_RBX] = 1ull << 63;
+		v->gpr[KL_RCX] = 1;
+		v->gpr[KL_RAX] = 0;
+		v->gpr[KL_RDX] = 0;
+		memset(e->mem + P_RO, 0x77, 0x20);
+		memset(e->mem + CODE, 0x90, 32);
+		memcpy(e->mem + CODE, t[i].bytes, t[i].n);
+		v->rip = CODE;
+		v->exc.payload = 0;
+		/* Some set a register first. */
+		for (unsigned k = 0; k < 4 && got == OK && v->rip < CODE + t[i].n; k++)
+			got = env_one(e, &error);
+		if (got == t[i].want && (got != PF || v->exc.payload == t[i].cr2))
+			continue;
+		fprintf(stderr, "%s: exception %d (%x) at %lx, want %d\n", t[i].name, got, error,
+			(unsigned long)v->exc.payload, t[i].want);
+		failures++;
+	}
+	/* Code that runs into an absent page: the fetch faults, unless it is too long already. */
+	for (unsigned n = 1; n < 16; n++) {
+		uint64_t at = P_ABSENT - n;
+		uint32_t error = 0;
+		int got;
+
+		mode64(e, 0);
+		memset(e->mem + at, 0x66, n);
+		e->v->rip = at;
+		got = env_one(e, &error);
+		if (got != (n < 15 ? PF : GP) || (got == PF && (e->v->exc.payload != P_ABSENT))) {
+			fprintf(stderr, "%u prefixes: exception %d (%x)\n", n, got, error);
+			failures++;
+		}
+	}
+	assert_int_equal(failures, 0);
+}
+
 /* ---- #NM and #UD of x87, MMX and SSE ---- */
 
 static void coprocessors(void **state)
@@ -486,8 +601,8 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(privileges), TEST(coprocessors), TEST(control_registers),
-		TEST(pcide),      TEST(msrs),         TEST(xcr0),
+		TEST(privileges), TEST(priorities), TEST(coprocessors), TEST(control_registers),
+		TEST(pcide),      TEST(msrs),       TEST(xcr0),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
