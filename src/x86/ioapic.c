@@ -46,7 +46,7 @@ struct kl_ioapic {
 	uint32_t edges_delivered;       /* bits of s.irr that stand for no request any more */
 	uint8_t driven[KL_IOAPIC_PINS]; /* bit per enum kl_irq_source: it drives the pin high */
 	uint32_t successive_eois[KL_IOAPIC_PINS];
-	struct kl_apic_dest_set reached[KL_IOAPIC_PINS]; /* level: vCPUs whose EOI is to come */
+	struct kl_apic_dest_set reached[KL_IOAPIC_PINS]; /* vCPUs whose EOI is to come */
 	struct kl_timer pause;                           /* after too many EOIs: deliver again */
 	/*
 	 * The RTC's interrupt is edge-triggered, but the program wants to know whether the last
@@ -102,6 +102,18 @@ static void publish_vectors(struct kl_ioapic *io)
 
 /* ---- delivery ---------------------------------------------------------------------- */
 
+static void expect_rtc_eois(struct kl_ioapic *io, const struct kl_apic_dest_set *reached,
+			    uint8_t vector)
+{
+	io->rtc.dests = *reached;
+	io->rtc.pending_eois = dest_count(reached);
+	for (unsigned i = 0; i < KL_MAX_VCPUS; i++) {
+		if (dest_test(reached, i))
+			io->rtc.vector[i] = vector;
+	}
+	publish_vectors(io);
+}
+
 /* As kl_apic_send(); -1 if the pin is masked or waits for an EOI. */
 static int deliver(struct kl_ioapic *io, unsigned pin, bool line_status)
 {
@@ -115,7 +127,7 @@ static int deliver(struct kl_ioapic *io, unsigned pin, bool line_status)
 		.vector = E_VECTOR(e),
 		.shorthand = KL_APIC_NOSHORT,
 	};
-	struct kl_apic_dest_set set = {0};
+	struct kl_apic_dest_set *reached = &io->reached[pin];
 	int r;
 
 	kl_assert_held(&io->lock);
@@ -123,20 +135,13 @@ static int deliver(struct kl_ioapic *io, unsigned pin, bool line_status)
 		return -1;
 	if (!(e & E_LEVEL))
 		io->edges_delivered |= 1u << pin;
+	/* An EOI that comes while this runs waits for the lock. */
 	if (pin == RTC_PIN && line_status) {
-		r = kl_apic_send_tracked(io->vm, NULL, &m, &set);
-		io->rtc.dests = set;
-		for (unsigned i = 0; i < KL_MAX_VCPUS; i++) {
-			if (dest_test(&set, i))
-				io->rtc.vector[i] = m.vector;
-		}
-		io->rtc.pending_eois = dest_count(&set);
-		publish_vectors(io);
-	} else if (e & E_LEVEL) {
-		/* An EOI that comes while this runs waits for the lock. */
-		r = kl_apic_send_tracked(io->vm, NULL, &m, &io->reached[pin]);
+		memset(reached, 0, sizeof(*reached));
+		r = kl_apic_send_tracked(io->vm, NULL, &m, reached);
+		expect_rtc_eois(io, reached, m.vector);
 	} else {
-		r = kl_apic_send(io->vm, NULL, &m);
+		r = kl_apic_send_tracked(io->vm, NULL, &m, reached);
 	}
 	if (r && (e & E_LEVEL))
 		io->s.redirtbl[pin].bits |= E_REMOTE_IRR;
@@ -318,6 +323,8 @@ static void write_entry(struct kl_ioapic *io, unsigned pin, bool high, uint32_t 
 		e &= ~E_REMOTE_IRR;
 	io->s.redirtbl[pin].bits = e;
 	publish_vectors(io);
+	if (E_VECTOR(old) != E_VECTOR(e)) /* the EOI that may come is not this pin's */
+		memset(&io->reached[pin], 0, sizeof(io->reached[pin]));
 	if ((old ^ e) & E_MASK)
 		kl_irq_masked(io->vm, KVM_IRQCHIP_IOAPIC, pin, e & E_MASK);
 	if ((e & (E_LEVEL | E_MASK | E_REMOTE_IRR)) != E_LEVEL || !(io->s.irr >> pin & 1))
@@ -449,6 +456,7 @@ void kl_ioapic_set(struct kl_ioapic *io, const struct kvm_ioapic_state *s)
 	io->s.irr = 0;
 	io->edges_delivered = 0;
 	memset(&io->rtc, 0, sizeof(io->rtc));
+	memset(io->reached, 0, sizeof(io->reached));
 	for (unsigned pin = 0; pin < KL_IOAPIC_PINS; pin++) {
 		if (s->irr >> pin & 1)
 			set_line(io, pin, true, true);

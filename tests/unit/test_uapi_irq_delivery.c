@@ -669,6 +669,30 @@ static void end_resamples(void **state)
 	close(rb);
 }
 
+/* An edge-triggered pin that was retargeted in service: who waits for the end hears of it. */
+static void retargeted_edge_is_ended(void **state)
+{
+	int a = eventfd(0, EFD_NONBLOCK), r = eventfd(0, EFD_NONBLOCK);
+	pthread_t t;
+
+	(void)state;
+	if (!apic_has_isr())
+		skip();
+	ioapic_entry(&g, 21, 0x62);
+	assert_int_equal(irqfd(a, 21, KVM_IRQFD_FLAG_RESAMPLE, r), 0);
+	assert_int_equal(pthread_create(&t, NULL, signals_soon, &a), 0);
+	sleep_for_interrupt();
+	pthread_join(t, NULL);
+	ioapic_write(&g, ENTRIES + 2 * 21 + 1, 0x05000000);
+	lapic_eoi();
+	assert_int_equal(count_of(r), 1);
+	/* Not twice. */
+	lapic_eoi();
+	assert_int_equal(count_of(r), 0);
+	close(a);
+	close(r);
+}
+
 /* The 8259's end of interrupt asks, too. */
 static void pic_end_resamples(void **state)
 {
@@ -904,6 +928,7 @@ int main(void)
 		APIC(messages),
 		APIC(routed_message),
 		APIC(end_resamples),
+		APIC(retargeted_edge_is_ended),
 		PIC(pic_end_resamples),
 		PIC(pit_interrupts),
 		PIC(pit_makes_up_for_lost_ticks),
