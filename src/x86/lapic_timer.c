@@ -143,7 +143,7 @@ static void restart(struct kl_lapic *a)
 			arm_deadline(a);
 		return;
 	}
-	if (!get(&a->timer.period))
+	if (mode(a) > TIMER_PERIODIC || !get(&a->timer.period))
 		return;
 	if (kl_timer_now() > get(&a->timer.target)) {
 		expired(a);

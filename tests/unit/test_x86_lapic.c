@@ -591,6 +591,29 @@ static void guest_accesses(void **state)
 	assert_interrupt(e, 13); /* DFR is none of x2APIC's: #GP */
 }
 
+/* Memory at the APIC's address is memory. */
+static void slot_over_the_page(void **state)
+{
+	struct env *e = *state;
+	uint32_t *page =
+		mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(page != MAP_FAILED);
+	assert_int_equal(env_slot(e, 1, 0, BASE, 0x1000, page), 0);
+	/* mov dword [rbx+0x80], 0x55; mov eax, [rbx+0x30]; out 1, eax */
+	env_code(e, 0xc7, 0x83, 0x80, 0, 0, 0, 0x55, 0, 0, 0, 0x8b, 0x43, 0x30, 0xe7, 1);
+	mode64(e, 0);
+	put64(e, TABLES + 0x3000 + (P_MMIO >> 9), BASE | 7);
+	e->v->gpr[KL_RBX] = P_MMIO;
+	page[APIC_LVR / 4] = 0xabcdef;
+	assert_run(e, KVM_EXIT_IO);
+	assert_int_equal(*(uint32_t *)(void *)e->v->pio_data, 0xabcdef);
+	assert_int_equal(page[APIC_TPR / 4], 0x55);
+	assert_int_equal(get(e->v, APIC_TPR), 0);
+	assert_int_equal(env_slot(e, 1, 0, 0, 0, page), 0);
+	munmap(page, 0x1000);
+}
+
 /* ---- INIT and SIPI ---- */
 
 static void init_sipi(void **state)
@@ -692,6 +715,14 @@ static void one_shot(void **state)
 	assert_false(kl_apic_timer_due(e->v));
 	set(e->v, APIC_LVTT, 0x40);
 	assert_interrupt(e, 0x40);
+	/* A reserved mode counts nothing. */
+	e->v->has_tsc_deadline = true;
+	kl_apic_cpuid_changed(e->v);
+	set(e->v, APIC_LVTT, LVT_TIMER_MODE | 0x40);
+	set(e->v, APIC_TMICT, 1);
+	assert_false(e->v->apic->timer.t.armed);
+	assert_int_equal(e->v->apic->timer.pending, 0);
+	set(e->v, APIC_LVTT, 0x40);
 	/* 0 stops it. */
 	set(e->v, APIC_TMICT, 0xffffffff);
 	assert_true(e->v->apic->timer.t.armed);
@@ -1033,6 +1064,7 @@ int main(void)
 		TEST(guest_takes_interrupts),
 		TEST(cr8_lets_in),
 		TEST(guest_accesses),
+		TEST(slot_over_the_page),
 		TEST(init_sipi),
 		TEST(one_shot),
 		TEST(periodic),
