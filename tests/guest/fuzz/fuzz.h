@@ -9,6 +9,7 @@
  *   guest.c     the vCPU's side: a VM at CPL 3 whose page tables mirror the process's mappings
  *   native.c    the processor's side
  *   compare.c   what must be equal
+ *   mmio.c      operands that belong to no slot
  *   main.c      batches, worker processes, coverage, replaying
  *
  * Guest linear addresses are those of the process; contents and rights are the same on both
@@ -125,6 +126,9 @@ const ZydisDecoder *isa_decoder(enum kl_code_mode mode);
 void generate_init(void);
 void generate_batch(struct rng *r);
 void generate(struct rng *r, struct program *p);
+/* @fn for every template of 64-bit code with ModRM: its r/m is [RBX], or it takes no operand there.
+ */
+void generate_each_memory_form(void (*fn)(struct program *p));
 /* A mnemonic that must come up in @mode. */
 bool generate_expects(enum kl_code_mode mode, ZydisMnemonic m);
 
@@ -145,6 +149,14 @@ uint8_t *guest_memory(uint64_t lin);
  * emulation failure, that is, the vCPU lacks the instruction.
  */
 bool guest_run(const struct program *p, const struct machine *m, bool step, struct outcome *o);
+
+/* The page at MMIO belongs to no slot. What the instruction comes to with an operand there. */
+#define MMIO (DATA + DATA_PAGES * KL_PAGE_SIZE)
+enum mmio { MMIO_EXIT, MMIO_FAILURE, MMIO_NEITHER };
+enum mmio guest_run_mmio(const struct program *p, const struct machine *m);
+
+/* mmio.c: true if all forms do what KVM's emulator does with them. */
+bool mmio_check(void);
 
 /* native.c */
 void native_init(void);

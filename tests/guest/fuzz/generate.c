@@ -431,3 +431,32 @@ void generate(struct rng *r, struct program *p)
 	len += put_jump(code + len, p->at + len, WAY(p->mode, WAY_THROUGH));
 	put_code(p->at, code, len);
 }
+
+void generate_each_memory_form(void (*fn)(struct program *p))
+{
+	static struct program p;
+	uint8_t code[24];
+
+	p.mode = KL_CODE64;
+	p.n = 1;
+	p.at = CODE + 128;
+	for (uint32_t k = 0; k < nr_templates[KL_CODE64]; k++) {
+		const struct template *t = &templates[KL_CODE64][k];
+		struct insn *i = &p.insn[0];
+
+		if (t->modrm >= 0xc0)
+			continue;
+		memset(i, 0, sizeof(*i));
+		assemble(t, i->bytes, 0, 0);
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(isa_decoder(p.mode), i->bytes, 15, &i->in,
+							 i->op)))
+			continue;
+		i->legal = true;
+		i->len = i->in.length;
+		p.len = i->len;
+		memcpy(code, i->bytes, i->len);
+		put_jump(code + i->len, p.at + i->len, WAY(p.mode, WAY_THROUGH));
+		put_code(p.at, code, i->len + 5u);
+		fn(&p);
+	}
+}

@@ -72,6 +72,7 @@ static void build_tables(void)
 			map_page(1, DATA + off, GPA_DATA + off,
 				 PTE_NX | (data_rights[i] == PAGE_RW ? PTE_W : 0));
 	}
+	map_page(1, MMIO, RAM_SIZE, PTE_NX | PTE_W);
 }
 
 /* Linux's selectors, so that the same ones may be loaded on both sides. */
@@ -226,4 +227,17 @@ bool guest_run(const struct program *p, const struct machine *m, bool step, stru
 	o->m.gs_base = v->seg[KL_GS].base;
 	memcpy(o->m.x, v->xsave, X_SIZE);
 	return why != KL_LEAVE_EXIT;
+}
+
+enum mmio guest_run_mmio(const struct program *p, const struct machine *m)
+{
+	static struct outcome o;
+	enum mmio r = MMIO_NEITHER;
+
+	memset(&vcpu->exit, 0, sizeof(vcpu->exit));
+	if (!guest_run(p, m, true, &o))
+		r = vcpu->nr_mmio ? MMIO_EXIT : MMIO_FAILURE;
+	vcpu->nr_mmio = vcpu->cur_mmio = vcpu->mmio_used = 0;
+	vcpu->mmio_replay = false;
+	return r;
 }

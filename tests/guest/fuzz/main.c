@@ -329,6 +329,7 @@ int main(int argc, char **argv)
 	ok = run_workers();
 	setup();
 	ok &= print_coverage();
+	ok &= mmio_check();
 	printf("seed %lu: %lu instances compared, %lu of them faults; %lu discarded; "
 	       "%lu differences\n",
 	       opt.seed, shared->compared, shared->faults, shared->discarded, shared->differences);
