@@ -200,6 +200,7 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 	}
 	v->in_run = false;
 	v->delivering = false;
+	v->bp.held = false;
 	return why;
 }
 
@@ -371,12 +372,11 @@ static bool next_event(struct kl_vcpu *v)
 /* The program hands INT3 or INTO back: the frame has the address behind it. */
 static uint64_t behind_instruction(struct kl_vcpu *v)
 {
-	struct kl_event_exception e = v->exc;
 	const struct kl_op *op;
 
-	v->exc.injected = false; /* a page fault of the fetch is one of its own */
+	v->bp.held = true;
 	op = kl_block_one(v);
-	v->exc = e;
+	v->bp.held = false;
 	return kl_next_rip(v, op);
 }
 
@@ -434,7 +434,6 @@ static int step(struct kl_vcpu *v)
 	v->cur_op = NULL;
 	v->bp.held = shadow & KVM_X86_SHADOW_INT_MOV_SS;
 	why = protected(v, kl_interp_one);
-	v->bp.held = false;
 	if (why) {
 		if (why != KL_LEAVE_EXCEPTION)
 			v->int_shadow = shadow;
