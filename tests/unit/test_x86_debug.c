@@ -271,6 +271,20 @@ static void general_detect(void **state)
 	assert_int_equal(e->v->dr7, 0x400);
 }
 
+/* The rest of the page is used, too, before and after. */
+static void watched_page_is_busy(void **state)
+{
+	struct env *e = *state;
+
+	/* mov [rdi + 64], al; mov al, [rdi + 64]; mov [rdi], al; hlt */
+	env_code(e, 0x88, 0x47, 0x40, 0x8a, 0x47, 0x40, 0x88, 0x07, 0xf4);
+	mode64(e, 0);
+	e->v->gpr[KL_RDI] = WATCHED;
+	guest_breakpoints(e, DATA(0, WRITE, LEN1), WATCHED, 0);
+	assert_vector(e, 1);
+	assert_int_equal(frame_at_sp(e).rip, CODE + 8);
+}
+
 /* Written by the guest itself, and off again. */
 static void guest_sets_registers(void **state)
 {
@@ -280,7 +294,6 @@ static void guest_sets_registers(void **state)
 	env_code(e, 0x0f, 0x23, 0xc7, 0x0f, 0x23, 0xfb, 0x89, 0x07, 0x0f, 0x23, 0xf9, 0x89, 0x07,
 		 0xf4);
 	mode64(e, 0);
-	/* The pages are in the TLB before. */
 	e->v->gpr[KL_RDI] = WATCHED;
 	e->v->gpr[KL_RBX] = DATA(0, WRITE, LEN4);
 	assert_vector(e, 1);
@@ -413,6 +426,7 @@ int main(void)
 		TEST(mov_ss),
 		TEST(port_breakpoint),
 		TEST(general_detect),
+		TEST(watched_page_is_busy),
 		TEST(guest_sets_registers),
 		TEST(program_int3),
 		TEST(program_breakpoint),

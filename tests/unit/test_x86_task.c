@@ -292,6 +292,41 @@ static void address_space(void **state)
 	munmap(late, 0x200000);
 }
 
+/* The new page tables are out of reach: nothing has happened, and later it happens all the same. */
+static void out_of_reach(void **state)
+{
+	struct env *e = *state;
+	uint8_t *late = mmap(NULL, 0x200000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			     -1, 0);
+
+	env_code(e, 0xea, 0, 0, 0, 0, SEL_TSS2, 0);
+	start(e, 0, true);
+	for (unsigned i = 0; i < 1024; i++)
+		put32(e, TABLES + 4 * i, i << 22 | 0x83);
+	e->v->cr3 = TABLES;
+	e->v->cr4 |= KL_CR4_PSE;
+	e->v->cr0 |= KL_CR0_PG;
+	memcpy(late + 0x1000, e->mem + TABLES, 0x1000);
+	assert_int_equal(env_slot(e, 1, 0, 0x800000, 0x200000, late), 0);
+	put32(e, TSS2 + 28, 0x801000);
+	mprotect(late, 0x200000, PROT_NONE);
+	assert_int_equal(env_run(e), -EFAULT);
+	assert_int_equal(e->v->rip, CODE);
+	assert_int_equal(e->v->cr3, TABLES);
+	assert_int_equal(e->v->gpr[KL_RBX], 0x11223344);
+	assert_int_equal(e->v->seg[KL_TR].selector, SEL_TSS);
+	assert_int_equal(e->v->seg[KL_DS].selector, SEL_DATA);
+	assert_int_equal(type_of(e, SEL_TSS2), 9);
+	mprotect(late, 0x200000, PROT_READ | PROT_WRITE);
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->rip, ENTRY2 + 1);
+	assert_int_equal(e->v->cr3, 0x801000);
+	assert_int_equal(type_of(e, SEL_TSS2), 11);
+	assert_int_equal(get32(e, TSS + 52), 0x11223344);
+	assert_int_equal(env_slot(e, 1, 0, 0x800000, 0, late), 0);
+	munmap(late, 0x200000);
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, env_setup, env_teardown)
 
 int main(void)
@@ -299,7 +334,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(jump),      TEST(call_and_return), TEST(narrow),
 		TEST(exception), TEST(refused),         TEST(flaws),
-		TEST(trap_bit),  TEST(bad_link),        TEST(address_space),
+		TEST(trap_bit),  TEST(bad_link),        TEST(address_space), TEST(out_of_reach),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
