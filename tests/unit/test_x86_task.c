@@ -296,8 +296,8 @@ static void address_space(void **state)
 static void out_of_reach(void **state)
 {
 	struct env *e = *state;
-	uint8_t *late = mmap(NULL, 0x200000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-			     -1, 0);
+	uint8_t *late =
+		mmap(NULL, 0x200000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	env_code(e, 0xea, 0, 0, 0, 0, SEL_TSS2, 0);
 	start(e, 0, true);
@@ -332,9 +332,9 @@ static void out_of_reach(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(jump),      TEST(call_and_return), TEST(narrow),
-		TEST(exception), TEST(refused),         TEST(flaws),
-		TEST(trap_bit),  TEST(bad_link),        TEST(address_space), TEST(out_of_reach),
+		TEST(jump),          TEST(call_and_return), TEST(narrow),   TEST(exception),
+		TEST(refused),       TEST(flaws),           TEST(trap_bit), TEST(bad_link),
+		TEST(address_space), TEST(out_of_reach),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
