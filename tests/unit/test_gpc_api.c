@@ -243,8 +243,12 @@ static void forked_child(void **state)
 	struct fixture *f = *state;
 	int status;
 	pid_t pid;
+	void *mine;
 
 	GPC(a, PG);
+	/* So that nothing but the fork is new to the thread. */
+	assert_int_equal(kvmlet_gpc_lock(a, 8, &mine), 0);
+	kvmlet_gpc_unlock(a, 0);
 	pid = fork();
 	if (!pid) {
 		struct kvmlet_gpc *b;
@@ -272,6 +276,24 @@ static void forked_child(void **state)
 	assert_true(pid > 0);
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_int_equal(status, 0);
+	kvmlet_gpc_destroy(a);
+}
+
+/* G1: a cache of a VM that is dead is closed, and says so. (kl_vm_bug() aborts in tests.) */
+static void dead_vm(void **state)
+{
+	struct fixture *f = *state;
+	void *p;
+
+	GPC(a, PG);
+	atomic_store(&f->vm->vm.dead, true);
+	kl_gpc_close_all(&f->vm->vm);
+	assert_int_equal(kvmlet_gpc_lock(a, 8, &p), -EIO);
+	assert_int_equal(kvmlet_gpc_trylock(a, 8, &p), -EIO);
+	assert_int_equal(kvmlet_gpc_check(a, 8), 0);
+	atomic_store(&f->vm->vm.dead, false);
+	assert_int_equal(kvmlet_gpc_lock(a, 8, &p), 0);
+	kvmlet_gpc_unlock(a, 0);
 	kvmlet_gpc_destroy(a);
 }
 
@@ -313,8 +335,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-		T(life),         T(holder),     T(many), T(area), T(deactivate_at_once),
-		T(forked_child), T(statistics),
+		T(life),         T(holder),  T(many),       T(area), T(deactivate_at_once),
+		T(forked_child), T(dead_vm), T(statistics),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
