@@ -150,7 +150,11 @@ uint8_t *guest_memory(uint64_t lin);
  */
 bool guest_run(const struct program *p, const struct machine *m, bool step, struct outcome *o);
 
-/* The page at MMIO belongs to no slot. What the instruction comes to with an operand there. */
+/*
+ * A page that belongs to no slot, for the guest only; nothing is compared with the processor from
+ * then on. What the instruction comes to with an operand there.
+ */
+void guest_map_mmio(void);
 #define MMIO (DATA + DATA_PAGES * KL_PAGE_SIZE)
 enum mmio { MMIO_EXIT, MMIO_FAILURE, MMIO_NEITHER };
 enum mmio guest_run_mmio(const struct program *p, const struct machine *m);

@@ -72,7 +72,6 @@ static void build_tables(void)
 			map_page(1, DATA + off, GPA_DATA + off,
 				 PTE_NX | (data_rights[i] == PAGE_RW ? PTE_W : 0));
 	}
-	map_page(1, MMIO, RAM_SIZE, PTE_NX | PTE_W);
 }
 
 /* Linux's selectors, so that the same ones may be loaded on both sides. */
@@ -227,6 +226,11 @@ bool guest_run(const struct program *p, const struct machine *m, bool step, stru
 	o->m.gs_base = v->seg[KL_GS].base;
 	memcpy(o->m.x, v->xsave, X_SIZE);
 	return why != KL_LEAVE_EXIT;
+}
+
+void guest_map_mmio(void)
+{
+	map_page(1, MMIO, RAM_SIZE, PTE_NX | PTE_W);
 }
 
 enum mmio guest_run_mmio(const struct program *p, const struct machine *m)

@@ -126,6 +126,7 @@ static void check(struct program *p)
 
 bool mmio_check(void)
 {
+	guest_map_mmio();
 	generate_each_memory_form(check);
 	printf("MMIO: %u forms, %u of them exit, %u wrongly\n", tried, exits, bad);
 	return !bad && exits > 100 && tried > exits;
