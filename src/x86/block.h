@@ -14,6 +14,9 @@
 #include "x86/debug.h"
 #include "x86/insn.h"
 
+/* A generation that never is: links to the block are to be made anew. */
+#define KL_STALE UINT64_MAX
+
 struct kl_block {
 	uint64_t key;
 	uint64_t rip;          /* where it starts, linear */

@@ -97,8 +97,10 @@ KL_INLINE const struct kl_op *kl_fast_enter(struct kl_vcpu *v, struct kl_block *
 	v->block = b;
 	v->cur_op = b->ops;
 	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
-	if (KL_UNLIKELY(!kl_block_same(b)))
+	if (KL_UNLIKELY(!kl_block_same(b))) {
+		b->gen = KL_STALE;
 		return kl_fast_leave(v);
+	}
 	KL_NEXT_OP(v, b->ops);
 }
 

@@ -919,6 +919,41 @@ static void test_changing_code(void **state)
 	assert_int_equal(v->gpr[KL_RCX], 0);
 }
 
+/*
+ * A jump that is linked to its target's block sees other bytes there (T8), and, after a flush,
+ * another page.
+ */
+static void test_links(void **state)
+{
+	static const uint8_t caller[] = {0xe8, 0xfb, 0x0f, 0, 0, 0xf4}; /* call 0x1000; hlt */
+	static const uint8_t answers_1[] = {0xb8, 1, 0, 0, 0, 0xc3};    /* mov $1,%eax; ret */
+	static const uint8_t answers_2[] = {0xb8, 2, 0, 0, 0, 0xc3};
+	struct kl_vcpu *v = env.v;
+	unsigned long expect[] = {1, 1, 1, 2, 2, 2, 7, 7};
+	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, (uint64_t)env.code + 0x1000);
+
+	memset(v->gpr, 0, sizeof(v->gpr));
+	v->gpr[KL_RSP] = (uint64_t)env.data + 0x800;
+	put_code(0x1000, answers_1, sizeof(answers_1));
+	put_code(0x2000, answers_2, sizeof(answers_2));
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(expect); i++) {
+		put_code(0, caller, sizeof(caller));
+		if (i == 6)
+			env.code_rw[0x2001] = 7;
+		if (i == 3) { /* as kl_tlb_flush_page() and a new translation would */
+			assert_int_equal(e->xtag, (uint64_t)env.code + 0x1000);
+			e->addend += 0x1000;
+			v->code_gen += 4;
+		}
+		env_run(false);
+		assert_true(env.halted);
+		assert_int_equal(v->gpr[KL_RAX], expect[i]);
+		assert_int_equal(v->gpr[KL_RSP], (uint64_t)env.data + 0x800);
+	}
+	e->xtag = e->rtag = e->wtag = KL_TLB_NONE;
+	v->code_gen += 4;
+}
+
 /* More code than the cache holds. */
 static void test_eviction(void **state)
 {
@@ -1178,11 +1213,12 @@ int main(void)
 		cmocka_unit_test(test_vex_rules),     cmocka_unit_test(test_sequences),
 		cmocka_unit_test(test_faults),        cmocka_unit_test(test_fpu_exceptions),
 		cmocka_unit_test(test_changing_code), cmocka_unit_test(test_eviction),
-		cmocka_unit_test(test_requests),      cmocka_unit_test(test_count),
-		cmocka_unit_test(test_legacy_modes),  cmocka_unit_test(test_atomics),
-		cmocka_unit_test(test_random_bytes),
+		cmocka_unit_test(test_links),         cmocka_unit_test(test_requests),
+		cmocka_unit_test(test_count),         cmocka_unit_test(test_legacy_modes),
+		cmocka_unit_test(test_atomics),       cmocka_unit_test(test_random_bytes),
 	};
 	env_init();
 	native_avx = host_avx();
+	cmocka_set_test_filter(getenv("KVMLET_TEST"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
