@@ -25,7 +25,7 @@
 #define PTE_AD 0x60ul
 #define PTE_NX (1ul << 63)
 
-static struct kl_x86_vm *vm;
+static struct kl_x86_vm vm;
 static struct kl_vcpu *vcpu;
 static uint8_t *ram;
 
@@ -124,16 +124,15 @@ void guest_init(void)
 
 	ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	vm = calloc(1, sizeof(*vm));
-	if (ram == MAP_FAILED || !vm || kl_guard_init() || kl_x86_vm_init(vm))
+	if (ram == MAP_FAILED || kl_guard_init() || kl_x86_vm_init(&vm))
 		give_up("making a VM");
 	r.userspace_addr = (uint64_t)ram;
-	if (kl_set_memory_region(&vm->mem, &r) || kl_x86_vcpu_create(vm, 0, &vcpu))
+	if (kl_set_memory_region(&vm.mem, &r) || kl_x86_vcpu_create(&vm, 0, &vcpu))
 		give_up("making a vCPU");
 	n = kl_x86_supported_cpuid(cpuid, 100);
 	if (n <= 0 || kl_x86_set_cpuid(vcpu, cpuid, (unsigned)n))
 		give_up("KVM_SET_CPUID2");
-	vm->exit_on_emulation_error = true; /* or it looks like #UD */
+	vm.exit_on_emulation_error = true; /* or it looks like #UD */
 	build_tables();
 	set_mode(KL_CODE64);
 	vcpu->xcr0 = vcpu->supported_xcr0 ? vcpu->supported_xcr0 : 1;
