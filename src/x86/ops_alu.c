@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT, with LOCK. Each form exists with and
- * without flags: block.c uses the second where the flags are dead.
+ * ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT, with LOCK. fast_alu.c has the usual forms,
+ * also without flags.
  */
 #include "x86/decode.h"
 #include "x86/ops.h"
@@ -12,33 +12,27 @@
 
 /* ---- two operands ------------------------------------------------------------------ */
 
-/* What computes: host instruction with flags, C without. */
-#define BINARY(bits, sfx, name, pre, insn, expr)                                                  \
-	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint##bits##_t s, uint64_t fl,      \
-					    uint32_t *ax)                                         \
-	{                                                                                         \
-		__asm__(pre insn sfx " %2, %0" KL_FLAGS_OUT                                       \
-			: "+r"(d), "=&a"(*ax)                                                     \
-			: "r"(s), "r"((uint32_t)fl)                                               \
-			: "cc");                                                                  \
-		return d;                                                                         \
-	}                                                                                         \
-	KL_INLINE uint##bits##_t name##bits##_nf(uint##bits##_t d, uint##bits##_t s, uint64_t fl, \
-						 uint32_t *ax)                                    \
-	{                                                                                         \
-		*ax = 0;                                                                          \
-		return (uint##bits##_t)(expr);                                                    \
+/* What computes: the host instruction. */
+#define BINARY(bits, sfx, name, pre, insn)                                                   \
+	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint##bits##_t s, uint64_t fl, \
+					    uint32_t *ax)                                    \
+	{                                                                                    \
+		__asm__(pre insn sfx " %2, %0" KL_FLAGS_OUT                                  \
+			: "+r"(d), "=&a"(*ax)                                                \
+			: "r"(s), "r"((uint32_t)fl)                                          \
+			: "cc");                                                             \
+		return d;                                                                    \
 	}
 #define CARRY_IN "btl $0, %3\n\t"
-SIZES(BINARY, add, "", "add", d + s)
-SIZES(BINARY, or, "", "or", d | s)
-SIZES(BINARY, adc, CARRY_IN, "adc", d + s + (fl & 1))
-SIZES(BINARY, sbb, CARRY_IN, "sbb", d - s - (fl & 1))
-SIZES(BINARY, and, "", "and", d &s)
-SIZES(BINARY, sub, "", "sub", d - s)
-SIZES(BINARY, xor, "", "xor", d ^ s)
-SIZES(BINARY, cmp, "", "cmp", d)
-SIZES(BINARY, test, "", "test", d)
+SIZES(BINARY, add, "", "add")
+SIZES(BINARY, or, "", "or")
+SIZES(BINARY, adc, CARRY_IN, "adc")
+SIZES(BINARY, sbb, CARRY_IN, "sbb")
+SIZES(BINARY, and, "", "and")
+SIZES(BINARY, sub, "", "sub")
+SIZES(BINARY, xor, "", "xor")
+SIZES(BINARY, cmp, "", "cmp")
+SIZES(BINARY, test, "", "test")
 
 #define FLAGS_(v, ax)    kl_flags_put(v, ax)
 #define FLAGS__nf(v, ax) ((void)(ax))
@@ -101,18 +95,16 @@ SIZES(BINARY, test, "", "test", d)
 		return name##bits##nf##_mem(v, op, (uint##bits##_t)op->imm);                      \
 	}
 
-#define BINARY_BOTH(name, wb)           \
-	SIZES(BINARY_FORMS, name, , wb) \
-	SIZES(BINARY_FORMS, name, _nf, wb)
-BINARY_BOTH(add, 1)
-BINARY_BOTH(or, 1)
-BINARY_BOTH(adc, 1)
-BINARY_BOTH(sbb, 1)
-BINARY_BOTH(and, 1)
-BINARY_BOTH(sub, 1)
-BINARY_BOTH(xor, 1)
-BINARY_BOTH(cmp, 0)
-BINARY_BOTH(test, 0)
+#define BINARY_SIZES(name, wb) SIZES(BINARY_FORMS, name, , wb)
+BINARY_SIZES(add, 1)
+BINARY_SIZES(or, 1)
+BINARY_SIZES(adc, 1)
+BINARY_SIZES(sbb, 1)
+BINARY_SIZES(and, 1)
+BINARY_SIZES(sub, 1)
+BINARY_SIZES(xor, 1)
+BINARY_SIZES(cmp, 0)
+BINARY_SIZES(test, 0)
 
 /* LOCK: the host's own atomic; flags always. */
 #define LOCKED(bits, sfx, name, pre, insn)                                                    \
@@ -223,15 +215,12 @@ UNARY_ALL(not, "not")
 	{                                                                         \
 		F(name##8##nf), F(name##16##nf), F(name##32##nf), F(name##64##nf) \
 	}
-#define BOTH5(name)                                                 \
-	{                                                           \
-		BY_SIZE(FORMS5, name, ), BY_SIZE(FORMS5, name, _nf) \
-	}
+#define ALL5(name) BY_SIZE(FORMS5, name, )
 
-/* [operation][without flags][size][form - RR] */
-static kl_op_fn *const binary[9][2][4][5] = {
-	BOTH5(add), BOTH5(or),  BOTH5(adc), BOTH5(sbb),  BOTH5(and),
-	BOTH5(sub), BOTH5(xor), BOTH5(cmp), BOTH5(test),
+/* [operation][size][form - RR] */
+static kl_op_fn *const binary[9][4][5] = {
+	ALL5(add), ALL5(or),  ALL5(adc), ALL5(sbb),  ALL5(and),
+	ALL5(sub), ALL5(xor), ALL5(cmp), ALL5(test),
 };
 
 #define LOCK2(n)                         \
@@ -277,8 +266,7 @@ static bool select_binary(struct kl_decode *d, unsigned n, bool carry)
 		d->op->fn = locked[n][d->size2][d->form == KL_FORM_MI];
 		return true;
 	}
-	d->op->fn = binary[n][0][d->size2][d->form - KL_FORM_RR];
-	d->noflags = binary[n][1][d->size2][d->form - KL_FORM_RR];
+	d->op->fn = binary[n][d->size2][d->form - KL_FORM_RR];
 	/* XOR r,r and SUB r,r need no special case; TEST has no RM form but is symmetric. */
 	return true;
 }
