@@ -81,8 +81,8 @@ KL_INLINE uint32_t kl_vcpu_take_requests(struct kl_vcpu_core *c, uint32_t bits)
 }
 
 /*
- * The thread of a halted vCPU: sleep until a request other than KL_REQ_TLB_FLUSH is set or a
- * signal arrives. OUTSIDE guest mode.
+ * The thread of a halted vCPU: sleep until a request other than KL_REQ_TLB_FLUSH and KL_REQ_STOP is
+ * set or a signal arrives. OUTSIDE guest mode.
  */
 void kl_vcpu_sleep(struct kl_vcpu_core *c);
 
