@@ -668,6 +668,76 @@ static void test_vex_rules(void **state)
 	set_mode(KL_CODE64);
 }
 
+/* ---- elements behind the end of memory ----------------------------------------------------------
+ */
+
+static void set_mask(unsigned reg, uint32_t elements)
+{
+	for (unsigned i = 0; i < 8; i++) {
+		uint32_t m = elements >> i & 1 ? 0x80000000 : 0;
+		uint8_t *x = env.v->xsave + (i < 4 ? 160 : 576) + 16 * reg;
+
+		memcpy(x + 4 * (i & 3), &m, 4);
+	}
+}
+
+/* What the mask leaves out is not touched; a fault leaves nothing half-done. */
+static void test_masked(void **state)
+{
+#define MASKED_STORE "\xc4\xe2\x75\x2e\x13"     /* vmaskmovps %ymm2, %ymm1, (%rbx) */
+#define MASKED_LOAD  "\xc4\xe2\x75\x2c\x13"     /* vmaskmovps (%rbx), %ymm1, %ymm2 */
+#define GATHER       "\xc4\xe2\x75\x92\x14\xa3" /* vgatherdps %ymm1, (%rbx,%ymm4,4), %ymm2 */
+	uint8_t *end = env.data + ENV_ARENA, old[8];
+	struct kl_vcpu *v = env.v;
+	uint32_t *dst = (uint32_t *)(void *)(v->xsave + 160 + 16 * 2);
+	uint32_t *mask = (uint32_t *)(void *)(v->xsave + 160 + 16 * 1);
+
+	if (!host_avx())
+		skip();
+	memset(end - 8, 0x33, 8);
+	memset(v->xsave + 160, 0x44, 256);
+	memset(v->xsave + 576, 0x44, 256);
+	v->gpr[KL_RBX] = (uint64_t)end - 8;
+	set_mask(1, 3);
+	assert_int_equal(vector_of(MASKED_LOAD, 5), -1);
+	assert_int_equal(dst[1], 0x33333333);
+	assert_int_equal(dst[2], 0);
+	memset(dst, 0x44, 16);
+	assert_int_equal(vector_of(MASKED_STORE, 5), -1);
+	assert_int_equal(*(uint32_t *)(void *)(end - 4), 0x44444444);
+
+	set_mask(1, 7);
+	memset(end - 8, 0x33, 8);
+	memcpy(old, end - 8, 8);
+	assert_int_equal(vector_of(MASKED_STORE, 5), KL_EXC_PF);
+	assert_int_equal(v->cr2, (uint64_t)end);
+	assert_memory_equal(end - 8, old, 8);
+	assert_int_equal(vector_of(MASKED_LOAD, 5), KL_EXC_PF);
+	assert_int_equal(dst[0], 0x44444444);
+
+	/* Indices 0, 1, 2 ...: the third is outside; the first two have come. */
+	for (unsigned i = 0; i < 8; i++) {
+		uint8_t *x = v->xsave + (i < 4 ? 160 : 576) + 16 * 4;
+
+		memcpy(x + 4 * (i & 3), &i, 4);
+	}
+	set_mask(1, 0xf5);
+	assert_int_equal(vector_of(GATHER, 6), KL_EXC_PF);
+	assert_int_equal(v->cr2, (uint64_t)end);
+	assert_int_equal(dst[0], 0x33333333);
+	assert_int_equal(dst[1], 0x44444444);
+	assert_int_equal(mask[0], 0);
+	assert_int_equal(mask[1], 0);
+	assert_int_equal(mask[2], 0x80000000);
+	/* What is left to do is done from the mask, not from the start. */
+	memset(end - 8, 0x55, 8);
+	v->gpr[KL_RBX] -= 64;
+	assert_int_equal(vector_of(GATHER, 6), -1);
+	assert_int_equal(dst[0], 0x33333333);
+	assert_int_equal(dst[1], 0x44444444);
+	assert_int_equal(mask[2], 0);
+}
+
 /* Straight lines of register instructions: one block, with dead flags. */
 static void test_sequences(void **state)
 {
@@ -1216,6 +1286,7 @@ int main(void)
 		cmocka_unit_test(test_links),         cmocka_unit_test(test_requests),
 		cmocka_unit_test(test_count),         cmocka_unit_test(test_legacy_modes),
 		cmocka_unit_test(test_atomics),       cmocka_unit_test(test_random_bytes),
+		cmocka_unit_test(test_masked),
 	};
 	env_init();
 	native_avx = host_avx();

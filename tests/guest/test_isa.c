@@ -243,5 +243,6 @@ int main(void)
 		cmocka_unit_test(test_arena),
 	};
 
+	cmocka_set_test_filter(getenv("KVMLET_TEST"));
 	return cmocka_run_group_tests(tests, setup, teardown);
 }
