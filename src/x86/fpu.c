@@ -71,12 +71,10 @@ static uint64_t linear(struct kl_vcpu *v, const struct kl_op *op, unsigned size,
 	return lin;
 }
 
-/* Bytes of the area up to its last vector register; fast FXSAVE leaves those out. */
+/* Bytes of the area up to its last vector register: outside 64-bit code there are eight. */
 static unsigned used_bytes(struct kl_vcpu *v)
 {
-	if (v->code_mode != KL_CODE64)
-		return XMM + 8 * 16;
-	return (v->efer & KL_EFER_FFXSR) && !v->cpl ? XMM : XMM_END;
+	return v->code_mode == KL_CODE64 ? XMM_END : XMM + 8 * 16;
 }
 
 void kl_fx_image(const struct kl_vcpu *v, bool wide, uint8_t image[160])
