@@ -48,9 +48,11 @@ static bool system_offered(ZydisISASet set)
 	}
 }
 
-/* #UD by definition; PREFETCH of a register is to Zydis the NOP that it is on Intel's. */
+/* #UD by definition, or on AMD's processors only, which Zydis does not ask about. */
 static bool undefined(const ZydisDecodedInstruction *in)
 {
+	if (in->mnemonic == ZYDIS_MNEMONIC_VPEXTRD || in->mnemonic == ZYDIS_MNEMONIC_VPINSRD)
+		return in->raw.vex.W && in->machine_mode != ZYDIS_MACHINE_MODE_LONG_64;
 	return in->mnemonic == ZYDIS_MNEMONIC_UD0 || in->mnemonic == ZYDIS_MNEMONIC_UD1 ||
 	       in->mnemonic == ZYDIS_MNEMONIC_UD2 ||
 	       (in->meta.isa_set == ZYDIS_ISA_SET_PREFETCH_NOP && in->raw.modrm.mod == 3);
