@@ -566,6 +566,14 @@ static void cr8_lets_in(void **state)
 	assert_interrupt(e, 0x90);
 }
 
+static uint32_t out_value(struct env *e)
+{
+	uint32_t val;
+
+	memcpy(&val, e->v->pio_data, 4);
+	return val;
+}
+
 /* The guest writes and reads the registers in both ways. */
 static void guest_accesses(void **state)
 {
@@ -582,10 +590,10 @@ static void guest_accesses(void **state)
 	put64(e, TABLES + 0x3000 + (P_MMIO >> 9), BASE | 7);
 	e->v->gpr[KL_RBX] = P_MMIO;
 	assert_run(e, KVM_EXIT_IO);
-	assert_int_equal(*(uint32_t *)(void *)e->v->pio_data, 0x5a000000);
+	assert_int_equal(out_value(e), 0x5a000000);
 	assert_run(e, KVM_EXIT_IO);
 	assert_int_equal(e->v->exit.io.port, 2);
-	assert_int_equal(*(uint32_t *)(void *)e->v->pio_data, 0x77);
+	assert_int_equal(out_value(e), 0x77);
 	assert_int_equal(e->v->apic_base, 0xfee00d00);
 	memcpy(e->mem + HANDLER(13), (uint8_t[]){0xe6, 13}, 2);
 	assert_interrupt(e, 13); /* DFR is none of x2APIC's: #GP */
@@ -607,7 +615,7 @@ static void slot_over_the_page(void **state)
 	e->v->gpr[KL_RBX] = P_MMIO;
 	page[APIC_LVR / 4] = 0xabcdef;
 	assert_run(e, KVM_EXIT_IO);
-	assert_int_equal(*(uint32_t *)(void *)e->v->pio_data, 0xabcdef);
+	assert_int_equal(out_value(e), 0xabcdef);
 	assert_int_equal(page[APIC_TPR / 4], 0x55);
 	assert_int_equal(get(e->v, APIC_TPR), 0);
 	assert_int_equal(env_slot(e, 1, 0, 0, 0, page), 0);
