@@ -108,6 +108,19 @@ static bool two_operands_fault(const struct insn *i, const struct outcome *g,
 	       isa_piecewise(&i->in) && g->vector + n->vector == KL_EXC_PF + KL_EXC_GP;
 }
 
+/* An operand of SS beyond the limit and misaligned, too: #SS or #GP. */
+static bool limit_and_alignment(const struct program *p, const struct insn *i,
+				const struct outcome *g, const struct outcome *n)
+{
+	if (p->mode == KL_CODE64 || !i->legal || g->vector + n->vector != KL_EXC_SS + KL_EXC_GP)
+		return false;
+	for (unsigned k = 0; k < i->in.operand_count_visible; k++)
+		if (i->op[k].type == ZYDIS_OPERAND_TYPE_MEMORY && i->op[k].size >= 128 &&
+		    i->op[k].mem.segment == ZYDIS_REGISTER_SS)
+			return true;
+	return false;
+}
+
 bool compare(const struct program *p, const struct outcome *g, const struct outcome *n, FILE *out)
 {
 	const struct insn *faulted = g->vector == NO_VECTOR ? NULL : insn_at(p, g->m.rip);
@@ -117,7 +130,8 @@ bool compare(const struct program *p, const struct outcome *g, const struct outc
 
 	if (g->vector == NO_VECTOR && n->vector == NO_VECTOR)
 		ok = say(out, "way", g->way, n->way);
-	else if (!(faulted && n->m.rip == g->m.rip && two_operands_fault(faulted, g, n)))
+	else if (!(faulted && n->m.rip == g->m.rip &&
+		   (two_operands_fault(faulted, g, n) || limit_and_alignment(p, faulted, g, n))))
 		ok = say(out, "vector", (uint64_t)g->vector, (uint64_t)n->vector) &&
 		     compare_fault(p, g, n, out);
 	/* A fault of POPA may leave registers that have come already: it will be run again. */

@@ -132,6 +132,7 @@ void guest_init(void)
 	n = kl_x86_supported_cpuid(cpuid, 100);
 	if (n <= 0 || kl_x86_set_cpuid(vcpu, cpuid, (unsigned)n))
 		give_up("KVM_SET_CPUID2");
+	kl_not_leaked(vcpu->cpuid);        /* the VM lives as long as the process */
 	vm.exit_on_emulation_error = true; /* or it looks like #UD */
 	build_tables();
 	set_mode(KL_CODE64);
