@@ -174,7 +174,8 @@ static void exception(struct kl_vcpu *v, struct outcome *o)
 	o->vector = v->exc.nr;
 	o->error = v->exc.has_error ? v->exc.error : 0;
 	o->cr2 = v->exc.has_payload ? v->exc.payload : 0;
-	if (o->vector == KL_EXC_PF && o->cr2 == v->rip && way < 32 * NR_WAYS && !(way & 15)) {
+	if (o->vector == KL_EXC_PF && o->cr2 == v->rip && way < 32 * NR_WAYS && !(way & 15) &&
+	    (way >= 16 * NR_WAYS) == (v->code_mode != KL_CODE64)) {
 		o->vector = NO_VECTOR;
 		o->way = (unsigned)(way / 16) % NR_WAYS;
 	}
