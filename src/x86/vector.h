@@ -99,23 +99,6 @@ KL_INLINE void kl_store_ymm(void *dst, const void *src)
 			 : "r"(dst), "r"(src)
 			 : "xmm0", "memory");
 }
-
-KL_INLINE void kl_load_xmm(void *dst, const void *src)
-{
-	__asm__ volatile("1: movups (%1), %%xmm0\n\t" KL_EXTABLE("1b") "movups %%xmm0, (%0)"
-			 :
-			 : "r"(dst), "r"(src)
-			 : "xmm0", "memory");
-}
-
-KL_INLINE void kl_store_xmm(void *dst, const void *src)
-{
-	__asm__ volatile("movups (%1), %%xmm0\n\t"
-			 "1: movups %%xmm0, (%0)\n\t" KL_EXTABLE("1b")
-			 :
-			 : "r"(dst), "r"(src)
-			 : "xmm0", "memory");
-}
 #else
 KL_INLINE void kl_load_words(void *dst, const void *src, unsigned n)
 {
@@ -137,8 +120,6 @@ KL_INLINE void kl_store_words(void *dst, const void *src, unsigned n)
 }
 #define kl_load_ymm(d, s)  kl_load_words(d, s, 4)
 #define kl_store_ymm(d, s) kl_store_words(d, s, 4)
-#define kl_load_xmm(d, s)  kl_load_words(d, s, 2)
-#define kl_store_xmm(d, s) kl_store_words(d, s, 2)
 #endif
 
 /* Operands of vector instructions: through the TLB, without a call. @buf has 8 bytes or more. */
@@ -157,7 +138,7 @@ KL_INLINE void kl_vec_read(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned 
 		const void *p = (const void *)(lin + (uint64_t)e->addend);
 
 		if (size == 16) {
-			kl_load_xmm(buf, p);
+			*(kl_v128 *)buf = kl_load128(p);
 			return;
 		}
 		if (size == 32) {
@@ -184,7 +165,7 @@ KL_INLINE void kl_vec_write(struct kl_vcpu *v, uint64_t lin, const void *buf, un
 
 		if (size == 16 || size == 32) {
 			if (size == 16)
-				kl_store_xmm(p, buf);
+				kl_store128(p, *(const kl_v128 *)buf);
 			else
 				kl_store_ymm(p, buf);
 			if (KL_UNLIKELY((uint8_t *)((uint64_t)p & KL_PAGE_MASK) == v->code_page))
