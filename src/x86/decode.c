@@ -288,6 +288,30 @@ static bool is_ud(const uint8_t *bytes, unsigned len, enum kl_code_mode mode)
 	       !kl_host_is_intel();
 }
 
+void kl_number_registers(struct kl_decode *d)
+{
+	uint8_t *to = &d->op->reg;
+
+	for (unsigned i = 0; i < 2; i++) {
+		const ZydisDecodedOperand *o = &d->opnd[i];
+
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+			continue;
+		*to = kl_register_number(o);
+		if (kl_is_gpr(o))
+			*to = (uint8_t)(8 * *to);
+		to = &d->op->rm;
+	}
+}
+
+bool kl_select_move(struct kl_decode *d, kl_op_fn *fn)
+{
+	d->op->fn = fn;
+	d->op->imm = 0;
+	d->stores = d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
+	return true;
+}
+
 enum kl_decode_result kl_decode_one(struct kl_decode *d, struct kl_op *op, enum kl_code_mode mode,
 				    uint64_t rip, const uint8_t *bytes, unsigned len)
 {

@@ -42,6 +42,32 @@ struct kl_decode {
 	bool stores;       /* writes memory: the block may have to be left */
 };
 
+/* ---- Zydis' operands, for the families ---- */
+
+KL_INLINE bool kl_is_class(const ZydisDecodedOperand *o, ZydisRegisterClass c)
+{
+	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == c;
+}
+
+/* A general register of 32 or 64 bits. */
+KL_INLINE bool kl_is_gpr(const ZydisDecodedOperand *o)
+{
+	return kl_is_class(o, ZYDIS_REGCLASS_GPR32) || kl_is_class(o, ZYDIS_REGCLASS_GPR64);
+}
+
+KL_INLINE uint8_t kl_register_number(const ZydisDecodedOperand *o)
+{
+	return (uint8_t)ZydisRegisterGetId(o->reg.value);
+}
+
+/*
+ * Register numbers into op->reg and op->rm in the order of the first two operands; of general
+ * registers their offsets into gpr[].
+ */
+void kl_number_registers(struct kl_decode *d);
+/* The handler of a move between a register and a register or memory. */
+bool kl_select_move(struct kl_decode *d, kl_op_fn *fn);
+
 /* The decoders: true if the mnemonic is theirs. A form that does not exist is left to fail. */
 bool kl_select_alu(struct kl_decode *d);
 bool kl_select_mov(struct kl_decode *d);

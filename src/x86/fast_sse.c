@@ -236,11 +236,6 @@ static kl_run_fn *const thunk_two_rm[2] = {thunk_two_rm_b, thunk_two_rm_x};
 /* ---- selection
  * ----------------------------------------------------------------------------------- */
 
-static bool is_class(const ZydisDecodedOperand *o, ZydisRegisterClass c)
-{
-	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == c;
-}
-
 static bool is_memory(const ZydisDecodedOperand *o)
 {
 	return o->type == ZYDIS_OPERAND_TYPE_MEMORY;
@@ -261,14 +256,14 @@ static kl_run_fn *select_thunk(const struct kl_decode *d)
 	/* No hidden operands, and none but the two and immediates. */
 	if (!d->op->thunk || d->in.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
 	    d->in.operand_count != d->in.operand_count_visible || d->in.operand_count < 2 ||
-	    d->in.operand_count > 3 || !is_class(a, ZYDIS_REGCLASS_XMM) ||
+	    d->in.operand_count > 3 || !kl_is_class(a, ZYDIS_REGCLASS_XMM) ||
 	    a->encoding != ZYDIS_OPERAND_ENCODING_MODRM_REG)
 		return NULL;
 	if (d->in.operand_count == 3 && d->opnd[2].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
 		return NULL;
 	if (is_memory(b))
 		return b->size == 128 ? kl_fast_pick(d->op, thunk_two_rm) : NULL;
-	return is_class(b, ZYDIS_REGCLASS_XMM) && b->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM
+	return kl_is_class(b, ZYDIS_REGCLASS_XMM) && b->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM
 		       ? thunk_two_rr
 		       : NULL;
 }
@@ -276,7 +271,7 @@ static kl_run_fn *select_thunk(const struct kl_decode *d)
 static kl_run_fn *select_move_low(const struct kl_decode *d, bool wide)
 {
 	const ZydisDecodedOperand *a = &d->opnd[0], *b = &d->opnd[1];
-	bool to = is_class(a, ZYDIS_REGCLASS_XMM), from = is_class(b, ZYDIS_REGCLASS_XMM);
+	bool to = kl_is_class(a, ZYDIS_REGCLASS_XMM), from = kl_is_class(b, ZYDIS_REGCLASS_XMM);
 
 	if (is_memory(a))
 		return from ? kl_fast_pick(d->op, low[wide].mr) : NULL;
@@ -291,8 +286,8 @@ kl_run_fn *kl_fast_select_sse(const struct kl_decode *d)
 {
 	if (d->in.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY ||
 	    d->in.operand_count_visible < 2 ||
-	    (!is_class(&d->opnd[0], ZYDIS_REGCLASS_XMM) &&
-	     !is_class(&d->opnd[1], ZYDIS_REGCLASS_XMM)))
+	    (!kl_is_class(&d->opnd[0], ZYDIS_REGCLASS_XMM) &&
+	     !kl_is_class(&d->opnd[1], ZYDIS_REGCLASS_XMM)))
 		return NULL;
 	switch (d->in.mnemonic) {
 	case ZYDIS_MNEMONIC_MOVAPS:

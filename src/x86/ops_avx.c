@@ -391,36 +391,21 @@ static enum kind kind_of(ZydisMnemonic m)
 	}
 }
 
-static bool is_class(const ZydisDecodedOperand *o, ZydisRegisterClass c)
-{
-	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == c;
-}
-
 static bool is_vector(const ZydisDecodedOperand *o)
 {
-	return is_class(o, ZYDIS_REGCLASS_XMM) || is_class(o, ZYDIS_REGCLASS_YMM);
-}
-
-static bool is_gpr(const ZydisDecodedOperand *o)
-{
-	return is_class(o, ZYDIS_REGCLASS_GPR32) || is_class(o, ZYDIS_REGCLASS_GPR64);
-}
-
-static uint8_t number(const ZydisDecodedOperand *o)
-{
-	return (uint8_t)ZydisRegisterGetId(o->reg.value);
+	return kl_is_class(o, ZYDIS_REGCLASS_XMM) || kl_is_class(o, ZYDIS_REGCLASS_YMM);
 }
 
 /* Registers that ModRM, vvvv and imm8 do not name. */
 static bool note_hidden(const ZydisDecodedOperand *o, bool written, uint64_t *info)
 {
-	if (is_class(o, ZYDIS_REGCLASS_XMM) && number(o) == 0 && written)
+	if (kl_is_class(o, ZYDIS_REGCLASS_XMM) && kl_register_number(o) == 0 && written)
 		*info |= I_X0 | I_W0;
-	else if (is_gpr(o) && number(o) == KL_RAX && !written)
+	else if (kl_is_gpr(o) && kl_register_number(o) == KL_RAX && !written)
 		*info |= I_RAX;
-	else if (is_gpr(o) && number(o) == KL_RDX && !written)
+	else if (kl_is_gpr(o) && kl_register_number(o) == KL_RDX && !written)
 		*info |= I_RDX;
-	else if (is_gpr(o) && number(o) == KL_RCX && written)
+	else if (kl_is_gpr(o) && kl_register_number(o) == KL_RCX && written)
 		*info |= I_RCX_W;
 	else
 		return false;
@@ -431,7 +416,7 @@ static bool note_hidden(const ZydisDecodedOperand *o, bool written, uint64_t *in
 static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint64_t *info)
 {
 	bool written = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-	bool x = is_vector(o), g = is_gpr(o);
+	bool x = is_vector(o), g = kl_is_gpr(o);
 	struct kl_op *op = d->op;
 
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
@@ -446,7 +431,7 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 	}
 	if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
 		return false;
-	if (is_class(o, ZYDIS_REGCLASS_FLAGS)) {
+	if (kl_is_class(o, ZYDIS_REGCLASS_FLAGS)) {
 		*info |= I_FLAGS;
 		return true;
 	}
@@ -454,20 +439,20 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 		*info |= I_WIDE;
 	switch (o->encoding) {
 	case ZYDIS_OPERAND_ENCODING_MODRM_REG:
-		op->reg = g ? (uint8_t)(8 * number(o)) : number(o);
+		op->reg = g ? (uint8_t)(8 * kl_register_number(o)) : kl_register_number(o);
 		*info |= g ? I_REG_G | (written ? I_REG_GW : 0) : written ? I_W0 : 0;
 		return x || g;
 	case ZYDIS_OPERAND_ENCODING_MODRM_RM:
-		op->rm = g ? (uint8_t)(8 * number(o)) : number(o);
+		op->rm = g ? (uint8_t)(8 * kl_register_number(o)) : kl_register_number(o);
 		*info |= g ? I_RM_G | (written ? I_RM_GW : 0) : I_RM_X | (written ? I_W1 : 0);
 		return x || g;
 	case ZYDIS_OPERAND_ENCODING_NDSNDD:
 		/* A destination here (shifts by an immediate count) is numbered as reg's. */
-		*(written ? &op->reg : &op->cond) = number(o);
+		*(written ? &op->reg : &op->cond) = kl_register_number(o);
 		*info |= written ? I_W0 : 0;
 		return x;
 	case ZYDIS_OPERAND_ENCODING_IS4:
-		*info |= I_IS4 | (uint64_t)number(o) << I_IS4_SHIFT;
+		*info |= I_IS4 | (uint64_t)kl_register_number(o) << I_IS4_SHIFT;
 		return x && !written;
 	default:
 		return note_hidden(o, written, info);
@@ -504,29 +489,6 @@ static bool select_thunk(struct kl_decode *d)
 	return true;
 }
 
-static bool move(struct kl_decode *d, kl_op_fn *fn)
-{
-	d->op->fn = fn;
-	d->op->imm = 0;
-	d->stores = d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
-	return true;
-}
-
-/* Register numbers in operand order. */
-static void move_registers(struct kl_decode *d)
-{
-	uint8_t *to = &d->op->reg;
-
-	for (unsigned i = 0; i < 2; i++) {
-		const ZydisDecodedOperand *o = &d->opnd[i];
-
-		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
-			continue;
-		*to = is_vector(o) ? number(o) : (uint8_t)(8 * number(o));
-		to = &d->op->rm;
-	}
-}
-
 static bool select_move(struct kl_decode *d, bool aligned)
 {
 	static kl_op_fn *const fn[2][3] = {
@@ -536,8 +498,8 @@ static bool select_move(struct kl_decode *d, bool aligned)
 	bool load = d->opnd[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
 	bool store = d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
 
-	move_registers(d);
-	move(d, fn[d->in.raw.vex.L][store ? 2 : load]);
+	kl_number_registers(d);
+	kl_select_move(d, fn[d->in.raw.vex.L][store ? 2 : load]);
 	d->op->imm = aligned;
 	return true;
 }
@@ -549,14 +511,14 @@ static bool select_move_low(struct kl_decode *d, unsigned size)
 
 	if (is_vector(a) && is_vector(b))
 		return select_thunk(d);
-	move_registers(d);
+	kl_number_registers(d);
 	if (a->type == ZYDIS_OPERAND_TYPE_MEMORY)
-		return move(d, wide ? movlow8_mr : movlow4_mr);
+		return kl_select_move(d, wide ? movlow8_mr : movlow4_mr);
 	if (b->type == ZYDIS_OPERAND_TYPE_MEMORY)
-		return move(d, wide ? movlow8_rm : movlow4_rm);
+		return kl_select_move(d, wide ? movlow8_rm : movlow4_rm);
 	if (is_vector(a))
-		return move(d, wide ? movlow8_xg : movlow4_xg);
-	return move(d, wide ? movlow8_gx : movlow4_gx);
+		return kl_select_move(d, wide ? movlow8_xg : movlow4_xg);
+	return kl_select_move(d, wide ? movlow8_gx : movlow4_gx);
 }
 
 bool kl_select_avx(struct kl_decode *d)
@@ -585,7 +547,7 @@ bool kl_select_avx(struct kl_decode *d)
 		return select_move_low(d, 8);
 	case ZYDIS_MNEMONIC_VZEROALL:
 	case ZYDIS_MNEMONIC_VZEROUPPER:
-		move(d, vzero);
+		kl_select_move(d, vzero);
 		d->op->imm = d->in.mnemonic == ZYDIS_MNEMONIC_VZEROALL;
 		return true;
 	case ZYDIS_MNEMONIC_VLDMXCSR:

@@ -192,17 +192,12 @@ static enum kl_next gather(struct kl_vcpu *v, const struct kl_op *op)
 
 /* ---- selection ----------------------------------------------------------------------------- */
 
-static uint8_t number(const ZydisDecodedOperand *o)
-{
-	return (uint8_t)ZydisRegisterGetId(o->reg.value);
-}
-
 static bool select_masked(struct kl_decode *d, unsigned size)
 {
 	bool load = d->opnd[2].type == ZYDIS_OPERAND_TYPE_MEMORY;
 
-	d->op->reg = number(&d->opnd[load ? 0 : 2]);
-	d->op->cond = number(&d->opnd[1]);
+	d->op->reg = kl_register_number(&d->opnd[load ? 0 : 2]);
+	d->op->cond = kl_register_number(&d->opnd[1]);
 	d->op->imm = d->in.raw.vex.L ? 32 : 16;
 	d->op->opsize = (uint8_t)size;
 	d->op->fn = load ? masked_load : masked_move;
@@ -216,8 +211,8 @@ static bool select_gather(struct kl_decode *d, unsigned index, unsigned size)
 	unsigned len = d->in.raw.vex.L ? 32 : 16;
 	struct kl_op *op = d->op;
 
-	op->reg = number(&d->opnd[0]);
-	op->cond = number(&d->opnd[2]);
+	op->reg = kl_register_number(&d->opnd[0]);
+	op->cond = kl_register_number(&d->opnd[2]);
 	op->rm = (uint8_t)ZydisRegisterGetId(m->mem.index);
 	op->scale = m->mem.scale == 8 ? 3 : m->mem.scale == 4 ? 2 : m->mem.scale == 2;
 	op->opsize = (uint8_t)size;
@@ -239,8 +234,8 @@ bool kl_select_avx_mem(struct kl_decode *d)
 	case ZYDIS_MNEMONIC_VPMASKMOVQ:
 		return select_masked(d, 8);
 	case ZYDIS_MNEMONIC_VMASKMOVDQU:
-		d->op->reg = number(&d->opnd[0]);
-		d->op->rm = number(&d->opnd[1]);
+		d->op->reg = kl_register_number(&d->opnd[0]);
+		d->op->rm = kl_register_number(&d->opnd[1]);
 		d->op->fn = vmaskmovdqu;
 		d->stores = true;
 		return true;

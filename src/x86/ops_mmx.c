@@ -199,17 +199,12 @@ static int kind_of(ZydisMnemonic m)
 	}
 }
 
-static bool is_class(const ZydisDecodedOperand *o, ZydisRegisterClass c)
-{
-	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == c;
-}
-
 /* Add what one operand needs; false: not a shape we have. */
 static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint64_t *info)
 {
 	bool written = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-	bool g = is_class(o, ZYDIS_REGCLASS_GPR32) || is_class(o, ZYDIS_REGCLASS_GPR64);
-	bool m = is_class(o, ZYDIS_REGCLASS_MMX), x = is_class(o, ZYDIS_REGCLASS_XMM);
+	bool g = kl_is_class(o, ZYDIS_REGCLASS_GPR32) || kl_is_class(o, ZYDIS_REGCLASS_GPR64);
+	bool m = kl_is_class(o, ZYDIS_REGCLASS_MMX), x = kl_is_class(o, ZYDIS_REGCLASS_XMM);
 	uint8_t n;
 
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
@@ -223,7 +218,7 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 	}
 	if (!g && !m && !x)
 		return false;
-	n = (uint8_t)ZydisRegisterGetId(o->reg.value);
+	n = kl_register_number(o);
 	n = (uint8_t)(g ? 8 * n : m ? n & 7 : n);
 	if (g && o->size == 64)
 		*info |= I_WIDE;
@@ -243,7 +238,7 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 static bool uses_mmx(const struct kl_decode *d)
 {
 	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
-		if (is_class(&d->opnd[i], ZYDIS_REGCLASS_MMX))
+		if (kl_is_class(&d->opnd[i], ZYDIS_REGCLASS_MMX))
 			return true;
 	/* CVTPI2PS with memory, and the other way round */
 	return kind_of(d->in.mnemonic) > 0;
@@ -263,8 +258,8 @@ bool kl_select_mmx(struct kl_decode *d)
 		return true;
 	}
 	if (d->in.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
-		op->reg = (uint8_t)ZydisRegisterGetId(d->opnd[0].reg.value);
-		op->rm = (uint8_t)ZydisRegisterGetId(d->opnd[1].reg.value);
+		op->reg = kl_register_number(&d->opnd[0]);
+		op->rm = kl_register_number(&d->opnd[1]);
 		op->fn = maskmovq;
 		d->stores = true;
 		return true;

@@ -447,26 +447,11 @@ bool kl_host_has(const struct kl_decode *d)
 	}
 }
 
-static bool is_class(const ZydisDecodedOperand *o, ZydisRegisterClass c)
-{
-	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == c;
-}
-
-static bool is_gpr(const ZydisDecodedOperand *o)
-{
-	return is_class(o, ZYDIS_REGCLASS_GPR32) || is_class(o, ZYDIS_REGCLASS_GPR64);
-}
-
-static uint8_t number(const ZydisDecodedOperand *o)
-{
-	return (uint8_t)ZydisRegisterGetId(o->reg.value);
-}
-
 /* Note one operand in *info; false: a shape that thunks do not have. */
 static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint64_t *info)
 {
 	bool written = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
-	bool x = is_class(o, ZYDIS_REGCLASS_XMM), g = is_gpr(o);
+	bool x = kl_is_class(o, ZYDIS_REGCLASS_XMM), g = kl_is_gpr(o);
 	struct kl_op *op = d->op;
 
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
@@ -483,7 +468,7 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 	}
 	if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
 		return false;
-	if (is_class(o, ZYDIS_REGCLASS_FLAGS)) {
+	if (kl_is_class(o, ZYDIS_REGCLASS_FLAGS)) {
 		*info |= I_FLAGS;
 		return true;
 	}
@@ -491,28 +476,28 @@ static bool note_operand(struct kl_decode *d, const ZydisDecodedOperand *o, uint
 		*info |= I_WIDE;
 	switch (o->encoding) {
 	case ZYDIS_OPERAND_ENCODING_MODRM_REG:
-		op->reg = g ? (uint8_t)(8 * number(o)) : number(o);
+		op->reg = g ? (uint8_t)(8 * kl_register_number(o)) : kl_register_number(o);
 		*info |= (x ? I_REG_X : I_REG_G) | (written ? I_REG_W : 0);
 		return x || g;
 	case ZYDIS_OPERAND_ENCODING_MODRM_RM:
-		op->rm = g ? (uint8_t)(8 * number(o)) : number(o);
+		op->rm = g ? (uint8_t)(8 * kl_register_number(o)) : kl_register_number(o);
 		*info |= (x ? I_RM_X : I_RM_G) | (written ? I_RM_W : 0);
 		return x || g;
 	case ZYDIS_OPERAND_ENCODING_NDSNDD:
-		op->cond = (uint8_t)(8 * number(o));
+		op->cond = (uint8_t)(8 * kl_register_number(o));
 		*info |= I_VVVV_G | (written ? I_VVVV_W : 0);
 		return g;
 	default:
 		break;
 	}
 	/* Hidden ones. */
-	if (x && number(o) == 0)
+	if (x && kl_register_number(o) == 0)
 		*info |= I_X0 | (written ? I_X0_W : 0);
-	else if (g && number(o) == KL_RAX && !written)
+	else if (g && kl_register_number(o) == KL_RAX && !written)
 		*info |= I_RAX;
-	else if (g && number(o) == KL_RDX && !written)
+	else if (g && kl_register_number(o) == KL_RDX && !written)
 		*info |= I_RDX;
-	else if (g && number(o) == KL_RCX && written)
+	else if (g && kl_register_number(o) == KL_RCX && written)
 		*info |= I_RCX_W;
 	else
 		return false;
@@ -549,36 +534,14 @@ static bool select_thunk(struct kl_decode *d)
 	return true;
 }
 
-static bool move(struct kl_decode *d, kl_op_fn *fn)
-{
-	d->op->fn = fn;
-	d->op->imm = 0;
-	d->stores = d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
-	return true;
-}
-
-/* Register numbers in operand order. */
-static void move_registers(struct kl_decode *d)
-{
-	uint8_t *to = &d->op->reg;
-
-	for (unsigned i = 0; i < 2; i++) {
-		const ZydisDecodedOperand *o = &d->opnd[i];
-
-		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
-			continue;
-		*to = is_class(o, ZYDIS_REGCLASS_XMM) ? number(o) : (uint8_t)(8 * number(o));
-		to = &d->op->rm;
-	}
-}
-
 static bool select_move128(struct kl_decode *d, bool aligned)
 {
-	move_registers(d);
+	kl_number_registers(d);
 	if (d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
-		move(d, mov128_mr);
+		kl_select_move(d, mov128_mr);
 	else
-		move(d, d->opnd[1].type == ZYDIS_OPERAND_TYPE_MEMORY ? mov128_rm : mov128_rr);
+		kl_select_move(d, d->opnd[1].type == ZYDIS_OPERAND_TYPE_MEMORY ? mov128_rm
+									       : mov128_rr);
 	d->op->imm = aligned;
 	return true;
 }
@@ -588,26 +551,26 @@ static bool select_move_low(struct kl_decode *d, unsigned size)
 	const ZydisDecodedOperand *a = &d->opnd[0], *b = &d->opnd[1];
 	bool wide = size == 8;
 
-	if (is_class(a, ZYDIS_REGCLASS_XMM) && is_class(b, ZYDIS_REGCLASS_XMM))
+	if (kl_is_class(a, ZYDIS_REGCLASS_XMM) && kl_is_class(b, ZYDIS_REGCLASS_XMM))
 		return select_thunk(d);
-	move_registers(d);
+	kl_number_registers(d);
 	if (a->type == ZYDIS_OPERAND_TYPE_MEMORY)
-		return move(d, wide ? movlow8_mr : movlow4_mr);
+		return kl_select_move(d, wide ? movlow8_mr : movlow4_mr);
 	if (b->type == ZYDIS_OPERAND_TYPE_MEMORY)
-		return move(d, wide ? movlow8_rm : movlow4_rm);
-	if (is_class(a, ZYDIS_REGCLASS_XMM))
-		return move(d, wide ? movlow8_xg : movlow4_xg);
-	return move(d, wide ? movlow8_gx : movlow4_gx);
+		return kl_select_move(d, wide ? movlow8_rm : movlow4_rm);
+	if (kl_is_class(a, ZYDIS_REGCLASS_XMM))
+		return kl_select_move(d, wide ? movlow8_xg : movlow4_xg);
+	return kl_select_move(d, wide ? movlow8_gx : movlow4_gx);
 }
 
 static bool select_field(struct kl_decode *d, kl_op_fn *regs, kl_op_fn *imm)
 {
 	const ZydisDecodedInstruction *in = &d->in;
 
-	move_registers(d);
+	kl_number_registers(d);
 	if (!in->raw.imm[0].size)
-		return move(d, regs);
-	move(d, imm);
+		return kl_select_move(d, regs);
+	kl_select_move(d, imm);
 	d->op->imm = (in->raw.imm[0].value.u & 0xff) | (in->raw.imm[1].value.u & 0xff) << 8;
 	return true;
 }
@@ -631,7 +594,7 @@ static bool select_sse4a(struct kl_decode *d)
 bool kl_select_sse(struct kl_decode *d)
 {
 	for (unsigned i = 0; i < d->in.operand_count_visible; i++)
-		if (is_class(&d->opnd[i], ZYDIS_REGCLASS_MMX))
+		if (kl_is_class(&d->opnd[i], ZYDIS_REGCLASS_MMX))
 			return false; /* ops_mmx.c */
 	if (d->in.meta.isa_ext == ZYDIS_ISA_EXT_SSE4A)
 		return kl_host_has(d) && select_sse4a(d);
@@ -658,8 +621,8 @@ bool kl_select_sse(struct kl_decode *d)
 	case ZYDIS_MNEMONIC_MOVQ:
 		return select_move_low(d, 8);
 	case ZYDIS_MNEMONIC_MASKMOVDQU:
-		move_registers(d);
-		move(d, maskmovdqu);
+		kl_number_registers(d);
+		kl_select_move(d, maskmovdqu);
 		d->stores = true;
 		return true;
 	default:
