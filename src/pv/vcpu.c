@@ -305,7 +305,7 @@ void kl_pv_ask_all(struct kl_x86_vm *vm)
 	}
 }
 
-static int guarded(void *p, kl_pv_write_fn *fn, void *arg)
+static int write_and_unlock(struct kl_gpc *c, void *p, kl_pv_write_fn *fn, void *arg)
 {
 	jmp_buf *outer = kl_self.guard;
 	enum kl_guard_reason why;
@@ -315,6 +315,7 @@ static int guarded(void *p, kl_pv_write_fn *fn, void *arg)
 	if (why == KL_GUARD_NONE)
 		fn(p, arg);
 	kl_guard_leave(outer);
+	kl_gpc_unlock(c, true);
 	return kl_guard_errno(why);
 }
 
@@ -323,11 +324,7 @@ int kl_pv_write(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
 	void *p;
 	int r = kl_gpc_lock(c, len, &p);
 
-	if (r)
-		return r;
-	r = guarded(p, fn, arg);
-	kl_gpc_unlock(c, true);
-	return r;
+	return r ? r : write_and_unlock(c, p, fn, arg);
 }
 
 int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
@@ -335,11 +332,7 @@ int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
 	void *p;
 	int r = kl_gpc_trylock(c, len, &p);
 
-	if (r)
-		return r;
-	r = guarded(p, fn, arg);
-	kl_gpc_unlock(c, true);
-	return r;
+	return r ? r : write_and_unlock(c, p, fn, arg);
 }
 
 void kl_pv_enter(struct kl_vcpu *v)
