@@ -15,6 +15,7 @@
 
 #include "base/racepoint.h"
 #include "host/access.h"
+#include "pv/xen_abi.h"
 #include "x86/tsc.h"
 
 #define NS_PER_S 1000000000ull
@@ -119,6 +120,14 @@ void kl_pv_get_clock(struct kl_x86_vm *vm, struct kvm_clock_data *d)
 	kl_mutex_unlock(&vm->pv->lock);
 }
 
+uint64_t kl_pv_clock_ns(struct kl_x86_vm *vm)
+{
+	struct kvm_clock_data d;
+
+	kl_pv_get_clock(vm, &d);
+	return d.clock;
+}
+
 int kl_pv_set_clock(struct kl_x86_vm *vm, const struct kvm_clock_data *d)
 {
 	struct kl_pv_moment now = kl_pv_now();
@@ -157,14 +166,45 @@ static void write_clock(void *p, void *arg)
 	kl_store32(at, c->version + 1);
 }
 
+static void write_info_clock(void *p, void *arg)
+{
+	write_clock((uint8_t *)p + KL_XEN_INFO_TIME, arg);
+}
+
+/* The same for a guest of Xen, which has up to two. 0 or -EINTR. */
+static int xen_clock_update(struct kl_vcpu *v, struct kl_pvclock c)
+{
+	struct kl_xen_vcpu *xv = &v->pv->xen;
+	struct kl_pvclock again;
+	int info = 0, time = 0;
+
+	if (atomic_load(&v->kvm->pv->xen.flags) & KVM_XEN_HVM_CONFIG_PVCLOCK_TSC_UNSTABLE)
+		c.flags &= (uint8_t)~KL_PVCLOCK_TSC_STABLE;
+	again = c;
+	if (xv->info_gpa != KL_XEN_INVALID || xv->info_hva)
+		info = kl_pv_write(&xv->info, KL_XEN_INFO_SIZE, write_info_clock, &c);
+	if (xv->time_gpa != KL_XEN_INVALID)
+		time = kl_pv_write(&xv->time, sizeof(again), write_clock, &again);
+	/* Once more when KVM_RUN begins: it may be there then. [B26] */
+	xv->clock_due = info || time;
+	return info == -EINTR || time == -EINTR ? -EINTR : 0;
+}
+
+static bool xen_has_clock(const struct kl_vcpu *v)
+{
+	const struct kl_xen_vcpu *xv = &v->pv->xen;
+
+	return xv->info_gpa != KL_XEN_INVALID || xv->info_hva || xv->time_gpa != KL_XEN_INVALID;
+}
+
 int kl_pv_clock_update(struct kl_vcpu *v)
 {
 	struct kl_x86_vm *vm = v->kvm;
 	struct kl_pv_moment at;
-	struct kl_pvclock c = {0};
+	struct kl_pvclock c = {0}, xen;
 	int r;
 
-	if (!(v->pv->clock_msr & 1))
+	if (!(v->pv->clock_msr & 1) && !xen_has_clock(v))
 		return 0;
 	at = kl_pv_now();
 	kl_mutex_lock(&vm->pv->lock);
@@ -179,10 +219,11 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 	if (v->pv->stopped)
 		c.flags |= KL_PVCLOCK_GUEST_STOPPED;
 	racepoint("pv-clock");
-	r = kl_pv_write(&v->pv->clock, sizeof(c), write_clock, &c);
+	xen = c;
+	r = v->pv->clock_msr & 1 ? kl_pv_write(&v->pv->clock, sizeof(c), write_clock, &c) : 0;
 	if (!r)
 		v->pv->stopped = false;
-	return r;
+	return r == -EINTR ? r : xen_clock_update(v, xen);
 }
 
 int kl_pv_clock_moved(struct kl_vcpu *v)
@@ -230,7 +271,7 @@ static void copy_piece(void *p, void *arg)
 }
 
 /* Areas of which the guest tells just once, at any address. */
-static int copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool write)
+int kl_pv_copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool write)
 {
 	struct kl_gpc *once = &v->pv->once;
 	int r = 0, end;
@@ -250,31 +291,36 @@ static int copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool wri
 	return r ? r : end;
 }
 
-/* What the time of day was when the guest's clock was 0. */
+uint64_t kl_pv_wall_epoch(struct kl_x86_vm *vm)
+{
+	struct kvm_clock_data now;
+
+	kl_pv_get_clock(vm, &now);
+	return (now.flags & KVM_CLOCK_REALTIME ? now.realtime : kl_pv_now().real) - now.clock;
+}
+
 int kl_pv_wall_clock_update(struct kl_vcpu *v)
 {
 	struct kl_x86_vm *vm = v->kvm;
 	uint64_t gpa = atomic_load(&vm->pv->wall_clock), ns;
 	struct wall_clock w = {0};
-	struct kvm_clock_data now;
 	int r;
 
 	if (!gpa)
 		return 0;
-	r = copy(v, gpa, &w.version, 4, false);
+	r = kl_pv_copy(v, gpa, &w.version, 4, false);
 	if (r)
 		return r;
-	kl_pv_get_clock(vm, &now);
-	ns = (now.flags & KVM_CLOCK_REALTIME ? now.realtime : kl_pv_now().real) - now.clock;
+	ns = kl_pv_wall_epoch(vm);
 	w.sec = (uint32_t)(ns / NS_PER_S);
 	w.nsec = (uint32_t)(ns % NS_PER_S);
 	w.version = (w.version + 1) | 1; /* odd: being written */
-	r = copy(v, gpa, &w.version, 4, true);
+	r = kl_pv_copy(v, gpa, &w.version, 4, true);
 	if (!r)
-		r = copy(v, gpa + 4, &w.sec, 8, true);
+		r = kl_pv_copy(v, gpa + 4, &w.sec, 8, true);
 	w.version++;
 	if (!r)
-		r = copy(v, gpa, &w.version, 4, true);
+		r = kl_pv_copy(v, gpa, &w.version, 4, true);
 	return r;
 }
 
@@ -293,7 +339,7 @@ int kl_pv_clock_pairing(struct kl_vcpu *v)
 		.nsec = (int64_t)(now.real % NS_PER_S),
 		.tsc = kl_tsc_scale(v, now.tsc) + v->tsc_offset,
 	};
-	int r = copy(v, v->pv->pairing_gpa, &p, sizeof(p), true);
+	int r = kl_pv_copy(v, v->pv->pairing_gpa, &p, sizeof(p), true);
 
 	if (r != -EINTR)
 		v->gpr[KL_RAX] = r ? (uint64_t)-14 : 0; /* -KVM_EFAULT */

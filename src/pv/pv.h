@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What the engine writes into guest memory for guests that know that they run on KVM: kvmclock and
- * steal time (X3).
+ * steal time (X3); or that believe to run on Xen (xen.h).
  *
  * All of it belongs to the vCPU's thread (uapi holds the vCPU's mutex), except kl_pv_vm. Pages are
  * reached through caches (mem/gpc.h) and never matter to the guest's progress: one that is missing
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "mem/gpc.h"
+#include "pv/xen.h"
 #include "x86/paravirt.h"
 
 /* The same instant on three clocks. */
@@ -36,6 +37,7 @@ struct kl_pv_vm {
 	int64_t clock_offset;       /* kvmclock = boot + offset */
 	bool old_clock;             /* vCPU 0 uses the old MSR: its clock is never stable */
 	_Atomic uint64_t wall_clock;
+	struct kl_xen_vm xen;
 };
 
 /* Work that a guest's MSR write or hypercall left. */
@@ -46,9 +48,16 @@ enum kl_pv_todo {
 	KL_PV_STEAL_MOVED = 1 << 3,
 	KL_PV_WALL_CLOCK = 1 << 4,
 	KL_PV_CLOCK_PAIRING = 1 << 5,
+	KL_PV_XEN_ENTER = 1 << 6,
+	KL_PV_XEN_PORTS =
+		1 << 7, /* events that were put off: any thread sets it, and the next two */
+	KL_PV_XEN_EVENTS = 1 << 8, /* words for vcpu_info */
+	KL_PV_XEN_TIMER = 1 << 9,
+	KL_PV_XEN_APIC = 1 << 10, /* it was enabled */
 };
 
 struct kl_pv_vcpu {
+	struct kl_vcpu *v;
 	_Atomic uint32_t todo; /* enum kl_pv_todo; others set CLOCK */
 	uint32_t features;     /* KVM_CPUID_FEATURES.EAX of the guest's CPUID */
 	bool enforce;          /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
@@ -67,6 +76,7 @@ struct kl_pv_vcpu {
 	int steal_fd;
 
 	uint64_t poll_control;
+	struct kl_xen_vcpu xen;
 };
 
 KL_INLINE bool kl_pv_has(const struct kl_vcpu *v, enum kl_pv_feature f)
@@ -84,9 +94,16 @@ void kl_pv_ask_all(struct kl_x86_vm *vm);
  * Let @fn write the area of @c, locked and guarded. 0; -EINTR; -EFAULT and others: it is not there.
  * The second does not wait for the page: -EAGAIN.
  */
+#define KL_PV_MAX_PIECES 2
 typedef void kl_pv_write_fn(void *p, void *arg);
 int kl_pv_write(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg) KL_MUST_CHECK;
 int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg);
+/* The same for who only reads, and for an area in @n caches: @fn gets a void *[]. */
+int kl_pv_read(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg) KL_MUST_CHECK;
+int kl_pv_write_many(struct kl_gpc *const *c, const size_t *len, unsigned n, kl_pv_write_fn *fn,
+		     void *arg) KL_MUST_CHECK;
+/* Guest-physical memory, of any length. Context: the vCPU's thread. */
+int kl_pv_copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool write) KL_MUST_CHECK;
 
 /* clock.c */
 struct kl_pv_moment kl_pv_now(void);
@@ -99,6 +116,9 @@ int kl_pv_clock_pairing(struct kl_vcpu *v) KL_MUST_CHECK;
 /* KVM_GET_CLOCK; KVM_SET_CLOCK: 0, or -EINVAL: unknown flags. */
 void kl_pv_get_clock(struct kl_x86_vm *vm, struct kvm_clock_data *d);
 int kl_pv_set_clock(struct kl_x86_vm *vm, const struct kvm_clock_data *d) KL_MUST_CHECK;
+/* kvmclock now; and what the time of day was when it was 0. */
+uint64_t kl_pv_clock_ns(struct kl_x86_vm *vm);
+uint64_t kl_pv_wall_epoch(struct kl_x86_vm *vm);
 /* KVM_KVMCLOCK_CTRL: 0, or -EINVAL: the guest has no clock page. */
 int kl_pv_guest_stopped(struct kl_vcpu *v) KL_MUST_CHECK;
 
@@ -107,4 +127,6 @@ bool kl_pv_steal_supported(void);
 int kl_pv_steal_moved(struct kl_vcpu *v) KL_MUST_CHECK;
 int kl_pv_steal_update(struct kl_vcpu *v) KL_MUST_CHECK;
 void kl_pv_steal_leave(struct kl_vcpu *v);
+/* The run delay since it was asked last: steal time and Xen's runstate exclude one another. */
+uint64_t kl_pv_stolen(struct kl_vcpu *v);
 void kl_pv_steal_close(struct kl_pv_vcpu *pv);

@@ -98,7 +98,7 @@ void kl_pv_steal_close(struct kl_pv_vcpu *pv)
 }
 
 /* What has come to it since the last time. */
-static uint64_t stolen(struct kl_vcpu *v)
+static uint64_t stolen(struct kl_vcpu *v, bool exact)
 {
 	struct kl_pv_vcpu *pv = v->pv;
 	uint64_t now = kl_host_tsc(), ns, delta;
@@ -106,7 +106,7 @@ static uint64_t stolen(struct kl_vcpu *v)
 	 * the first one did is. */
 	bool same = pv->steal_tid == kl_gettid() || !pv->run_delay_read;
 
-	if (same && now - pv->run_delay_read < v->kvm->tsc_khz / 20)
+	if (!exact && same && now - pv->run_delay_read < v->kvm->tsc_khz / 20)
 		return 0;
 	if (!follow_thread(pv) || !read_run_delay(pv->steal_fd, &ns))
 		return 0;
@@ -114,6 +114,11 @@ static uint64_t stolen(struct kl_vcpu *v)
 	pv->run_delay = ns;
 	pv->run_delay_read = now;
 	return delta;
+}
+
+uint64_t kl_pv_stolen(struct kl_vcpu *v)
+{
+	return stolen(v, true);
 }
 
 struct update {
@@ -142,7 +147,7 @@ int kl_pv_steal_update(struct kl_vcpu *v)
 
 	if (!(v->pv->steal_msr & ENABLED))
 		return 0;
-	u.stolen = stolen(v);
+	u.stolen = stolen(v, false);
 	r = kl_pv_write(&v->pv->steal, sizeof(struct steal_time), write_area, &u);
 	if (r && u.stolen)
 		v->pv->run_delay -= u.stolen; /* the next time tells it */

@@ -21,19 +21,29 @@
 
 int kl_pv_vm_create(struct kl_x86_vm *vm)
 {
-	struct kl_pv_vm *pv = kl_failpoint("pv-vm") ? NULL : calloc(1, sizeof(*pv));
+	struct kl_pv_vm *pv = kl_failpoint("pv-vm")
+				      ? NULL
+				      : aligned_alloc(_Alignof(struct kl_pv_vm), sizeof(*pv));
+	int r;
 
 	if (!pv)
 		return -ENOMEM;
+	memset(pv, 0, sizeof(*pv));
 	kl_mutex_init(&pv->lock, KL_RANK_LEAF);
 	pv->master = kl_pv_now();
 	pv->clock_offset = -(int64_t)pv->master.boot;
 	vm->pv = pv;
-	return 0;
+	r = kl_xen_vm_init(vm);
+	if (r) {
+		kl_mutex_destroy(&pv->lock);
+		free(pv);
+	}
+	return r;
 }
 
 void kl_pv_vm_destroy(struct kl_x86_vm *vm)
 {
+	kl_xen_vm_destroy(vm);
 	kl_mutex_destroy(&vm->pv->lock);
 	free(vm->pv);
 }
@@ -59,8 +69,12 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0);
 	if (r)
 		goto out_steal;
+	pv->v = v;
 	v->pv = pv;
-	return 0;
+	r = kl_xen_vcpu_init(v);
+	if (!r)
+		return 0;
+	kl_gpc_destroy(&pv->once);
 out_steal:
 	kl_gpc_destroy(&pv->steal);
 out_clock:
@@ -72,6 +86,7 @@ out_free:
 
 void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 {
+	kl_xen_vcpu_destroy(v);
 	kl_pv_steal_close(v->pv);
 	kl_gpc_destroy(&v->pv->once);
 	kl_gpc_destroy(&v->pv->steal);
@@ -305,7 +320,8 @@ void kl_pv_ask_all(struct kl_x86_vm *vm)
 	}
 }
 
-static int write_and_unlock(struct kl_gpc *c, void *p, kl_pv_write_fn *fn, void *arg)
+static int use_and_unlock(struct kl_gpc *const *c, unsigned n, bool written, void *p,
+			  kl_pv_write_fn *fn, void *arg)
 {
 	jmp_buf *outer = kl_self.guard;
 	enum kl_guard_reason why;
@@ -315,7 +331,8 @@ static int write_and_unlock(struct kl_gpc *c, void *p, kl_pv_write_fn *fn, void 
 	if (why == KL_GUARD_NONE)
 		fn(p, arg);
 	kl_guard_leave(outer);
-	kl_gpc_unlock(c, true);
+	for (unsigned i = 0; i < n; i++)
+		kl_gpc_unlock(c[i], written);
 	return kl_guard_errno(why);
 }
 
@@ -324,7 +341,7 @@ int kl_pv_write(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
 	void *p;
 	int r = kl_gpc_lock(c, len, &p);
 
-	return r ? r : write_and_unlock(c, p, fn, arg);
+	return r ? r : use_and_unlock(&c, 1, true, p, fn, arg);
 }
 
 int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
@@ -332,12 +349,34 @@ int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
 	void *p;
 	int r = kl_gpc_trylock(c, len, &p);
 
-	return r ? r : write_and_unlock(c, p, fn, arg);
+	return r ? r : use_and_unlock(&c, 1, true, p, fn, arg);
+}
+
+int kl_pv_read(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
+{
+	void *p;
+	int r = kl_gpc_lock(c, len, &p);
+
+	return r ? r : use_and_unlock(&c, 1, false, p, fn, arg);
+}
+
+int kl_pv_write_many(struct kl_gpc *const *c, const size_t *len, unsigned n, kl_pv_write_fn *fn,
+		     void *arg)
+{
+	void *p[KL_PV_MAX_PIECES];
+	int r = kl_gpc_lock_many(c, len, p, n);
+
+	return r ? r : use_and_unlock(c, n, true, p, fn, arg);
 }
 
 void kl_pv_enter(struct kl_vcpu *v)
 {
 	uint32_t todo = v->pv->steal_msr & 1 ? KL_PV_STEAL : 0;
+
+	/* As in KVM, runstate takes the place of steal time. */
+	if (KL_UNLIKELY(atomic_load_explicit(&v->kvm->xen_msr, memory_order_relaxed)))
+		todo = KL_PV_XEN_ENTER | (v->pv->xen.clock_due ? KL_PV_CLOCK : 0) |
+		       (atomic_load(&v->pv->xen.pending_sel) ? KL_PV_XEN_EVENTS : 0);
 
 	/* A request may have been taken by a KVM_RUN that did not get as far. */
 	if (KL_UNLIKELY(todo || atomic_load_explicit(&v->pv->todo, memory_order_relaxed)))
@@ -346,7 +385,14 @@ void kl_pv_enter(struct kl_vcpu *v)
 
 void kl_pv_leave(struct kl_vcpu *v)
 {
-	kl_pv_steal_leave(v);
+	if (!atomic_load_explicit(&v->kvm->xen_msr, memory_order_relaxed))
+		kl_pv_steal_leave(v);
+}
+
+void kl_pv_apic_enabled(struct kl_vcpu *v)
+{
+	if (atomic_load(&v->kvm->xen_msr))
+		kl_pv_ask(v, KL_PV_XEN_APIC);
 }
 
 int kl_pv_update(struct kl_vcpu *v)
@@ -362,6 +408,11 @@ int kl_pv_update(struct kl_vcpu *v)
 		{KL_PV_STEAL, kl_pv_steal_update},
 		{KL_PV_WALL_CLOCK, kl_pv_wall_clock_update},
 		{KL_PV_CLOCK_PAIRING, kl_pv_clock_pairing},
+		{KL_PV_XEN_ENTER, kl_xen_enter},
+		{KL_PV_XEN_PORTS, kl_xen_deliver_deferred},
+		{KL_PV_XEN_TIMER, kl_xen_timer_deliver},
+		{KL_PV_XEN_EVENTS, kl_xen_deliver_pending_sel},
+		{KL_PV_XEN_APIC, kl_xen_apic_enabled},
 	};
 	uint32_t todo = atomic_exchange(&v->pv->todo, 0);
 

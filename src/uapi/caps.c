@@ -144,6 +144,8 @@ int kl_check_extension(struct kl_uvm *vm, long cap)
 	(void)vm; /* nothing depends on the VM yet: there is one type */
 	if (cap == KVM_CAP_NR_VCPUS)
 		return nr_online_cpus();
+	if (cap == KVM_CAP_XEN_HVM)
+		return kl_xen_capability();
 	if (cap < 0 || cap >= (long)KL_ARRAY_SIZE(caps))
 		return 0;
 	return caps[cap];

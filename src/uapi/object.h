@@ -121,6 +121,11 @@ long kl_vm_irq_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg);
 /* KVM_CAP_SPLIT_IRQCHIP. 0; -EINVAL; -EEXIST; -ENOMEM. */
 int kl_vm_split_irqchip(struct kl_uvm *vm, uint64_t pins) KL_MUST_CHECK;
 
+/* xen.c: KVM_CAP_XEN_HVM; what is none of its ioctls goes on to irq.c. */
+int kl_xen_capability(void);
+long kl_vm_xen_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg);
+long kl_vcpu_xen_attr(struct kl_uvcpu *vc, unsigned long arg, bool set);
+
 /* irqfd.c */
 long kl_vm_irqfd(struct kl_uvm *vm, unsigned long arg);
 /* The VM is about to go: take all of them off. */

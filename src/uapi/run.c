@@ -65,6 +65,9 @@ static void take_answer(struct kl_vcpu *v, const struct kvm_run *run)
 	case KL_PENDING_HYPERCALL:
 		v->exit.hypercall.ret = kl_run_get(run->hypercall.ret);
 		break;
+	case KL_PENDING_XEN:
+		v->exit.xen.result = kl_run_get(run->xen.u.hcall.result);
+		break;
 	default:
 		break;
 	}
@@ -183,6 +186,13 @@ static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 		run->hypercall.longmode = e->hypercall.longmode;
 		run->hypercall.pad = 0;
 		break;
+	case KVM_EXIT_XEN: /* the result is what it was */
+		run->xen.type = KVM_EXIT_XEN_HCALL;
+		run->xen.u.hcall.longmode = e->xen.longmode;
+		run->xen.u.hcall.cpl = e->xen.cpl;
+		run->xen.u.hcall.input = e->xen.input;
+		memcpy(run->xen.u.hcall.params, e->xen.params, sizeof(e->xen.params));
+		break;
 	case KVM_EXIT_IOAPIC_EOI:
 		run->eoi.vector = e->eoi_vector;
 		break;
@@ -250,6 +260,11 @@ static void trace_exit(const struct kl_uvcpu *vc, int r)
 			"exit vm%lu vcpu%u HYPERCALL nr=%lu args=0x%lx,0x%lx,0x%lx", vm, vc->id,
 			(unsigned long)e->hypercall.nr, (unsigned long)e->hypercall.args[0],
 			(unsigned long)e->hypercall.args[1], (unsigned long)e->hypercall.args[2]);
+		break;
+	case KVM_EXIT_XEN:
+		kl_trace_write("exit vm%lu vcpu%u XEN input=%lu params=0x%lx,0x%lx,0x%lx", vm,
+			       vc->id, (unsigned long)e->xen.input, (unsigned long)e->xen.params[0],
+			       (unsigned long)e->xen.params[1], (unsigned long)e->xen.params[2]);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm, vc->id,

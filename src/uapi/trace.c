@@ -50,6 +50,11 @@ static const struct {
 	NAME(SET_CLOCK),
 	NAME(GET_CLOCK),
 	NAME(XEN_HVM_CONFIG),
+	NAME(XEN_HVM_GET_ATTR),
+	NAME(XEN_HVM_SET_ATTR),
+	NAME(XEN_HVM_EVTCHN_SEND),
+	NAME(XEN_VCPU_GET_ATTR),
+	NAME(XEN_VCPU_SET_ATTR),
 	NAME(SET_TSC_KHZ),
 	NAME(GET_TSC_KHZ),
 	NAME(CREATE_DEVICE),
@@ -132,6 +137,7 @@ const char *kl_exit_name(uint32_t reason)
 		[KVM_EXIT_SYSTEM_EVENT] = "SYSTEM_EVENT",
 		[KVM_EXIT_X86_RDMSR] = "X86_RDMSR",
 		[KVM_EXIT_X86_WRMSR] = "X86_WRMSR",
+		[KVM_EXIT_XEN] = "XEN",
 	};
 
 	return reason < KL_NR_EXIT_REASONS && names[reason] ? names[reason] : "?";

@@ -409,6 +409,9 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return SET(struct kvm_enable_cap, enable_cap(v, &x));
 	case KVM_KVMCLOCK_CTRL:
 		return LOCKED(vc, kl_pv_guest_stopped(v));
+	case KVM_XEN_VCPU_GET_ATTR:
+	case KVM_XEN_VCPU_SET_ATTR:
+		return kl_vcpu_xen_attr(vc, arg, cmd == KVM_XEN_VCPU_SET_ATTR);
 	case KVM_GET_STATS_FD:
 		return kl_stats_open(vc->vm, vc, new_obj);
 	default:

@@ -119,6 +119,8 @@ void kl_uvm_destroy(struct kl_uvm *vm)
 	list_del(vm);
 	/* From here on nobody raises an interrupt. */
 	kl_irqfd_release(vm);
+	for (vc = vm->vcpus; vc; vc = vc->next)
+		kl_xen_timers_destroy(vc->v);
 	kl_irqchip_destroy(&vm->kvm);
 	/* From here on no notifier looks at its vCPUs. */
 	kl_notifier_remove_vm(&vm->kvm.mem);
@@ -319,6 +321,6 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 	case KVM_RESET_DIRTY_RINGS: /* no dirty rings */
 		return -EINVAL;
 	default:
-		return kl_vm_irq_ioctl(vm, cmd, arg);
+		return kl_vm_xen_ioctl(vm, cmd, arg);
 	}
 }

@@ -53,12 +53,27 @@ static int64_t map_gpa_range(struct kl_vcpu *v, const struct kl_op *op)
 	return 0;
 }
 
+static enum kl_next xen_hypercall(struct kl_vcpu *v, const struct kl_op *op)
+{
+	if (kl_pv_xen_hypercall(v)) {
+		kl_stat_own_add(&v->core.stats.hypercalls, 1);
+		return KL_NEXT;
+	}
+	v->exit_pending = true;
+	v->pending = KL_PENDING_XEN;
+	v->pending_rip = v->rip + (v->long_mode ? 0 : v->seg[KL_CS].base);
+	v->pending_len = op->len;
+	return KL_JUMPED_STOP;
+}
+
 static enum kl_next hypercall(struct kl_vcpu *v, const struct kl_op *op)
 {
 	const uint64_t arg[4] = {argument(v, KL_RBX), argument(v, KL_RCX), argument(v, KL_RDX),
 				 argument(v, KL_RSI)};
 	int64_t ret = -HC_ENOSYS;
 
+	if (KL_UNLIKELY(atomic_load_explicit(&v->kvm->xen_hypercalls, memory_order_relaxed)))
+		return xen_hypercall(v, op);
 	if (v->cpl) {
 		ret = -HC_EPERM;
 	} else if (argument(v, KL_RAX) == HC_VAPIC_POLL_IRQ) {
@@ -77,6 +92,12 @@ static enum kl_next hypercall(struct kl_vcpu *v, const struct kl_op *op)
 void kl_hypercall_complete(struct kl_vcpu *v)
 {
 	set_result(v, v->exit.hypercall.ret);
+}
+
+void kl_hypercall_complete_xen(struct kl_vcpu *v)
+{
+	v->gpr[KL_RAX] = v->exit.xen.result;
+	kl_stat_own_add(&v->core.stats.hypercalls, 1);
 }
 
 /* The instruction runs again, as what it is now. */

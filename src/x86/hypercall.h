@@ -11,3 +11,5 @@
 
 /* The program has answered: v->exit.hypercall.ret goes to the guest. */
 void kl_hypercall_complete(struct kl_vcpu *v);
+/* KVM_EXIT_XEN: v->exit.xen.result. */
+void kl_hypercall_complete_xen(struct kl_vcpu *v);

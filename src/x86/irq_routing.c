@@ -8,6 +8,7 @@
 #include "x86/ioapic.h"
 #include "x86/irq_routing.h"
 #include "x86/lapic.h"
+#include "x86/paravirt.h"
 #include "x86/pic.h"
 
 #define NO_GSI (-1)
@@ -15,7 +16,12 @@
 struct route {
 	uint32_t type; /* KVM_IRQ_ROUTING_* */
 	uint8_t chip, pin;
-	struct kl_msi msi;
+	union {
+		struct kl_msi msi;
+		struct {
+			uint32_t port, vcpu;
+		} evtchn;
+	};
 };
 
 /* A pin of each chip, or one message; in the program's order. */
@@ -107,7 +113,14 @@ static int add_route(struct kl_x86_vm *vm, struct table *t, const struct kvm_irq
 		if (!msi_valid(vm, &r.msi))
 			return -EINVAL;
 		break;
-	default: /* no Hyper-V, no Xen */
+	case KVM_IRQ_ROUTING_XEN_EVTCHN:
+		/* Neither the port nor the vCPU has to exist yet. */
+		if (e->u.xen_evtchn.priority != KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL)
+			return -EINVAL;
+		r.evtchn.port = e->u.xen_evtchn.port;
+		r.evtchn.vcpu = e->u.xen_evtchn.vcpu;
+		break;
+	default: /* no Hyper-V */
 		return -EINVAL;
 	}
 	g->route[g->n++] = r;
@@ -234,6 +247,8 @@ static int drive(struct kl_x86_vm *vm, const struct route *r, enum kl_irq_source
 {
 	if (r->type == KVM_IRQ_ROUTING_MSI)
 		return level ? kl_irq_send_msi(vm, &r->msi) : -1;
+	if (r->type == KVM_IRQ_ROUTING_XEN_EVTCHN)
+		return level ? kl_pv_xen_irq(vm, r->evtchn.port, r->evtchn.vcpu) : -1;
 	if (r->chip == KVM_IRQCHIP_IOAPIC)
 		return kl_ioapic_set_irq(vm->ioapic, r->pin, source, level, line_status);
 	return kl_pic_set_irq(vm->pic, r->pin, source, level);

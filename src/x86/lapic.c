@@ -14,6 +14,7 @@
 #include "x86/irqchip.h"
 #include "x86/lapic_state.h"
 #include "x86/paging.h"
+#include "x86/paravirt.h"
 
 #define VERSION     0x14u
 #define NR_LVT      6u
@@ -198,8 +199,11 @@ static void set_spiv(struct kl_lapic *a, uint32_t val)
 	bool was = kl_apic_sw_enabled(a);
 
 	kl_apic_set_reg(a, APIC_SPIV, val);
-	if (was != kl_apic_sw_enabled(a))
-		kl_apic_map_dirty(a->v->kvm);
+	if (was == kl_apic_sw_enabled(a))
+		return;
+	kl_apic_map_dirty(a->v->kvm);
+	if (!was && a->v->pv) /* it has been made */
+		kl_pv_apic_enabled(a->v);
 }
 
 /* In NMI mode LINT0 gets the PIT's ticks: a watchdog. */

@@ -485,6 +485,10 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 {
 	int slot = mtrr_slot(index);
 
+	/* Wherever the program has put it. */
+	if (KL_UNLIKELY(index &&
+			index == atomic_load_explicit(&v->kvm->xen_msr, memory_order_relaxed)))
+		return (enum result)kl_pv_xen_set_msr(v, data, host);
 	if (slot >= 0) {
 		if (!mtrr_valid(v, slot, data))
 			return REFUSED;

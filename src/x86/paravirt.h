@@ -42,6 +42,18 @@ enum kl_pv_result { KL_PV_OK, KL_PV_REFUSED, KL_PV_UNKNOWN };
 enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data);
 enum kl_pv_result kl_pv_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host);
 
+/* Xen: the hypercall page's MSR was written. @host as above; may leave the instruction. */
+enum kl_pv_result kl_pv_xen_set_msr(struct kl_vcpu *v, uint64_t data, bool host);
+/* Xen: any hypercall. True: it is done; false: v->exit has what the program is asked. IN_GUEST;
+ * may leave. */
+bool kl_pv_xen_hypercall(struct kl_vcpu *v);
+/* Xen: is its interrupt, kl_x86_vm.xen_vector, asserted? OUTSIDE; may sleep. */
+bool kl_pv_xen_interrupt(struct kl_vcpu *v);
+/* Xen: a route to an event channel. As kl_irq_set(), whose context it has. */
+int kl_pv_xen_irq(struct kl_x86_vm *vm, uint32_t port, uint32_t vcpu);
+/* @v's APIC was enabled by software. */
+void kl_pv_apic_enabled(struct kl_vcpu *v);
+
 /* A hypercall of CPL 0. IN_GUEST. Returns what the guest gets; false: there is no such. */
 bool kl_pv_hypercall(struct kl_vcpu *v, uint64_t nr, const uint64_t arg[4], int64_t *ret);
 

@@ -330,7 +330,12 @@ static bool next_interrupt(struct kl_vcpu *v)
 
 	if (!interrupts_allowed(v))
 		return false;
-	if (kl_x86_has_extint(v)) {
+	/* Looked at once: what is not there any more must not look like the PIC's. */
+	if (kl_x86_has_xen_interrupt(v)) {
+		vector = v->kvm->xen_vector;
+		if (!vector)
+			return false;
+	} else if (kl_x86_has_pic_interrupt(v)) {
 		vector = take_extint(v);
 		if (vector < 0)
 			return false;
@@ -561,6 +566,12 @@ static int complete(struct kl_vcpu *v)
 		kl_hypercall_complete(v);
 		skip(v);
 		return STEP_ON;
+	case KL_PENDING_XEN:
+		if (same) {
+			kl_hypercall_complete_xen(v);
+			skip(v);
+		}
+		return STEP_ON;
 	default:
 		return STEP_ON;
 	}
@@ -653,6 +664,30 @@ static int block(struct kl_vcpu *v)
 		racepoint("vcpu-halts");
 		kl_vcpu_sleep(&v->core);
 	}
+}
+
+void kl_x86_wait(struct kl_vcpu *v, const _Atomic bool *waiting)
+{
+	uint32_t old = mp_state(v);
+
+	set_mp_state(v, KVM_MP_STATE_HALTED);
+	for (;;) {
+		if ((kl_vcpu_requests(&v->core) & (KL_REQ_VM_DEAD | KL_REQ_PV)) ||
+		    signal_pending(v))
+			break;
+		/* First: what comes after the looks sets it again. */
+		kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_STOP);
+		if (v->apic && kl_apic_timer_due(v))
+			kl_apic_inject_timer(v);
+		if (!atomic_load(waiting) || has_event(v) ||
+		    (v->apic && kl_apic_has_init_or_sipi(v)))
+			break;
+		racepoint("vcpu-waits");
+		kl_vcpu_sleep(&v->core);
+	}
+	set_mp_state(v, old);
+	/* The guest goes on behind the hypercall only if there is none. */
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 }
 
 /* Before INIT: one wait, then the program decides. */

@@ -50,10 +50,10 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 
 void kl_x86_vm_destroy(struct kl_x86_vm *vm)
 {
+	kl_pv_vm_destroy(vm); /* its caches are the VM's */
 	kl_vm_destroy(&vm->mem);
 	kl_msr_filter_free(vm);
 	kl_apic_vm_destroy(vm);
-	kl_pv_vm_destroy(vm);
 	kl_mutex_destroy(&vm->tsc_lock);
 	kl_mutex_destroy(&vm->lock);
 }
@@ -113,8 +113,8 @@ out_free:
 
 void kl_x86_vcpu_destroy(struct kl_vcpu *v)
 {
-	kl_apic_destroy(v);
 	kl_pv_vcpu_destroy(v);
+	kl_apic_destroy(v);
 	kl_blocks_destroy(v);
 	free(v->cpuid);
 	kl_sys_unmap(v, sizeof(*v));
@@ -662,11 +662,22 @@ void kl_x86_nmi(struct kl_vcpu *v)
 	kl_vcpu_request(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT);
 }
 
-bool kl_x86_has_extint(struct kl_vcpu *v)
+bool kl_x86_has_xen_interrupt(struct kl_vcpu *v)
+{
+	return KL_UNLIKELY(atomic_load_explicit(&v->kvm->xen_vector, memory_order_relaxed) != 0) &&
+	       v->apic && kl_pv_xen_interrupt(v);
+}
+
+bool kl_x86_has_pic_interrupt(struct kl_vcpu *v)
 {
 	if (!v->apic || !kl_apic_accepts_extint(v))
 		return false;
 	return kl_irqchip_in_kernel(v->kvm) ? kl_pic_pending(v->kvm) : v->ext_vector >= 0;
+}
+
+bool kl_x86_has_extint(struct kl_vcpu *v)
+{
+	return kl_x86_has_xen_interrupt(v) || kl_x86_has_pic_interrupt(v);
 }
 
 bool kl_x86_ready_for_interrupt(struct kl_vcpu *v)

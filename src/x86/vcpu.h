@@ -192,6 +192,10 @@ struct kl_exit {
 			uint64_t nr, args[6], ret;
 			uint32_t longmode;
 		} hypercall;
+		struct { /* KVM_EXIT_XEN */
+			uint32_t longmode, cpl;
+			uint64_t input, result, params[6];
+		} xen;
 		struct {
 			uint32_t exception;
 			uint64_t pc, dr6, dr7;
@@ -210,6 +214,7 @@ enum kl_pending {
 	KL_PENDING_MMIO_WRITE, /* next fragment, or done */
 	KL_PENDING_MSR,
 	KL_PENDING_HYPERCALL,
+	KL_PENDING_XEN,
 };
 
 /* MMIO of the instruction that is being executed: fragments of at most 8 bytes. */
@@ -411,6 +416,11 @@ struct kl_x86_vm {
 	struct kl_vm mem;     /* first */
 	struct kl_mutex lock; /* rank VM */
 	struct kl_pv_vm *pv;  /* pv/pv.h */
+	/* Xen HVM (pv/xen.h): the MSR of the hypercall page, 0 without Xen; whether hypercalls are
+	 * Xen's; the vector of its interrupt, which comes as the PIC's do, or 0. */
+	_Atomic uint32_t xen_msr;
+	_Atomic bool xen_hypercalls;
+	_Atomic uint8_t xen_vector;
 	/* In-engine interrupt controllers (irqchip.h); set once, before the first vCPU. */
 	_Atomic bool irqchip; /* local APICs: KVM_CREATE_IRQCHIP or KVM_CAP_SPLIT_IRQCHIP */
 	struct kl_pic *pic;   /* these two: KVM_CREATE_IRQCHIP only */
@@ -689,8 +699,16 @@ const struct kvm_cpuid_entry2 *kl_x86_find_cpuid(struct kl_vcpu *v, uint32_t fn,
 /* KVM_INTERRUPT (userspace irqchip): 0, -EINVAL, -EEXIST, -ENXIO. */
 int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector) KL_MUST_CHECK;
 bool kl_x86_ready_for_interrupt(struct kl_vcpu *v); /* kvm_run.ready_for_interrupt_injection */
-/* The PIC, or the program in its place, wants an interrupt delivered, and the APIC lets it. */
+/* The PIC, or the program in its place, wants an interrupt delivered, and the APIC lets it; Xen
+ * does; any of these. OUTSIDE; the last two may sleep. */
+bool kl_x86_has_pic_interrupt(struct kl_vcpu *v);
+bool kl_x86_has_xen_interrupt(struct kl_vcpu *v);
 bool kl_x86_has_extint(struct kl_vcpu *v);
+/*
+ * In a hypercall that waits: sleep until an event is there, *@waiting is false, or a signal or a
+ * request is pending. Who takes *@waiting away then sets KL_REQ_EVENT. Context: guest mode paused.
+ */
+void kl_x86_wait(struct kl_vcpu *v, const _Atomic bool *waiting);
 /* One more NMI, as KVM_NMI. Any thread; does not sleep. */
 void kl_x86_nmi(struct kl_vcpu *v);
 
