@@ -632,6 +632,16 @@ void kl_probe(struct kl_vcpu *v, uint64_t lin)
 		;
 }
 
+void kl_probe_store(struct kl_vcpu *v, uint64_t lin, unsigned len)
+{
+	enum kl_tlb_mode mode = (enum kl_tlb_mode)v->tlb_mode;
+	struct page p[2];
+
+	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED))
+		check_alignment(v, lin, len);
+	(void)translate_range(v, lin, len, KL_ACC_WRITE, mode, false, p);
+}
+
 /* ---- outside an instruction ---- */
 
 /*

@@ -19,6 +19,9 @@ void kl_raise_not_canonical(struct kl_vcpu *v, uint64_t lin) KL_NORETURN KL_COLD
 /* Fault as a read of one byte would; nothing is read. */
 void kl_probe(struct kl_vcpu *v, uint64_t lin);
 
+/* Fault as a store of @len bytes would, at most a page; nothing is written. */
+void kl_probe_store(struct kl_vcpu *v, uint64_t lin, unsigned len);
+
 /*
  * Consume KL_REQ_TLB_FLUSH if it is set: drop the TLB, leave the current block soon.
  * Context: IN_GUEST, no pointer into guest memory held.

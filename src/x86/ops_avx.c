@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "x86/access.h"
 #include "x86/decode.h"
 #include "x86/fpu.h"
 #include "x86/thunk.h"

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "host/cpu.h"
+#include "x86/access.h"
 #include "x86/decode.h"
 #include "x86/vector.h"
 

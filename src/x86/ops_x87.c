@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "host/cpu.h"
+#include "x86/access.h"
 #include "x86/fpu.h"
 #include "x86/thunk.h"
 #include "x86/vector.h"

@@ -176,19 +176,9 @@ KL_INLINE void kl_vec_write(struct kl_vcpu *v, uint64_t lin, const void *buf, un
 	kl_write_bytes(v, lin, buf, size);
 }
 
-/* The families of ops_avx.c that touch several places of memory (ops_avx_mem.c). */
-/* Fault as a store of @len bytes would. */
-KL_INLINE void kl_probe_store(struct kl_vcpu *v, uint64_t lin, unsigned len)
-{
-	unsigned first = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK));
-
-	(void)kl_rmw_pointer(v, lin, 1);
-	if (first < len)
-		(void)kl_rmw_pointer(v, kl_linear_add(v, lin, first), 1);
-}
-
 /* MASKMOVDQU and relatives: store the bytes of @x that @select selects at rDI (ops_avx_mem.c). */
 void kl_masked_bytes(struct kl_vcpu *v, const struct kl_op *op, const uint8_t *x,
 		     const uint8_t *select, unsigned len);
 struct kl_decode;
+/* The families of ops_avx.c that touch several places of memory (ops_avx_mem.c). */
 bool kl_select_avx_mem(struct kl_decode *d);

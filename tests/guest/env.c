@@ -102,6 +102,12 @@ void kl_probe(struct kl_vcpu *v, uint64_t lin)
 	fill(v, lin);
 }
 
+void kl_probe_store(struct kl_vcpu *v, uint64_t lin, unsigned len)
+{
+	fill(v, lin);
+	fill(v, lin + len - 1);
+}
+
 uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
 	uint64_t x = 0;

@@ -14,6 +14,7 @@
 #include "base/racepoint.h"
 #include "host/thread.h"
 #include "mem/notifier.h"
+#include "x86/fpu.h"
 #include "x86_env.h"
 
 #define PTE(lin) (TABLES + 0x3000 + ((lin) >> 9))
@@ -634,6 +635,19 @@ static void alignment_check(void **state)
 		kl_x86_update_mode(e->v);
 		e->v->gpr[KL_RDI] = P_ABSENT + 1;
 		assert_vector(e, i == 0 ? 17 : 14);
+	}
+	/* A store that an unmasked exception withholds is checked all the same. */
+	env_code(e, 0xd9, 0x17, 0xcc); /* fst dword [rdi], of an empty register */
+	for (unsigned off = 0; off < 5; off++) {
+		mode64(e, 3);
+		e->v->cr0 |= KL_CR0_AM;
+		enter_at(e, CODE, STACK - 0x800);
+		e->v->rflags |= KL_FL_AC;
+		kl_x86_update_mode(e->v);
+		kl_fpu_reset(e->v);
+		memcpy(e->v->xsave, "\x40\x03", 2);
+		e->v->gpr[KL_RDI] = 0x5000 + off;
+		assert_vector(e, off % 4 ? 17 : 3);
 	}
 }
 
