@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Which fast handler an op gets. */
+#include "host/cpu.h"
 #include "x86/fast.h"
 
 #define TERM(field) ((offsetof(struct kl_vcpu, field) - offsetof(struct kl_vcpu, gpr)) / 8)
@@ -13,6 +14,12 @@ static void address_terms(struct kl_op *op)
 	op->add_seg = op->seg == KL_FS   ? TERM(seg[KL_FS].base)
 		      : op->seg == KL_GS ? TERM(seg[KL_GS].base)
 					 : TERM(zero);
+}
+
+/* Not by the base of FS or GS alone: kl_seg_linear(). A displacement is always canonical. */
+static bool offset_is_checked(const struct kl_op *op)
+{
+	return op->seg >= KL_FS && (op->base < 16 || op->index != KL_NOREG) && !kl_host_is_intel();
 }
 
 kl_run_fn *kl_fast_select(const struct kl_decode *d, kl_run_fn **noflags)
@@ -29,6 +36,8 @@ kl_run_fn *kl_fast_select(const struct kl_decode *d, kl_run_fn **noflags)
 					  d->in.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT))
 		return kl_fast_call;
 	if ((op->flags & KL_OPF_MEM) && (d->mode != KL_CODE64 || op->addrsize != 8))
+		return kl_fast_call;
+	if ((op->flags & KL_OPF_MEM) && offset_is_checked(op))
 		return kl_fast_call;
 	address_terms(op);
 	run = kl_fast_select_sse(d);

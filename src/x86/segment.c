@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/access.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
@@ -131,8 +132,13 @@ uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned
 	unsigned vector = s == KL_SS ? KL_EXC_SS : KL_EXC_GP;
 	bool typed = !kl_real_mode(v) && !kl_vm86(v);
 
-	if (v->long_mode)
-		return s >= KL_FS ? ea + seg->base : ea;
+	if (v->long_mode) {
+		if (s < KL_FS)
+			return ea;
+		if (!kl_canonical(v, ea) && !kl_host_is_intel())
+			kl_raise_error(v, KL_EXC_GP, 0);
+		return ea + seg->base;
+	}
 	if (typed) {
 		if (seg->unusable || !seg->present)
 			kl_raise_error(v, vector, 0);

@@ -582,15 +582,20 @@ void kl_x86_update_mode(struct kl_vcpu *v);
 /*
  * Segmentation: linear address of @ea in segment @s for an access of @size bytes; raises
  * #GP/#SS. In 64-bit mode only the FS/GS base is added and canonical form is checked by the
- * slow path of the access (a non-canonical address is never in the TLB).
+ * slow path of the access (a non-canonical address is never in the TLB). AMD's processors also
+ * check what the base is added to.
  */
 uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size, bool write);
 
 KL_INLINE uint64_t kl_seg_linear(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size,
 				 bool write)
 {
-	if (KL_LIKELY(v->long_mode))
-		return s >= KL_FS ? ea + v->seg[s].base : ea;
+	if (KL_LIKELY(v->long_mode)) {
+		if (s < KL_FS)
+			return ea;
+		if (KL_LIKELY(!((ea + (1ull << 47)) >> 48))) /* canonical */
+			return ea + v->seg[s].base;
+	}
 	return kl_seg_linear_slow(v, s, ea, size, write);
 }
 

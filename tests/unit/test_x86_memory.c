@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/racepoint.h"
+#include "host/cpu.h"
 #include "host/thread.h"
 #include "mem/notifier.h"
 #include "x86/fpu.h"
@@ -651,6 +652,29 @@ static void alignment_check(void **state)
 	}
 }
 
+/* AMD's processors look at the offset before they add the base of FS or GS. */
+static void offset_is_canonical(void **state)
+{
+	static const struct {
+		uint64_t base, offset;
+		bool ok;
+	} t[] = {
+		{0xffff900000000000, A + 0x700000000000, true},
+		{0xffff800000000000, A + 0x800000000000, false},
+		{A + 0x800, 0xfffffffffffff800, true},
+	};
+	struct env *e = *state;
+
+	/* mov al, [A]; mov al, gs:[rdi]; int3: the TLB knows the page by then */
+	env_code(e, 0x8a, 0x04, 0x25, 0, 0, 2, 0, 0x65, 0x8a, 0x07, 0xcc);
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(t); i++) {
+		mode64(e, 0);
+		e->v->seg[KL_GS].base = t[i].base;
+		e->v->gpr[KL_RDI] = t[i].offset;
+		assert_vector(e, t[i].ok || kl_host_is_intel() ? 3 : 13);
+	}
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -670,6 +694,7 @@ int main(void)
 		TEST(store_across_neighbours),
 		TEST(alignment_check),
 		TEST(linear_addresses_wrap),
+		TEST(offset_is_canonical),
 		TEST(blocked_in_page_table),
 		TEST(memory_appears_under_exchange),
 	};

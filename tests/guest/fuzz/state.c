@@ -214,9 +214,14 @@ static void aim(const struct insn *i, const ZydisDecodedOperand *o, struct machi
 	}
 }
 
+static uint64_t made_canonical(uint64_t x)
+{
+	return (uint64_t)((int64_t)(x << 16) >> 16);
+}
+
 static bool canonical(uint64_t x)
 {
-	return (uint64_t)((int64_t)(x << 16) >> 16) == x;
+	return made_canonical(x) == x;
 }
 
 static bool bit_string(ZydisMnemonic m)
@@ -412,7 +417,7 @@ void state_random(struct rng *r, const struct program *p, struct machine *m)
 	if (chance(r, 3) && p->n == 1 && checks_alignment(&p->insn[0]))
 		m->rflags |= KL_FL_AC;
 	m->fs_base = DATA + pick(r, DATA_PAGES * 4096);
-	m->gs_base = chance(r, 90) ? DATA + pick(r, DATA_PAGES * 4096) : value(r);
+	m->gs_base = chance(r, 90) ? DATA + pick(r, DATA_PAGES * 4096) : made_canonical(value(r));
 	random_x(r, m->x);
 	for (unsigned k = 0; k < p->n && p->insn[k].legal; k++)
 		tame(r, &p->insn[k], m);
