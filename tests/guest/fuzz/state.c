@@ -85,13 +85,17 @@ static void fill_pool(void)
 }
 
 static uint32_t mxcsr_mask;
+static uint32_t foreign; /* XSAVE components that the process has and the guest has not */
 
 void state_init(void)
 {
 	uint8_t fx[512] __attribute__((aligned(16))) = {0};
+	uint32_t xcr0, high;
 
 	__asm__ volatile("fxsave %0" : "=m"(fx));
 	memcpy(&mxcsr_mask, fx + 28, 4);
+	__asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+	foreign = xcr0 & ~(uint32_t)native_features;
 	fill_pool();
 }
 
@@ -298,6 +302,19 @@ static void poke_image(struct rng *r, const struct insn *i, const struct machine
 	}
 }
 
+/* An image must not name what only the process can restore: to the guest that is #GP, and right. */
+static void disown_foreign(const struct insn *i, uint64_t lin)
+{
+	uint64_t header[2]; /* XSTATE_BV, XCOMP_BV */
+
+	if (i->in.mnemonic != ZYDIS_MNEMONIC_XRSTOR && i->in.mnemonic != ZYDIS_MNEMONIC_XRSTOR64)
+		return;
+	memcpy(header, guest_memory(lin + 512), sizeof(header));
+	header[0] &= ~(uint64_t)foreign;
+	header[1] &= ~(uint64_t)foreign;
+	poke(lin + 512, header, sizeof(header));
+}
+
 static void operands(struct rng *r, const struct program *p, const struct insn *i,
 		     struct machine *m, uint64_t rip)
 {
@@ -322,6 +339,7 @@ static void operands(struct rng *r, const struct program *p, const struct insn *
 				poke(lin, &m->gpr[KL_RAX], kl_min(size, 8u));
 			if (chance(r, 80))
 				poke_image(r, i, m, lin);
+			disown_foreign(i, lin);
 		}
 	}
 }
