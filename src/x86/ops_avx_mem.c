@@ -26,28 +26,30 @@ static void clear_upper(struct kl_vcpu *v, unsigned reg)
 	memset(kl_xmm(v, reg) + KL_YMM_HI, 0, 16);
 }
 
-/* Nothing selected, nothing accessed: not even a segment that forbids it. */
-static bool any_selected(struct kl_vcpu *v, unsigned mask, unsigned size, unsigned len)
-{
-	for (unsigned i = 0; i < len; i += size)
-		if (selected(v, mask, i, size))
-			return true;
-	return false;
-}
-
 /* ---- masked moves: reg data, cond mask, imm bytes of the vector ---------------------------- */
+
+/*
+ * The element at @byte of the operand. Each has the segment's limit of its own, and offsets wrap
+ * between them; what is not selected is not looked at.
+ */
+static uint64_t element_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned byte, unsigned size,
+			    bool write)
+{
+	uint64_t ea = kl_ea(v, op) + byte;
+
+	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
+	return kl_seg_linear(v, op->seg, ea, size, write);
+}
 
 static enum kl_next masked_load(struct kl_vcpu *v, const struct kl_op *op)
 {
 	unsigned size = op->opsize, len = (unsigned)op->imm;
 	uint8_t x[32] = {0};
-	uint64_t lin;
 
 	kl_check_avx(v);
-	lin = any_selected(v, op->cond, size, len) ? kl_mem_lin(v, op, 1, false) : 0;
 	for (unsigned i = 0; i < len; i += size)
 		if (selected(v, op->cond, i, size)) {
-			uint64_t e = kl_read(v, kl_linear_add(v, lin, i), size);
+			uint64_t e = kl_read(v, element_lin(v, op, i, size, false), size);
 
 			memcpy(x + i, &e, size);
 		}
@@ -95,6 +97,26 @@ static void masked_store(struct kl_vcpu *v, uint64_t lin, const uint8_t *x, uint
 		}
 }
 
+/* The same where each element must be looked at for itself. */
+static void masked_store_segmented(struct kl_vcpu *v, const struct kl_op *op, const uint8_t *x,
+				   uint32_t mask, unsigned size)
+{
+	for (uint32_t m = mask; m; m &= m - 1) {
+		unsigned at = (unsigned)__builtin_ctz(m) * size;
+		uint64_t lin = element_lin(v, op, at, size, true);
+
+		kl_probe_store(v, lin, size);
+		probe_element(v, lin, 1, size, 0);
+	}
+	for (uint32_t m = mask; m; m &= m - 1) {
+		unsigned at = (unsigned)__builtin_ctz(m) * size;
+		uint64_t e = 0;
+
+		memcpy(&e, x + at, size);
+		kl_write(v, element_lin(v, op, at, size, true), e, size);
+	}
+}
+
 static enum kl_next masked_move(struct kl_vcpu *v, const struct kl_op *op)
 {
 	unsigned size = op->opsize, len = (unsigned)op->imm;
@@ -106,7 +128,9 @@ static enum kl_next masked_move(struct kl_vcpu *v, const struct kl_op *op)
 	memcpy(x + 16, kl_xmm(v, op->reg) + KL_YMM_HI, 16);
 	for (unsigned i = 0; i < len; i += size)
 		mask |= (uint32_t)selected(v, op->cond, i, size) << (i / size);
-	if (mask) /* else not even the segment matters */
+	if (!v->long_mode)
+		masked_store_segmented(v, op, x, mask, size);
+	else if (mask) /* else not even the segment matters */
 		masked_store(v, kl_mem_lin(v, op, 1, true), x, mask, size, len);
 	return KL_NEXT;
 }
