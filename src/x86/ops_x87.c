@@ -162,19 +162,29 @@ static void load_pointers(struct kl_vcpu *v, const uint8_t *mem, unsigned size, 
 	f->fdp = (uint32_t)(get16(mem + at[2]) | dhi >> 12 << 16) - v->seg[KL_DS].base;
 }
 
-/* AMD's processors look at the first word of an image and at its last byte, in this order. */
-static void probe_ends(struct kl_vcpu *v, uint64_t lin, unsigned size, bool write)
+/*
+ * The address of an image. AMD's processors look at its first word and at its last byte, in this
+ * order: at the segment as at the page.
+ */
+static uint64_t image_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned size, bool write)
 {
 	unsigned word = pointer_words(size)[0] == 12 ? 4 : 2;
-	uint64_t last = kl_linear_add(v, lin, size - 1);
+	uint64_t lin, last;
 
-	if (write) {
+	if (kl_host_is_intel())
+		return kl_mem_lin(v, op, size, write);
+	lin = kl_mem_lin(v, op, word, write);
+	if (write)
 		kl_probe_store(v, lin, word);
-		(void)kl_rmw_pointer(v, last, 1);
-	} else {
+	else
 		(void)kl_read(v, lin, word);
+	lin = kl_mem_lin(v, op, size, write);
+	last = kl_linear_add(v, lin, size - 1);
+	if (write)
+		kl_probe_store(v, last, 1);
+	else
 		(void)kl_read(v, last, 1);
-	}
+	return lin;
 }
 
 static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
@@ -187,9 +197,8 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 
 	check(v, info);
 	if (info & (I_MEM_R | I_MEM_W)) {
-		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
-		if ((info & (I_ENV | I_LOADS_ENV)) && !kl_host_is_intel())
-			probe_ends(v, lin, size, info & I_ENV);
+		lin = info & (I_ENV | I_LOADS_ENV) ? image_lin(v, op, size, info & I_ENV)
+						   : kl_mem_lin(v, op, size, info & I_MEM_W);
 		if (info & I_MEM_R)
 			kl_read_bytes(v, lin, c.mem, size);
 	}
