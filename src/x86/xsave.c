@@ -252,9 +252,10 @@ enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 	kl_probe(v, lin);
 	get(v, lin, HEADER, header, 64);
 	compacted = check_header(v, header, kind);
-	if (!compacted)
-		kl_probe(v, kl_linear_add(v, lin, kl_xsave_size(rfbm) - 1));
 	load = rfbm & header[0];
+	/* Up to the last register, also where code has only half of them. */
+	if (!compacted || (load & AVX))
+		kl_probe(v, kl_linear_add(v, lin, kl_xsave_size(rfbm) - 1));
 	has_mxcsr = compacted ? load & SSE : rfbm & (SSE | AVX);
 	if (has_mxcsr)
 		get(v, lin, 24, &mxcsr, 4);
