@@ -87,10 +87,12 @@ static uint64_t movs_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 	if ((v->rflags & KL_FL_DF) || n < 4 || !flat(v, op->seg) || !flat(v, KL_ES))
 		return 0;
 	src = src_lin(v, op, op->opsize);
-	dst = dst_lin(v, op, op->opsize, true);
 	s = kl_tlb_entry(v, v->tlb_mode, src);
+	if (s->rtag != (src & KL_PAGE_MASK))
+		return 0;
+	dst = dst_lin(v, op, op->opsize, true);
 	d = kl_tlb_entry(v, v->tlb_mode, dst);
-	if (s->rtag != (src & KL_PAGE_MASK) || d->wtag != (dst & KL_PAGE_MASK))
+	if (d->wtag != (dst & KL_PAGE_MASK))
 		return 0;
 	n = kl_min(n, room(op, reg_masked(v, KL_RSI, op), src));
 	n = kl_min(n, room(op, reg_masked(v, KL_RDI, op), dst));
@@ -142,10 +144,10 @@ static enum kl_next movs(struct kl_vcpu *v, const struct kl_op *op)
 		uint64_t done = rep && !kl_single_stepping(v) ? movs_run(v, op, n) : 0;
 
 		if (!done) {
-			uint64_t src = src_lin(v, op, op->opsize);
-			uint64_t dst = dst_lin(v, op, op->opsize, true);
+			/* The source's page before the destination's segment. */
+			uint64_t x = kl_read(v, src_lin(v, op, op->opsize), op->opsize);
 
-			kl_write(v, dst, kl_read(v, src, op->opsize), op->opsize);
+			kl_write(v, dst_lin(v, op, op->opsize, true), x, op->opsize);
 			done = 1;
 		}
 		reg_add(v, KL_RSI, op, done * step(v, op));
