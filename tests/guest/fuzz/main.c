@@ -145,11 +145,13 @@ static void report(const struct program *p, const struct machine *start,
 	if (!opt.all || opt.replay) {
 		printf(" before:\n");
 		print_machine(start, stdout);
-		printf(" vCPU (%s), vector %d, rip %lx:\n",
-		       step ? "kl_interp_one" : "kl_interp_run", guest->vector, guest->m.rip);
+		printf(" vCPU (%s), vector %d, rip %lx, cr2 %lx:\n",
+		       step ? "kl_interp_one" : "kl_interp_run", guest->vector, guest->m.rip,
+		       guest->cr2);
 		print_machine(&guest->m, stdout);
 		if (native) {
-			printf(" processor, vector %d, rip %lx:\n", native->vector, native->m.rip);
+			printf(" processor, vector %d, rip %lx, cr2 %lx:\n", native->vector,
+			       native->m.rip, native->cr2);
 			print_machine(&native->m, stdout);
 		}
 	}
