@@ -116,6 +116,7 @@ void isa_init(const struct kl_vcpu *v);
 /* CPUID offers the guest the instructions of @set; bit @bit of register @reg (0 EAX ...). */
 bool isa_offered(ZydisISASet set);
 bool isa_has(uint32_t fn, uint32_t index, unsigned reg, unsigned bit);
+bool isa_reserved_bytes(const uint8_t *p, unsigned n);
 bool isa_usable(const ZydisDecodedInstruction *in, const ZydisDecodedOperand *op);
 uint64_t isa_undefined_flags(ZydisMnemonic m);
 bool isa_saves_pointers(ZydisMnemonic m);

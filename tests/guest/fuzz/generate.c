@@ -302,7 +302,7 @@ static void random_insn(struct rng *r, enum kl_code_mode mode, enum wish wish, s
 		/* If it exists after all, what follows shall not be just anything. */
 		memset(bytes + n + 2, 0xcc, 14);
 		status = ZydisDecoderDecodeFull(isa_decoder(mode), bytes, 15, &i->in, i->op);
-		if (!ZYAN_SUCCESS(status))
+		if (!ZYAN_SUCCESS(status) && !isa_reserved_bytes(bytes, 15))
 			break;
 	}
 	i->legal = ZYAN_SUCCESS(status);

@@ -3,6 +3,8 @@
  * Which instructions take part: those that CPUID offers the guest and that need nothing of
  * the system which differs between a guest of kvmlet and a process of this host.
  */
+#include <string.h>
+
 #include "fuzz.h"
 #include "host/cpu.h"
 
@@ -231,6 +233,20 @@ static bool reserved(const ZydisDecodedInstruction *in)
 		if (in->raw.prefixes[i].value == 0xf2 || in->raw.prefixes[i].value == 0xf3)
 			return true;
 	return false;
+}
+
+/* The same among what is no instruction: Zen 4 takes LOCK VERW for VERW. */
+bool isa_reserved_bytes(const uint8_t *p, unsigned n)
+{
+	bool lock = false;
+	unsigned i = 0;
+
+	for (; i < n && p[i] &&
+	       (strchr("\x66\x67\xf2\xf3\x26\x2e\x36\x3e\x64\x65\xf0", p[i]) ||
+		(p[i] & 0xf0) == 0x40);
+	     i++)
+		lock |= p[i] == 0xf0;
+	return lock && i + 2 < n && p[i] == 0x0f && !p[i + 1] && (p[i + 2] >> 3 & 7) == 5;
 }
 
 /*
