@@ -861,5 +861,6 @@ int main(void)
 		cmocka_unit_test_setup_teardown(runstate, setup, teardown),
 	};
 
+	cmocka_set_test_filter(getenv("KVMLET_TEST"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
