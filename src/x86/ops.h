@@ -78,6 +78,19 @@ KL_INLINE uint64_t kl_mem_lin(struct kl_vcpu *v, const struct kl_op *op, unsigne
 	return kl_seg_linear(v, op->seg, kl_ea(v, op), size, write);
 }
 
+/*
+ * A part of the memory operand, @byte into it, that is an access of its own: it has a limit check
+ * of its own, and offsets wrap between parts.
+ */
+KL_INLINE uint64_t kl_mem_part(struct kl_vcpu *v, const struct kl_op *op, unsigned byte,
+			       unsigned size, bool write)
+{
+	uint64_t ea = kl_ea(v, op) + byte;
+
+	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
+	return kl_seg_linear(v, op->seg, ea, size, write);
+}
+
 KL_INLINE uint64_t kl_mem_read(struct kl_vcpu *v, const struct kl_op *op, unsigned size)
 {
 	return kl_read(v, kl_mem_lin(v, op, size, false), size);

@@ -26,20 +26,11 @@ static void clear_upper(struct kl_vcpu *v, unsigned reg)
 	memset(kl_xmm(v, reg) + KL_YMM_HI, 0, 16);
 }
 
-/* ---- masked moves: reg data, cond mask, imm bytes of the vector ---------------------------- */
-
 /*
- * The element at @byte of the operand. Each has the segment's limit of its own, and offsets wrap
- * between them; what is not selected is not looked at.
+ * ---- masked moves: reg data, cond mask, imm bytes of the vector ----------------------------
+ *
+ * What is not selected is not looked at, not even by the segment.
  */
-static uint64_t element_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned byte, unsigned size,
-			    bool write)
-{
-	uint64_t ea = kl_ea(v, op) + byte;
-
-	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
-	return kl_seg_linear(v, op->seg, ea, size, write);
-}
 
 static enum kl_next masked_load(struct kl_vcpu *v, const struct kl_op *op)
 {
@@ -49,7 +40,7 @@ static enum kl_next masked_load(struct kl_vcpu *v, const struct kl_op *op)
 	kl_check_avx(v);
 	for (unsigned i = 0; i < len; i += size)
 		if (selected(v, op->cond, i, size)) {
-			uint64_t e = kl_read(v, element_lin(v, op, i, size, false), size);
+			uint64_t e = kl_read(v, kl_mem_part(v, op, i, size, false), size);
 
 			memcpy(x + i, &e, size);
 		}
@@ -103,7 +94,7 @@ static void masked_store_segmented(struct kl_vcpu *v, const struct kl_op *op, co
 {
 	for (uint32_t m = mask; m; m &= m - 1) {
 		unsigned at = (unsigned)__builtin_ctz(m) * size;
-		uint64_t lin = element_lin(v, op, at, size, true);
+		uint64_t lin = kl_mem_part(v, op, at, size, true);
 
 		kl_probe_store(v, lin, size);
 		probe_element(v, lin, 1, size, 0);
@@ -113,7 +104,7 @@ static void masked_store_segmented(struct kl_vcpu *v, const struct kl_op *op, co
 		uint64_t e = 0;
 
 		memcpy(&e, x + at, size);
-		kl_write(v, element_lin(v, op, at, size, true), e, size);
+		kl_write(v, kl_mem_part(v, op, at, size, true), e, size);
 	}
 }
 

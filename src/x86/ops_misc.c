@@ -35,8 +35,8 @@ static enum kl_next sfence(struct kl_vcpu *v, const struct kl_op *op)
 static enum kl_next bound(struct kl_vcpu *v, const struct kl_op *op)
 {
 	unsigned size = op->opsize;
-	uint64_t lin = kl_mem_lin(v, op, 2 * size, false);
-	uint64_t lo = kl_read(v, lin, size), hi = kl_read(v, kl_linear_add(v, lin, size), size);
+	uint64_t lo = kl_mem_read(v, op, size);
+	uint64_t hi = kl_read(v, kl_mem_part(v, op, size, size, false), size);
 	uint64_t x = kl_gpr_get(v, op->reg, size);
 	bool in = size == 2 ? (int16_t)x >= (int16_t)lo && (int16_t)x <= (int16_t)hi
 			    : (int32_t)x >= (int32_t)lo && (int32_t)x <= (int32_t)hi;
