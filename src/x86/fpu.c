@@ -59,10 +59,24 @@ void kl_fpu_reset(struct kl_vcpu *v)
 	memcpy(v->xsave + 28, &mask, 4);
 }
 
+bool kl_checks_parts(const struct kl_op *op)
+{
+	return op->addrsize != 2 && !kl_host_is_intel();
+}
+
+uint64_t kl_area_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned size, bool write)
+{
+	if (!kl_checks_parts(op))
+		return kl_mem_lin(v, op, size, write);
+	(void)kl_mem_part(v, op, size - 1, 1, write);
+	return kl_mem_part(v, op, 0, 1, write);
+}
+
 static uint64_t linear(struct kl_vcpu *v, const struct kl_op *op, unsigned size, unsigned align,
 		       bool write)
 {
-	uint64_t lin = kl_seg_linear(v, op->seg, kl_ea(v, op), size, write);
+	uint64_t lin =
+		align == 16 ? kl_area_lin(v, op, size, write) : kl_mem_lin(v, op, size, write);
 
 	if (align == 16 && !kl_canonical(v, lin)) /* may be #SS, aligned or not */
 		kl_raise_not_canonical(v, lin);

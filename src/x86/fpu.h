@@ -30,6 +30,15 @@ bool kl_mxcsr_valid(uint32_t mxcsr);
 void kl_fpu_reset(struct kl_vcpu *v);
 
 /*
+ * Does a segment see large operands by parts? Those of 16-bit addresses, which would wrap in the
+ * middle, are checked as a whole.
+ */
+struct kl_op;
+bool kl_checks_parts(const struct kl_op *op);
+/* Address of an area of @size bytes, of which AMD's processors show a segment the ends. */
+uint64_t kl_area_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned size, bool write);
+
+/*
  * The x87 part of an FXSAVE image (bytes 24 to 31 excepted: MXCSR). @wide: REX.W, which makes
  * the pointers 64 bits wide.
  */

@@ -162,24 +162,37 @@ static void load_pointers(struct kl_vcpu *v, const uint8_t *mem, unsigned size, 
 	f->fdp = (uint32_t)(get16(mem + at[2]) | dhi >> 12 << 16) - v->seg[KL_DS].base;
 }
 
-/*
- * The address of an image. AMD's processors look at its first word and at its last byte, in this
- * order: at the segment as at the page.
- */
-static uint64_t image_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned size, bool write)
+/* The beginning of an operand, with its faults. */
+static uint64_t first_part(struct kl_vcpu *v, const struct kl_op *op, unsigned size, bool write)
 {
-	unsigned word = pointer_words(size)[0] == 12 ? 4 : 2;
+	uint64_t lin = kl_mem_lin(v, op, size, write);
+	uint8_t x[8];
+
+	if (write)
+		kl_probe_store(v, lin, size);
+	else
+		kl_read_bytes(v, lin, x, size);
+	return lin;
+}
+
+/*
+ * The address of a memory operand. AMD's processors look at the first word of an image and then at
+ * its last byte, and have floats of 10 bytes in two pieces: at the segment as at the page.
+ */
+static uint64_t operand_lin(struct kl_vcpu *v, const struct kl_op *op, unsigned size, unsigned info)
+{
+	bool write = info & I_MEM_W, image = info & (I_ENV | I_LOADS_ENV);
 	uint64_t lin, last;
 
-	if (kl_host_is_intel())
+	if (!(image || (size == 10 && !v->long_mode)) || !kl_checks_parts(op))
 		return kl_mem_lin(v, op, size, write);
-	lin = kl_mem_lin(v, op, word, write);
-	if (write)
-		kl_probe_store(v, lin, word);
-	else
-		(void)kl_read(v, lin, word);
-	lin = kl_mem_lin(v, op, size, write);
-	last = kl_linear_add(v, lin, size - 1);
+	if (!image) {
+		lin = first_part(v, op, 8, write);
+		(void)kl_mem_part(v, op, 8, 2, write);
+		return lin;
+	}
+	lin = first_part(v, op, pointer_words(size)[0] == 12 ? 4 : 2, write);
+	last = kl_mem_part(v, op, size - 1, 1, write);
 	if (write)
 		kl_probe_store(v, last, 1);
 	else
@@ -197,8 +210,7 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 
 	check(v, info);
 	if (info & (I_MEM_R | I_MEM_W)) {
-		lin = info & (I_ENV | I_LOADS_ENV) ? image_lin(v, op, size, info & I_ENV)
-						   : kl_mem_lin(v, op, size, info & I_MEM_W);
+		lin = operand_lin(v, op, size, info);
 		if (info & I_MEM_R)
 			kl_read_bytes(v, lin, c.mem, size);
 	}

@@ -164,7 +164,7 @@ static uint64_t requested(const struct kl_vcpu *v)
 
 static uint64_t area(struct kl_vcpu *v, const struct kl_op *op, uint64_t rfbm, bool write)
 {
-	uint64_t lin = kl_seg_linear(v, op->seg, kl_ea(v, op), kl_xsave_size(rfbm), write);
+	uint64_t lin = kl_area_lin(v, op, kl_xsave_size(rfbm), write);
 
 	if (lin & 63)
 		gp(v);
