@@ -136,8 +136,8 @@ static void wait_for_ports(struct kl_vcpu *v, struct ports *a, uint64_t timeout)
 
 static enum outcome sched_poll(struct kl_vcpu *v, struct call *c)
 {
-	uint32_t port[MAX_POLL_PORTS], n;
-	uint64_t ports, timeout;
+	uint32_t port[MAX_POLL_PORTS], n = 0;
+	uint64_t ports = 0, timeout = 0;
 	int r = read_poll(v, c, &ports, &n, &timeout);
 
 	if (!r && n > MAX_POLL_PORTS)

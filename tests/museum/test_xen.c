@@ -95,6 +95,88 @@ static void send_against_attributes(void **state)
 	assert_true(xen_bit(g.ram + SHINFO + PENDING, 77));
 }
 
+/* ---- nothing is lost ------------------------------------------------------------------------ */
+
+#define ACC PARAM /* the words that the guest has seen selected */
+
+/* In real mode: wait until every word of 32 has been selected, then OUT to DONE. */
+static void wait_for_all_words(void)
+{
+	static const uint8_t code[] = {
+		0xfb,                                   /* sti */
+		0xf4,                                   /* hlt */
+		0xfa,                                   /* cli */
+		0x66, 0x83, 0x3e, 0x00, ACC >> 8, 0xff, /* cmpl $-1, ACC */
+		0x75, 0xf5,                             /* jne */
+		0xe6, DONE,
+	};
+	static const uint8_t handler[] = {
+		0xc6, 0x06, 0x40, INFO >> 8, 0x00,      /* movb $0, INFO */
+		0x66, 0x31, 0xc0,                       /* xor %eax, %eax */
+		0x66, 0x87, 0x06, 0x44,      INFO >> 8, /* xchg %eax, INFO + SEL */
+		0x66, 0x09, 0x06, 0x00,      ACC >> 8,  /* or %eax, ACC */
+		0xcf,
+	};
+	struct kvm_sregs s;
+
+	xen_wait_for_upcall(&g);
+	memcpy(g.ram + CODE, code, sizeof(code));
+	memcpy(g.ram + HANDLER, handler, sizeof(handler));
+	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_GET_SREGS, &s), 0);
+	s.ds.base = s.ds.selector = 0;
+	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_SREGS, &s), 0);
+}
+
+static void *send_third(void *arg)
+{
+	for (uint32_t port = 1 + (uint32_t)(uintptr_t)arg; port < 1024; port += 3)
+		assert_int_equal(xen_send(&g, port, 0), 0);
+	return NULL;
+}
+
+static void *run_to_done(void *arg)
+{
+	(void)arg;
+	assert_port(&g, DONE);
+	return NULL;
+}
+
+/*
+ * X1: each port is raised once, from three threads, while shared_info moves; the guest sees every
+ * word, and the page every bit.
+ */
+static void storm_loses_nothing(void **state)
+{
+	pthread_t t[3], vcpu;
+
+	(void)state;
+	assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_SHARED_INFO, SHINFO >> 12), 0);
+	assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, VECTOR), 0);
+	assert_int_equal(xen_vcpu_set(&g, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, INFO), 0);
+	for (unsigned round = 0; round < 10; round++) {
+		memset(g.ram + SHINFO, 0, KL_PAGE_SIZE);
+		memset(g.ram + ACC, 0, 4);
+		wait_for_all_words();
+		assert_int_equal(pthread_create(&vcpu, NULL, run_to_done, NULL), 0);
+		for (uintptr_t i = 0; i < 3; i++)
+			assert_int_equal(pthread_create(&t[i], NULL, send_third, (void *)i), 0);
+		for (unsigned i = 0; i < 50; i++) {
+			assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA,
+						 (uint64_t)g.ram + SHINFO),
+					 0);
+			assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_SHARED_INFO, SHINFO >> 12),
+					 0);
+		}
+		for (unsigned i = 0; i < 3; i++)
+			pthread_join(t[i], NULL);
+		pthread_join(vcpu, NULL);
+		for (unsigned port = 1; port < 1024; port++)
+			assert_true(xen_bit(g.ram + SHINFO + PENDING, port));
+	}
+}
+
+/* ---- and nobody waits for SET_ATTR ----------------------------------------------------------- */
+
 static void *set_shinfo(void *arg)
 {
 	(void)arg;
@@ -339,6 +421,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(send_against_attributes),
+		T(storm_loses_nothing),
 		T(send_while_set),
 		T(mode_flips),
 		T(every_offset),

@@ -835,6 +835,73 @@ static void runstate(void **state)
 	assert_int_equal(xen_vcpu_get(&g, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, &val), -ENOENT);
 }
 
+/* In real mode: a hypercall with 32-bit arguments, then OUT to DONE. */
+static int32_t narrow_call(uint32_t nr, uint32_t a0, uint32_t a1, uint32_t a2)
+{
+	static const uint8_t code[] = {0x0f, 0x01, 0xd9, 0xe6, DONE, 0xf4};
+	struct kvm_regs r;
+
+	memcpy(g.ram + CODE, code, sizeof(code));
+	guest_regs(&g);
+	r = guest_get(&g);
+	r.rax = 0x5500000000ull | nr; /* the upper halves do not count */
+	r.rbx = 0x5500000000ull | a0;
+	r.rcx = 0x5500000000ull | a1;
+	r.rdx = 0x5500000000ull | a2;
+	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_REGS, &r), 0);
+	assert_port(&g, DONE);
+	return (int32_t)guest_get(&g).rax;
+}
+
+/* X1, X2: the same by guests that are not in 64-bit mode. */
+static void narrow_hypercalls(void **state)
+{
+	uint64_t later = now() + 3600ull * 1000000000;
+	uint32_t *p = (void *)(g.ram + PARAM);
+
+	(void)state;
+	share(false);
+	assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_XEN_VERSION, 0x40011), 0);
+	assert_int_equal(narrow_call(17, 0, 0, 0), 0x40011);
+	assert_int_equal(target(0, 127, 2, 15, 0), 0);
+	p[0] = 127;
+	assert_int_equal(narrow_call(32, 4, PARAM, 0), 0);
+	assert_true(xen_bit(g.ram + SHINFO + PENDING, 15));
+
+	p[0] = PARAM + 64;
+	p[1] = 1;
+	p[2] = 1000000; /* ns */
+	p[3] = 0;
+	p[16] = 14;
+	assert_int_equal(narrow_call(29, 3, PARAM, 0), 0);
+	p[16] = 1024; /* one too many, in this mode */
+	assert_int_equal(narrow_call(29, 3, PARAM, 0), -22);
+
+	timer_port(0);
+	assert_int_equal(narrow_call(15, (uint32_t)later, (uint32_t)(later >> 32), 0), 0);
+	assert_true(timer_expires() == later);
+	memcpy(p, &(uint64_t){later + 5}, 8);
+	assert_int_equal(narrow_call(24, 8, 0, PARAM), 0);
+	assert_true(timer_expires() == later + 5);
+	/* The program gets 32 bits of each, too. */
+	assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_XEN_VERSION, 0), 0);
+	memcpy(g.ram + CODE, "\x0f\x01\xd9", 3);
+	guest_regs(&g);
+	{
+		struct kvm_regs r = guest_get(&g);
+
+		r.rax = 0x5500000011ull;
+		r.rbx = 0x5500000001ull;
+		r.rbp = 0x5500000006ull;
+		assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_REGS, &r), 0);
+	}
+	assert_exit(&g, KVM_EXIT_XEN);
+	assert_int_equal(g.run->xen.u.hcall.longmode, 0);
+	assert_int_equal(g.run->xen.u.hcall.input, 17);
+	assert_int_equal(g.run->xen.u.hcall.params[0], 1);
+	assert_int_equal(g.run->xen.u.hcall.params[5], 6);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -859,6 +926,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(timer, setup, teardown),
 		cmocka_unit_test_setup_teardown(time_info, setup, teardown),
 		cmocka_unit_test_setup_teardown(runstate, setup, teardown),
+		cmocka_unit_test_setup_teardown(narrow_hypercalls, setup, teardown),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));
