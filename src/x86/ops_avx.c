@@ -156,6 +156,22 @@ static void put_ymm(uint8_t *x, const uint8_t *y)
 	memcpy(x + KL_YMM_HI, y + 16, 16);
 }
 
+/*
+ * VCVTPS2PH flushes nothing to zero, so kl_mxcsr_quiet() does not make it show results that are
+ * tiny and exact: underflows all the same, if they are not masked.
+ */
+static uint32_t tiny_halves(const struct kl_vcpu *v, const uint8_t *x, unsigned len)
+{
+	uint16_t half;
+
+	for (unsigned i = 0; i < len && !(*kl_mxcsr(v) & KL_MXCSR_UM); i += 2) {
+		memcpy(&half, x + i, 2);
+		if (!(half & 0x7c00) && (half & 0x3ff))
+			return KL_MXCSR_UE;
+	}
+	return 0;
+}
+
 static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_thunk_ctx c = {0};
@@ -186,6 +202,9 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 	c.flags = (v->rflags & KL_FL_STATUS) | 0x202;
 	c.mxcsr = kl_mxcsr_quiet(v);
 	run_general(&c, op->thunk, x);
+	if (op->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
+		c.mxcsr |=
+			tiny_halves(v, info & I_MEM_W ? c.mem : c.y[1], info & I_MEM_W ? size : 16);
 	/* Faults of the store come before #XM and before MXCSR changes. */
 	if ((info & I_MEM_W) && !((info & I_FP) && kl_mxcsr_raises(v, c.mxcsr)))
 		kl_vec_write(v, lin, c.mem, size);

@@ -26,6 +26,7 @@ KL_INLINE const uint32_t *kl_mxcsr(const struct kl_vcpu *v)
 
 #define KL_MXCSR_FLAGS 0x3fu
 #define KL_MXCSR_FIRST 0x07u /* IE, DE, ZE: found before anything is computed */
+#define KL_MXCSR_UE    0x10u
 #define KL_MXCSR_MASKS 0x1f80u
 #define KL_MXCSR_UM    0x0800u
 #define KL_MXCSR_FZ    0x8000u
