@@ -16,6 +16,7 @@
 #include "base/racepoint.h"
 #include "host/access.h"
 #include "pv/xen_abi.h"
+#include "x86/guest_cpuid.h"
 #include "x86/tsc.h"
 
 #define NS_PER_S 1000000000ull
@@ -204,6 +205,8 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 	struct kl_pvclock c = {0}, xen;
 	int r;
 
+	kl_pvclock_scale(v->tsc_khz, &c);
+	kl_cpuid_set_xen_clock(v, c.tsc_to_system_mul, c.tsc_shift);
 	if (!(v->pv->clock_msr & 1) && !xen_has_clock(v))
 		return 0;
 	at = kl_pv_now();
@@ -215,7 +218,6 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 	c.system_time = at.boot + (uint64_t)vm->pv->clock_offset;
 	kl_mutex_unlock(&vm->pv->lock);
 	c.tsc_timestamp = kl_tsc_scale(v, at.tsc) + v->tsc_offset;
-	kl_pvclock_scale(v->tsc_khz, &c);
 	if (v->pv->stopped)
 		c.flags |= KL_PVCLOCK_GUEST_STOPPED;
 	racepoint("pv-clock");

@@ -117,6 +117,7 @@ void kl_pv_cpuid_changed(struct kl_vcpu *v)
 	const struct kvm_cpuid_entry2 *e = kl_kvm_cpuid(v, 1);
 
 	v->pv->features = e ? e->eax : 0;
+	kl_pv_ask(v, KL_PV_CLOCK); /* Xen's leaves tell of it */
 }
 
 /* ---- MSRs ------------------------------------------------------------------------------- */

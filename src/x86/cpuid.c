@@ -24,6 +24,7 @@
 
 #define BIT(n) (1u << (n))
 static const char KVM_SIGNATURE[12] = "KVMKVMKVM"; /* EBX, ECX, EDX */
+static const char XEN_SIGNATURE[] = "XenVMMXenVMM";
 #define KVM_FEATURES_LEAF 0x40000001u
 #define MAX_ENTRIES       256u
 
@@ -367,16 +368,27 @@ bool kl_guest_has(struct kl_vcpu *v, uint32_t fn, uint32_t index, unsigned reg, 
 #define KVM_BASE_END  0x40010000u
 #define KVM_BASE_STEP 0x100u
 
-static const struct kvm_cpuid_entry2 *find_kvm(const struct kvm_cpuid_entry2 *e, unsigned n,
-					       uint32_t fn)
+#define XEN_CLOCK_LEAF 3u
+
+/* The first leaf of the hypervisor with this signature. */
+static const struct kvm_cpuid_entry2 *find_hypervisor(const struct kvm_cpuid_entry2 *e, unsigned n,
+						      const char *signature)
 {
 	for (uint32_t base = KVM_BASE; base < KVM_BASE_END; base += KVM_BASE_STEP) {
 		const struct kvm_cpuid_entry2 *s = find(e, n, base, 0);
 
-		if (s && !memcmp(&s->ebx, KVM_SIGNATURE, sizeof(KVM_SIGNATURE)))
-			return find(e, n, base | fn, 0);
+		if (s && !memcmp(&s->ebx, signature, sizeof(KVM_SIGNATURE)))
+			return s;
 	}
 	return NULL;
+}
+
+static const struct kvm_cpuid_entry2 *find_kvm(const struct kvm_cpuid_entry2 *e, unsigned n,
+					       uint32_t fn)
+{
+	const struct kvm_cpuid_entry2 *s = find_hypervisor(e, n, KVM_SIGNATURE);
+
+	return s ? find(e, n, s->function | fn, 0) : NULL;
 }
 
 static void put_bit(uint32_t *r, unsigned bit, bool on)
@@ -423,6 +435,27 @@ static bool vendor_is_amd(const struct kvm_cpuid_entry2 *e)
 const struct kvm_cpuid_entry2 *kl_kvm_cpuid(struct kl_vcpu *v, uint32_t fn)
 {
 	return find_kvm(v->cpuid, v->nr_cpuid, fn);
+}
+
+void kl_cpuid_set_xen_clock(struct kl_vcpu *v, uint32_t mul, int8_t shift)
+{
+	const struct kvm_cpuid_entry2 *s = find_hypervisor(v->cpuid, v->nr_cpuid, XEN_SIGNATURE);
+	struct kvm_cpuid_entry2 *e;
+	uint32_t fn;
+
+	if (!s)
+		return;
+	fn = s->function | XEN_CLOCK_LEAF;
+	if (fn > s->eax)
+		return;
+	e = (struct kvm_cpuid_entry2 *)find(v->cpuid, v->nr_cpuid, fn, 1);
+	if (e) {
+		e->ecx = mul;
+		e->edx = (uint32_t)shift;
+	}
+	e = (struct kvm_cpuid_entry2 *)find(v->cpuid, v->nr_cpuid, fn, 2);
+	if (e)
+		e->eax = v->tsc_khz;
 }
 
 static void derive(struct kl_vcpu *v)

@@ -12,5 +12,7 @@ bool kl_guest_has(struct kl_vcpu *v, uint32_t fn, uint32_t index, unsigned reg, 
  * if the guest is not told that it runs on KVM.
  */
 const struct kvm_cpuid_entry2 *kl_kvm_cpuid(struct kl_vcpu *v, uint32_t fn);
+/* Xen's leaves, if the program has put them there: how the guest scales its TSC, and its rate. */
+void kl_cpuid_set_xen_clock(struct kl_vcpu *v, uint32_t mul, int8_t shift);
 /* Derived fields of a vCPU without CPUID. */
 void kl_cpuid_defaults(struct kl_vcpu *v);

@@ -772,6 +772,39 @@ static void time_info(void **state)
 		assert_int_equal(t[i][29] & 1, 0);
 }
 
+/* X1: Xen's CPUID leaves tell the TSC's rate and scale, as the clock's page does. */
+static void cpuid_leaves(void **state)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[3];
+	} c = {
+		.head.nent = 3,
+		.e = {{.function = 0x40000100, .eax = 0x40000103},
+		      {.function = 0x40000103,
+		       .index = 1,
+		       .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX},
+		      {.function = 0x40000103,
+		       .index = 2,
+		       .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX}},
+	};
+	uint32_t mul;
+
+	(void)state;
+	memcpy(&c.e[0].ebx, "XenVMMXenVMM", 12);
+	share(true);
+	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_CPUID2, &c), 0);
+	xen_wait_for_upcall(&g);
+	memcpy(g.ram + CODE, "\xe6\x80", 2); /* out %al, $DONE */
+	assert_port(&g, DONE);
+	memset(c.e, 0, sizeof(c.e));
+	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_GET_CPUID2, &c), 0);
+	memcpy(&mul, g.ram + INFO + 32 + 24, sizeof(mul));
+	assert_int_equal(c.e[1].ecx, mul);
+	assert_int_equal((int8_t)c.e[1].edx, (int8_t)g.ram[INFO + 32 + 28]);
+	assert_int_equal(c.e[2].eax, dev_ioctl(&g.vcpu, KVM_GET_TSC_KHZ, 0));
+}
+
 /* X4: RUNSTATE_*: values, errors, and what KVM_RUN does. */
 static void runstate(void **state)
 {
@@ -925,6 +958,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(poll_lost_wakeup, setup, teardown),
 		cmocka_unit_test_setup_teardown(timer, setup, teardown),
 		cmocka_unit_test_setup_teardown(time_info, setup, teardown),
+		cmocka_unit_test_setup_teardown(cpuid_leaves, setup, teardown),
 		cmocka_unit_test_setup_teardown(runstate, setup, teardown),
 		cmocka_unit_test_setup_teardown(narrow_hypercalls, setup, teardown),
 	};
