@@ -867,6 +867,24 @@ static void test_fpu_exceptions(void **state)
 	assert_int_equal(x0[0], 0x7ff0000000000000);
 	assert_int_equal(*mxcsr, 0x1f84);
 
+	/* A tiny result is an underflow, unmasked, also if it is exact. */
+	if (host_avx() && __builtin_cpu_supports("f16c")) {
+		put_code(0, "\xc4\xe3\x79\x1d\xc1\x00\xf4", 7); /* vcvtps2ph $0, %xmm0, %xmm1 */
+		x0[0] = 0x36a00000;
+		x0[1] = 0;
+		x0[2] = 1;
+		*mxcsr = 0x1f80 & ~0x800u;
+		env_run(false);
+		assert_int_equal(env.vector, KL_EXC_XM);
+		assert_int_equal(*mxcsr & 0x3f, 0x10);
+		assert_int_equal(x0[2], 1);
+		*mxcsr = 0x1f80;
+		env_run(false);
+		assert_true(env.halted);
+		assert_int_equal(x0[2], 0x50);
+		assert_int_equal(*mxcsr, 0x1f80);
+	}
+
 	put_code(0, addsd, sizeof(addsd));
 	v->cr0 |= KL_CR0_TS;
 	env_run(false);
