@@ -60,12 +60,6 @@
 #else
 #define KL_TAILCALLS 0
 #endif
-#if defined(__clang__)
-#define KL_MUSTTAIL __attribute__((musttail))
-#else
-#define KL_MUSTTAIL
-#endif
-
 KL_INLINE void kl_cpu_relax(void)
 {
 	__builtin_ia32_pause();

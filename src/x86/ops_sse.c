@@ -371,6 +371,18 @@ static uint64_t leaf7(void)
 	return r;
 }
 
+/* ECX of leaf 1, for features that clang 14 has no name for. */
+static uint32_t leaf1(void)
+{
+	static _Atomic uint32_t cached; /* CPUID is slow in a virtual machine */
+	uint32_t ecx = atomic_load_explicit(&cached, memory_order_relaxed), a, b, d;
+
+	if (!ecx && __get_cpuid(1, &a, &b, &ecx, &d))
+		atomic_store_explicit(&cached, ecx, memory_order_relaxed);
+	return ecx;
+}
+#define ECX1(n) (1u << (n))
+
 static bool host_has_clzero(void)
 {
 	static _Atomic int cached;
@@ -412,7 +424,7 @@ bool kl_host_has(const struct kl_decode *d)
 	case ZYDIS_ISA_EXT_BMI2:
 		return __builtin_cpu_supports("bmi2");
 	case ZYDIS_ISA_EXT_RDRAND:
-		return __builtin_cpu_supports("rdrnd");
+		return leaf1() & ECX1(30);
 	case ZYDIS_ISA_EXT_RDSEED:
 		return leaf7() & EBX(18);
 	case ZYDIS_ISA_EXT_CLZERO:
@@ -429,7 +441,7 @@ bool kl_host_has(const struct kl_decode *d)
 	case ZYDIS_ISA_EXT_FMA:
 		return __builtin_cpu_supports("fma");
 	case ZYDIS_ISA_EXT_F16C:
-		return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+		return __builtin_cpu_supports("avx") && (leaf1() & ECX1(29));
 	case ZYDIS_ISA_EXT_AVXAES:
 		return __builtin_cpu_supports("avx") && __builtin_cpu_supports("aes");
 	case ZYDIS_ISA_EXT_GFNI:

@@ -36,7 +36,8 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 		return r;
 	kl_mutex_init(&vm->lock, KL_RANK_VM);
 	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
-	vm->tsc_khz = vm->default_tsc_khz = kl_host_tsc_khz();
+	vm->tsc_khz = kl_host_tsc_khz();
+	atomic_init(&vm->default_tsc_khz, vm->tsc_khz);
 	r = kl_pv_vm_create(vm);
 	if (r) {
 		kl_mutex_destroy(&vm->tsc_lock);
