@@ -54,7 +54,7 @@
 #endif
 
 /* Whether `return f(x)` reuses the frame, so that functions may call on without end. meson.build
- * defines KL_NO_TAILCALLS for sanitizers. */
+ * defines KL_NO_TAILCALLS for sanitizers, and where little is optimized. */
 #if defined(__OPTIMIZE__) && !defined(KL_NO_TAILCALLS)
 #define KL_TAILCALLS 1
 #else
