@@ -21,10 +21,7 @@
 #include "x86/ops.h"
 
 #if KL_TAILCALLS
-/*
- * Not clang's musttail: it wants the signature of inline functions to be that of the callee, too.
- * A test looks for jumps in the handlers' code (tests/guest).
- */
+/* A test looks for jumps in the handlers' code (tests/guest). */
 #define KL_NEXT_OP(v, op)                         \
 	do {                                      \
 		const struct kl_op *next_ = (op); \
