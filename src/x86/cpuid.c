@@ -518,6 +518,7 @@ int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *in, unsig
 		if (!e)
 			return -ENOMEM;
 		memcpy(e, in, n * sizeof(*e));
+		kl_not_leaked(e);
 	}
 	refresh(v, e, n);
 	if (v->runnable_once) {

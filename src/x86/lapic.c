@@ -33,6 +33,7 @@ int kl_apic_create(struct kl_vcpu *v)
 
 	if (!a)
 		return -ENOMEM;
+	kl_not_leaked(a);
 	r = kl_timer_get();
 	if (r) {
 		free(a);
