@@ -44,9 +44,10 @@ static void fire(struct kl_timer *t)
 		p->rearm--;
 		kl_timer_arm(t, kl_timer_now());
 	}
-	n = atomic_fetch_add(&total, 1);
+	n = atomic_load(&total); /* which only the helper raises */
 	if (n < N)
 		order[n] = p;
+	atomic_fetch_add(&total, 1);
 	kl_futex_wake(&total, 1);
 }
 
