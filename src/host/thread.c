@@ -89,9 +89,15 @@ void kl_thread_interrupt(void *context)
 		kl_self.saved_mask = *(uint64_t *)(void *)&uc->uc_sigmask;
 		kl_self.sig_pending = 1;
 	}
+	/*
+	 * Not by an atomic of C: ThreadSanitizer's hold a lock of its runtime, which the
+	 * interrupted code may be inside of with this very word.
+	 */
 	if (kl_self.running)
-		atomic_fetch_or((_Atomic uint32_t *)(void *)kl_self.running,
-				KL_THREAD_SIGNAL_REQUEST);
+		__asm__ volatile("lock orl %1, %0"
+				 : "+m"(*(uint32_t *)(void *)kl_self.running)
+				 : "i"(KL_THREAD_SIGNAL_REQUEST)
+				 : "memory", "cc");
 	kl_guard_abandon(context);
 }
 
