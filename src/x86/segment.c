@@ -226,10 +226,14 @@ void kl_drop_inner_segments(struct kl_vcpu *v, unsigned cpl)
 	for (unsigned i = 0; i < 4; i++) {
 		struct kvm_segment *s = &v->seg[data[i]];
 
-		if (!s->unusable && s->s && (s->type & 12) != 12 && s->dpl < cpl)
+		/* The base stays: 64-bit programs have their FS and GS without selectors. */
+		if (KL_DESC_NULL(s->selector) ||
+		    (!s->unusable && s->s && (s->type & 12) != 12 && s->dpl < cpl)) {
+			uint64_t base = s->base;
+
 			kl_segment_null(s, 0);
-		else if (KL_DESC_NULL(s->selector))
-			kl_segment_null(s, 0);
+			s->base = base;
+		}
 	}
 }
 

@@ -202,6 +202,35 @@ static void iret_to_user_and_back(void **state)
 	assert_int_equal(f[3], STACK - 0x800);
 }
 
+/*
+ * A return to user code makes null selectors 0 and leaves the bases of FS and GS alone: they are
+ * where 64-bit programs have their thread's data.
+ */
+static void iret_keeps_bases(void **state)
+{
+	struct env *e = *state;
+	uint64_t *f;
+
+	env_code(e, 0x48, 0xcf); /* iretq */
+	mode64(e, 0);
+	e->mem[0x1100] = 0xcc;
+	f = (uint64_t *)(void *)(e->mem + STACK);
+	f[0] = 0x1100;
+	f[1] = SEL_UCODE;
+	f[2] = 2;
+	f[3] = STACK - 0x800;
+	f[4] = SEL_UDATA;
+	e->v->seg[KL_FS].selector = 0;
+	e->v->seg[KL_FS].base = 0x7f0012345678;
+	e->v->seg[KL_GS].selector = 3;
+	e->v->seg[KL_GS].unusable = 1;
+	e->v->seg[KL_GS].base = 0xabcdef0;
+	assert_vector(e, 3);
+	assert_int_equal(e->v->seg[KL_FS].base, 0x7f0012345678);
+	assert_int_equal(e->v->seg[KL_GS].base, 0xabcdef0);
+	assert_int_equal(e->v->seg[KL_GS].selector, 0);
+}
+
 /* IRET to a selector beyond the GDT: #GP with that selector, nothing changed. */
 static void iret_checks(void **state)
 {
@@ -573,6 +602,7 @@ int main(void)
 		TEST(triple_fault),
 		TEST(stack_fault_while_delivering),
 		TEST(iret_to_user_and_back),
+		TEST(iret_keeps_bases),
 		TEST(iret_checks),
 		TEST(syscall_and_sysret),
 		TEST(not_canonical),
