@@ -104,8 +104,8 @@ void kl_gpc_destroy(struct kl_gpc *c)
 struct lookup {
 	uint64_t hva; /* of the area's first byte; 0: none */
 	uint64_t generation;
-	_Atomic uint64_t *dirty; /* word */
-	uint64_t dirty_bit;
+	struct kl_dirty_log *log; /* or NULL */
+	uint64_t log_index;
 	bool changing; /* the slot, or the set */
 };
 
@@ -126,13 +126,9 @@ static struct lookup look_up(struct kl_gpc *c)
 	l.changing = (l.generation & 1) || (slot && slot->invalid);
 	/* As KVM, which maps what it caches writable. */
 	if (slot && !slot->invalid && !(slot->flags & KVM_MEM_READONLY)) {
-		uint64_t index = gfn - slot->base_gfn;
-
 		l.hva = kl_memslot_hva(slot, gfn).addr | (c->addr & ~KL_PAGE_MASK);
-		if (slot->dirty) {
-			l.dirty = &slot->dirty[index / 64];
-			l.dirty_bit = 1ull << index % 64;
-		}
+		l.log = slot->log;
+		l.log_index = gfn - slot->base_gfn;
 	}
 	kl_srcu_read_unlock(&c->vm->srcu, token);
 	return l;
@@ -150,8 +146,8 @@ static bool retag(struct kl_gpc *c, const struct lookup *l)
 {
 	if (!(kl_bias_state(&c->bias) & KL_BIAS_OPEN) || c->hva_based ||
 	    atomic_load_explicit(&c->khva, memory_order_relaxed) != l->hva ||
-	    atomic_load_explicit(&c->dirty, memory_order_relaxed) != l->dirty ||
-	    c->dirty_bit != l->dirty_bit)
+	    atomic_load_explicit(&c->log, memory_order_relaxed) != l->log ||
+	    c->log_index != l->log_index)
 		return false;
 	atomic_store_explicit(&c->generation, l->generation, memory_order_release);
 	return kl_bias_state(&c->bias) & KL_BIAS_OPEN;
@@ -161,8 +157,8 @@ static bool retag(struct kl_gpc *c, const struct lookup *l)
 static void set_fields(struct kl_gpc *c, const struct lookup *l)
 {
 	atomic_store_explicit(&c->khva, l->hva, memory_order_relaxed);
-	atomic_store_explicit(&c->dirty, l->dirty, memory_order_relaxed);
-	c->dirty_bit = l->dirty_bit;
+	atomic_store_explicit(&c->log, l->log, memory_order_relaxed);
+	c->log_index = l->log_index;
 	if (c->hva_based) {
 		atomic_store_explicit(&c->current, &c->generation, memory_order_relaxed);
 	} else {

@@ -36,6 +36,7 @@
 #include "base/bias.h"
 #include "base/lock.h"
 #include "host/guard.h"
+#include "mem/dirty.h"
 #include "mem/gpc_index.h"
 #include "mem/vm.h"
 
@@ -47,8 +48,8 @@ struct kl_gpc {
 	_Atomic uint64_t khva;                     /* of the area's first byte */
 	_Atomic(const _Atomic uint64_t *) current; /* the generation that counts for it ... */
 	_Atomic uint64_t generation;               /* ... and the tag; hva-based: the same word */
-	_Atomic(_Atomic uint64_t *) dirty;         /* the word of the slot's log, or NULL (G13) */
-	uint64_t dirty_bit;
+	_Atomic(struct kl_dirty_log *) log;        /* of the slot, or NULL (G13) */
+	uint64_t log_index;
 	struct kl_gpcs *gpcs;
 	struct kl_vm *vm; /* with as_id: the immutable owner */
 
@@ -144,16 +145,12 @@ KL_INLINE int kl_gpc_lock(struct kl_gpc *c, size_t len, void **p)
 	return KL_LIKELY(kl_gpc_try_fast(c, len, p)) ? 0 : kl_gpc_lock_slow(c, len, p);
 }
 
-/*
- * Unconditional: a bit that looks set may be taken by a reader of the log before our store to the
- * page is visible. [B13]
- */
 KL_INLINE void kl_gpc_mark_dirty(struct kl_gpc *c)
 {
-	_Atomic uint64_t *dirty = atomic_load_explicit(&c->dirty, memory_order_relaxed);
+	struct kl_dirty_log *log = atomic_load_explicit(&c->log, memory_order_relaxed);
 
-	if (KL_UNLIKELY(dirty))
-		atomic_fetch_or(dirty, c->dirty_bit);
+	if (KL_UNLIKELY(log))
+		kl_dirty_mark(c->vm, log, c->log_index);
 }
 
 bool kl_gpc_unlock_one(struct kl_gpc *c, bool written);

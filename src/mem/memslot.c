@@ -27,6 +27,7 @@
 #include "base/racepoint.h"
 #include "host/sys.h"
 #include "host/thread.h"
+#include "mem/dirty.h"
 #include "mem/notifier.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -140,56 +141,6 @@ static struct kl_memslot *new_slot(void)
 		       : aligned_alloc(_Alignof(struct kl_memslot), sizeof(struct kl_memslot));
 }
 
-/*
- * Bitmaps have mappings of their own. To map and unmap one whenever a log is turned on or off costs
- * an interrupt to every other running thread, so the last one is kept, if it is not large.
- */
-#define SPARE_MAX (256ul << 10)
-
-static size_t bitmap_size(const struct kl_memslot *slot)
-{
-	size_t bytes = (slot->npages + 63) / 64 * sizeof(uint64_t);
-
-	return (bytes + KL_PAGE_SIZE - 1) & KL_PAGE_MASK;
-}
-
-/* Context: slots_lock. */
-static int alloc_bitmap(struct kl_vm *vm, struct kl_memslot *slot)
-{
-	size_t size = bitmap_size(slot);
-
-	if (kl_failpoint("memslot-dirty-alloc"))
-		return -ENOMEM;
-	if (vm->spare_bitmap && vm->spare_bitmap_size == size) {
-		slot->dirty = memset(vm->spare_bitmap, 0, size);
-		vm->spare_bitmap = NULL;
-	} else {
-		slot->dirty = kl_sys_map(size);
-	}
-	return slot->dirty ? 0 : -ENOMEM;
-}
-
-static void drop_spare_bitmap(struct kl_vm *vm)
-{
-	if (vm->spare_bitmap)
-		kl_sys_unmap(vm->spare_bitmap, vm->spare_bitmap_size);
-	vm->spare_bitmap = NULL;
-}
-
-/* Context: slots_lock, or nobody else uses @vm. */
-static void free_bitmap(struct kl_vm *vm, const struct kl_memslot *slot)
-{
-	size_t size = bitmap_size(slot);
-
-	if (size > SPARE_MAX) {
-		kl_sys_unmap((void *)slot->dirty, size);
-		return;
-	}
-	drop_spare_bitmap(vm);
-	vm->spare_bitmap = (void *)slot->dirty;
-	vm->spare_bitmap_size = size;
-}
-
 enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
 
 /*
@@ -218,16 +169,13 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 	} else {
 		publish(vm, as, old, slot);
 	}
-	/*
-	 * A fault that looked the old slot up and slept in populate carries the old generation
-	 * and will not install (B31). What was mapped writable under other flags goes now.
-	 */
-	if (change == FLAGS_ONLY)
-		kl_mmu_protect_slot(vm, slot);
+	/* Logging has begun: who may write to its pages without having marked them? (D4) */
+	if (slot && slot->log && !(old && old->log))
+		(void)kl_vcpus_flush(vm, true);
 	vm->slot_by_id[as][old ? old->id : slot->id] = slot;
 	free(invalid);
-	if (old && old->dirty && !(slot && slot->dirty))
-		free_bitmap(vm, old);
+	if (old && old->log && !(slot && slot->log))
+		kl_dirty_log_free(vm, old->log);
 	free((void *)old);
 	kl_stat_add(&vm->stats.memslot_changes, 1);
 	return 0;
@@ -292,9 +240,9 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		.as_id = (uint8_t)as,
 	};
 	if (r->flags & KVM_MEM_LOG_DIRTY_PAGES) {
-		slot->dirty = old ? old->dirty : NULL;
-		ret = slot->dirty ? 0 : alloc_bitmap(vm, slot);
-		if (ret)
+		slot->log = old && old->log ? old->log : kl_dirty_log_new(vm, as, id, npages);
+		ret = -ENOMEM;
+		if (!slot->log)
 			goto fail;
 	}
 	ret = install(vm, as, change, old, slot);
@@ -302,8 +250,8 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		goto fail;
 	return 0;
 fail:
-	if (slot->dirty && !(old && old->dirty))
-		free_bitmap(vm, slot);
+	if (slot->log && !(old && old->log))
+		kl_dirty_log_free(vm, slot->log);
 	free(slot);
 	return ret;
 }
@@ -393,11 +341,20 @@ int kl_memslots_init(struct kl_vm *vm)
 	return 0;
 }
 
-static void free_slot(struct kl_vm *vm, const struct kl_memslot *slot)
+static void free_slot(const struct kl_memslot *slot)
 {
-	if (slot->dirty)
-		free_bitmap(vm, slot);
+	if (slot->log)
+		kl_sys_unmap(slot->log, slot->log->size);
 	free((void *)slot);
+}
+
+bool kl_memslots_any(struct kl_vm *vm)
+{
+	kl_assert_held(&vm->slots_lock);
+	for (unsigned as = 0; as < KL_NR_AS; as++)
+		if (kl_memslots(vm, as)->by_gfn.n)
+			return true;
+	return false;
 }
 
 void kl_memslots_destroy(struct kl_vm *vm)
@@ -406,9 +363,9 @@ void kl_memslots_destroy(struct kl_vm *vm)
 		if (!vm->slot_by_id[as])
 			continue;
 		while (vm->memslot_sets[as][0].by_gfn.n)
-			free_slot(vm, kl_btree_remove(&vm->memslot_sets[as][0].by_gfn,
-						      vm->memslot_sets[as][0].by_gfn.root->key[0]));
+			free_slot(kl_btree_remove(&vm->memslot_sets[as][0].by_gfn,
+						  vm->memslot_sets[as][0].by_gfn.root->key[0]));
 		kl_sys_unmap(vm->slot_by_id[as], store_size());
 	}
-	drop_spare_bitmap(vm);
+	kl_dirty_logs_destroy(vm);
 }

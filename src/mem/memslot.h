@@ -15,6 +15,7 @@
 #include "base/compiler.h"
 
 struct kl_vm;
+struct kl_dirty_log;
 
 #define KL_NR_AS          2     /* address spaces; the second is that of SMM */
 #define KL_USER_MEM_SLOTS 32764 /* as KVM: SHRT_MAX - 3 */
@@ -40,9 +41,8 @@ struct kl_memslot {
 	uint32_t flags; /* KVM_MEM_* */
 	uint16_t id;
 	uint8_t as_id;
-	bool invalid; /* being deleted or moved (S4): faults retry */
-	/* A bit for each page, while KVM_MEM_LOG_DIRTY_PAGES is set; else NULL. See mmu/dirty.h. */
-	_Atomic uint64_t *dirty;
+	bool invalid;             /* being deleted or moved (S4): faults retry */
+	struct kl_dirty_log *log; /* NULL without KVM_MEM_LOG_DIRTY_PAGES */
 } KL_CACHELINE;
 
 /*
@@ -103,6 +103,9 @@ KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
  * the set is as it was (S2).
  */
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r) KL_MUST_CHECK;
+
+/* Is there any slot? Context: slots_lock. */
+bool kl_memslots_any(struct kl_vm *vm);
 
 /* Birth (-ENOMEM) and death with the VM. */
 int kl_memslots_init(struct kl_vm *vm) KL_MUST_CHECK;

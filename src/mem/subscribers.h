@@ -55,10 +55,5 @@ void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
  */
 int kl_mmu_age(struct kl_vm *vm, const struct kl_notifier_range *r, bool clear);
 
-/*
- * mmu: @slot is new in the published set, in the place of one with other flags: logging has begun
- * or has ended (D4). The old one still exists.
- */
-void kl_mmu_protect_slot(struct kl_vm *vm, const struct kl_memslot *slot);
 /* mmu: the MMIO generation wrapped (S6). */
 void kl_mmu_zap_mmio(struct kl_vm *vm);

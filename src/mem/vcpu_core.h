@@ -26,6 +26,8 @@
 #include "base/stats.h"
 
 struct kl_vm;
+struct kl_dirty_log;
+struct kl_dirty_ring;
 
 enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 
@@ -37,17 +39,28 @@ enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 #define KL_REQ_VM_DEAD   (1u << 4) /* never consumed: KVM_RUN returns EIO */
 #define KL_REQ_STOP      (1u << 5) /* another vCPU stops all others: leave guest mode */
 #define KL_REQ_PV        (1u << 6) /* pages that the guest shares with the engine are to be written */
+#define KL_REQ_RING_FULL (1u << 7) /* its dirty ring should be emptied: exit */
+
+/* The slot of the page that was last looked up while slots log, as find_log() of mem/dirty.c saw
+ * it. */
+struct kl_slot_log {
+	uint64_t generation; /* none of this is true at another one */
+	uint64_t base_gfn, npages;
+	struct kl_dirty_log *log; /* or NULL */
+};
 
 struct kl_vcpu_core {
 	_Atomic uint32_t requests; /* futex word of a halted vCPU */
 	_Atomic uint32_t mode;
 	_Atomic uint32_t sleeping; /* set around the futex wait of a halted vCPU */
 	struct kl_vm *vm;
-	unsigned as_id;    /* the address space that it runs in */
-	unsigned index;    /* in vm->vcpus */
-	unsigned id;       /* the APIC id given to KVM_CREATE_VCPU */
-	_Atomic pid_t tid; /* thread inside KVM_RUN, or 0 */
-	bool alone;        /* own thread: it has stopped the others */
+	unsigned as_id;                       /* the address space that it runs in */
+	unsigned index;                       /* in vm->vcpus */
+	unsigned id;                          /* the APIC id given to KVM_CREATE_VCPU */
+	_Atomic pid_t tid;                    /* thread inside KVM_RUN, or 0 */
+	bool alone;                           /* own thread: it has stopped the others */
+	struct kl_slot_log log;               /* own thread */
+	_Atomic(struct kl_dirty_ring *) ring; /* NULL: none */
 	struct kl_vcpu_stats stats;
 };
 

@@ -24,9 +24,15 @@ struct kl_vm {
 	struct kl_memslots memslot_sets[KL_NR_AS][2];
 	const struct kl_memslot **slot_by_id[KL_NR_AS]; /* slots_lock */
 	_Atomic uint64_t generation[KL_NR_AS];
-	void *spare_bitmap; /* slots_lock */
-	size_t spare_bitmap_size;
 	_Atomic bool slot_zap_all_quirk; /* KVM_X86_QUIRK_SLOT_ZAP_ALL */
+
+	/* Dirty logs (mem/dirty.h) and rings (mem/dirty_ring.h). */
+	_Atomic unsigned nr_logs;       /* slots_lock to change it */
+	struct kl_dirty_log *spare_log; /* slots_lock */
+	uint64_t manual_dirty_log;      /* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2's flags */
+	uint32_t dirty_ring_size;       /* bytes, or 0; set once, before there is a vCPU */
+	bool dirty_ring_with_bitmap;    /* slots_lock; set once, before there is a slot */
+	_Atomic bool dirty_left_over;
 
 	/* Invalidations in flight; see mmu/invalidate.c. */
 	_Atomic int mmu_invalidate_in_progress;            /* raised under mmu_lock for writing */

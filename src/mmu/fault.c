@@ -9,10 +9,6 @@
  *   - it was unmapped and the bracket is over    mmu_invalidate_seq moved
  *   - the slot was deleted, moved, or changed    the generation moved, or is odd  [B31]
  * What happens after the SPTE is in is caught by the zap, which takes the lock for writing.
- *
- * The slot itself may be gone by then, but not while its generation stands and the lock is held:
- * whoever takes a slot away raises the generation, then takes the lock for writing, and only
- * then frees it. So its dirty bitmap may be written there (D3).
  */
 #include <errno.h>
 #include <sched.h>
@@ -21,8 +17,9 @@
 #include "base/racepoint.h"
 #include "host/populate.h"
 #include "host/uffd.h"
+#include "mem/dirty.h"
+#include "mem/dirty_ring.h"
 #include "mem/vm.h"
-#include "mmu/dirty.h"
 #include "mmu/huge.h"
 #include "mmu/mmu.h"
 #include "mmu/stage2.h"
@@ -55,6 +52,8 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
 		return NULL;
 	}
 	*writable = spte & KL_SPTE_WRITABLE;
+	if (KL_UNLIKELY(kl_vm_logs(vm)) && *writable)
+		*writable = kl_dirty_may_write(c, gfn, access & KL_ACC_WRITE);
 	if ((access & KL_ACC_WRITE) && !*writable)
 		return NULL;
 	racepoint("lookup-spte");
@@ -71,8 +70,6 @@ struct lookup {
 	kl_hva_t hva;
 	enum { NO_SLOT, INVALID, READONLY, WRITABLE } slot;
 	unsigned max_level;
-	_Atomic uint64_t *dirty; /* the slot's log, or NULL */
-	uint64_t index;          /* of the gfn in the slot */
 };
 
 static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
@@ -87,9 +84,7 @@ static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 			 : (slot->flags & KVM_MEM_READONLY) ? READONLY
 							    : WRITABLE;
 		l.hva = kl_memslot_hva(slot, gfn);
-		l.dirty = slot->dirty;
-		l.index = gfn - slot->base_gfn;
-		l.max_level = slot->dirty ? 1 : kl_huge_slot_level(slot, gfn);
+		l.max_level = kl_huge_slot_level(slot, gfn);
 	}
 	kl_srcu_read_unlock(&vm->srcu, token);
 	return l;
@@ -145,8 +140,7 @@ static unsigned lower_level(struct kl_vm *vm, kl_gfn_t gfn, kl_hva_t hva, unsign
 
 /*
  * Put a leaf of @*level where nothing, a stale MMIO entry, or a weaker leaf is; of a smaller level
- * where there is a table. 0; -ENOMEM; -EAGAIN: a large leaf in a slot that has begun to log is
- * about to be zapped.
+ * where there is a table. 0 or -ENOMEM.
  */
 static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup *l,
 		   bool writable, unsigned *level)
@@ -165,14 +159,10 @@ static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct loo
 			/* Another vCPU's fault was first, and got at least as much. */
 			if ((old & want) == want)
 				return 0;
-			if (*level > 1 && l->dirty)
-				return -EAGAIN;
 			new = old | want;
 		} else {
 			new = kl_spte_leaf(l->hva, gfn, *level, writable);
 		}
-		if (l->dirty && writable)
-			kl_dirty_set(l->dirty, l->index);
 	} while ((old & KL_SPTE_TABLE) || !kl_spte_cas(vm, as, p, old, new));
 	return 0;
 }
@@ -258,10 +248,6 @@ static int map(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup 
 	if (!rep->retry) {
 		r = install(vm, as, gfn, l, writable, &level);
 		rep->level = level;
-		if (r == -EAGAIN) {
-			rep->retry = KL_RETRY_SLOTS;
-			r = 0;
-		}
 	}
 	kl_read_unlock(&vm->mmu->lock);
 	return r;
@@ -277,8 +263,12 @@ static int fault(struct kl_vcpu_core *c, kl_gfn_t gfn, unsigned access, struct k
 	uint64_t seq;
 	int r;
 
+	struct kl_dirty_ring *ring = atomic_load_explicit(&c->ring, memory_order_relaxed);
+
 	if (gfn > KL_MAX_GFN)
 		return KL_FAULT_MMIO;
+	if (KL_UNLIKELY(ring) && write && kl_dirty_ring_full(ring))
+		return -ENOBUFS;
 	seq = atomic_load_explicit(&vm->mmu_invalidate_seq, memory_order_acquire);
 	l = look_up(vm, as, gfn);
 	switch (l.slot) {

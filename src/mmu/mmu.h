@@ -23,8 +23,9 @@ enum kl_fault_result {
  *
  * Returns the host address of the page (page-aligned) or 0 if nothing suitable is mapped
  * and kl_mmu_fault() must be called. *writable tells whether the page may be written
- * through the result; a write lookup of a read-only mapping returns 0.
- * *mmio set: a current MMIO SPTE says that there is no slot (then the result is 0).
+ * through the result; a write lookup of a read-only mapping returns 0. A write lookup marks the
+ * page in the dirty log of its slot (D3). *mmio set: a current MMIO SPTE says that there is no slot
+ * (then the result is 0).
  *
  * Context: the vCPU is IN_GUEST. The result is usable until it leaves or consumes
  * KL_REQ_TLB_FLUSH.
@@ -36,6 +37,6 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
  * Resolve a stage-2 fault at @gpa.
  * Context: the vCPU's thread, OUTSIDE guest mode, no lock. May sleep.
  * Returns: enum kl_fault_result; -EFAULT (the slot's host memory is not there, or not
- * writable); -EINTR; -EHWPOISON; -ENOMEM.
+ * writable); -EINTR; -EHWPOISON; -ENOMEM; -ENOBUFS: for writing, and the vCPU's dirty ring is full.
  */
 int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access) KL_MUST_CHECK;

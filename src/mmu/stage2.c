@@ -96,15 +96,11 @@ static bool zap_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte)
 }
 
 /* True if the entry counts as a hit. */
-static bool sweep_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte, unsigned level)
+static bool sweep_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte)
 {
 	switch (s->what) {
 	case KL_SWEEP_ZAP:
 		return zap_entry(s, p, spte);
-	case KL_SWEEP_WRPROT:
-		if (level > 1)
-			return zap_entry(s, p, spte);
-		return kl_spte_is_leaf(spte) && take_bits(p, spte, KL_SPTE_WRITABLE);
 	case KL_SWEEP_AGE:
 		return kl_spte_is_leaf(spte) && take_bits(p, spte, KL_SPTE_ACCESSED);
 	case KL_SWEEP_MAPPED:
@@ -154,7 +150,7 @@ static void sweep_table(struct kl_sweep *s, struct kl_pt *pt, unsigned level, kl
 				atomic_store_explicit(p, 0, memory_order_release);
 				kl_pt_garbage_add(&s->garbage, child);
 			}
-		} else if (spte && sweep_entry(s, p, spte, level)) {
+		} else if (spte && sweep_entry(s, p, spte)) {
 			s->hit = true;
 			s->leaves++;
 			if (found(s)) {

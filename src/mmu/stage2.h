@@ -76,7 +76,6 @@ bool kl_spte_cas(struct kl_vm *vm, unsigned as, kl_spte_t *sptep, uint64_t old, 
 
 enum kl_sweep_what {
 	KL_SWEEP_ZAP,    /* take every entry away, and tables that became empty */
-	KL_SWEEP_WRPROT, /* take the permission to write; zap larger leaves (D4) */
 	KL_SWEEP_AGE,    /* take ACCESSED */
 	KL_SWEEP_MAPPED, /* only look: is there a leaf? */
 	KL_SWEEP_YOUNG,  /* only look: is there a leaf with ACCESSED? */

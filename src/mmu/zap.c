@@ -115,22 +115,15 @@ void kl_mmu_sweep_locked(struct kl_sweep *s, struct kl_flush_report *f)
 	f->leaves += s->leaves;
 }
 
-static void sweep(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t last,
-		  enum kl_sweep_what what, struct kl_flush_report *f)
-{
-	struct kl_sweep s = {.vm = vm, .as = as, .next = first, .last = last, .what = what};
-
-	kl_write_lock(&vm->mmu->lock);
-	kl_mmu_sweep_locked(&s, f);
-	kl_write_unlock(&vm->mmu->lock);
-}
-
 void kl_mmu_zap_range(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t last,
 		      const char *cause)
 {
+	struct kl_sweep s = {.vm = vm, .as = as, .next = first, .last = last, .what = KL_SWEEP_ZAP};
 	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_now_ns() : 0};
 
-	sweep(vm, as, first, last, KL_SWEEP_ZAP, &f);
+	kl_write_lock(&vm->mmu->lock);
+	kl_mmu_sweep_locked(&s, &f);
+	kl_write_unlock(&vm->mmu->lock);
 	if (KL_UNLIKELY(vm->mmu->trace))
 		kl_mmu_trace_begin(vm, NULL, cause, first, last, &f);
 }
@@ -161,21 +154,6 @@ void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 	else
 		kl_mmu_zap_range(vm, slot->as_id, slot->base_gfn, slot->base_gfn + slot->npages,
 				 "slot removed");
-}
-
-void kl_mmu_protect_slot(struct kl_vm *vm, const struct kl_memslot *slot)
-{
-	kl_gfn_t first = slot->base_gfn, last = slot->base_gfn + slot->npages;
-	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_now_ns() : 0};
-
-	/*
-	 * Logging begins: what is writable must fault, page by page (D4). It ends: small leaves
-	 * go, so that large ones can come back.
-	 */
-	sweep(vm, slot->as_id, first, last, slot->dirty ? KL_SWEEP_WRPROT : KL_SWEEP_ZAP, &f);
-	if (KL_UNLIKELY(vm->mmu->trace))
-		kl_mmu_trace_begin(vm, NULL, slot->dirty ? "logging on" : "logging off", first,
-				   last, &f);
 }
 
 /* As KVM: everything goes. The generation is odd, so no MMIO entry can be made meanwhile. */

@@ -106,8 +106,7 @@ static void *map_object(void *addr, size_t len, int prot, int flags, int fd, off
 {
 	struct kl_object *obj;
 	struct kl_entry e;
-	size_t over_off = 0;
-	int over_fd = -1;
+	struct kl_overlay over;
 	long n, r;
 	void *p;
 
@@ -115,7 +114,7 @@ static void *map_object(void *addr, size_t len, int prot, int flags, int fd, off
 	obj = kl_fd_get(fd);
 	n = 0;
 	if (obj) {
-		n = kl_uapi_mmap(obj, len, prot, flags, off, &over_fd, &over_off);
+		n = kl_uapi_mmap(obj, len, prot, flags, off, &over);
 		kl_fd_put(fd, obj);
 	}
 	kl_pl_leave(&e);
@@ -126,9 +125,9 @@ static void *map_object(void *addr, size_t len, int prot, int flags, int fd, off
 	p = real_mmap(addr, len, prot, flags, fd, off);
 	if (p == MAP_FAILED || n == 0)
 		return p;
-	r = kl_sys(SYS_mmap, (char *)p + over_off, n, prot,
+	r = kl_sys(SYS_mmap, (char *)p + over.at, n, prot,
 		   (flags & (MAP_SHARED | MAP_PRIVATE | MAP_POPULATE | MAP_LOCKED)) | MAP_FIXED,
-		   over_fd, 0);
+		   over.fd, over.off);
 	if (r < 0) {
 		kl_sys(SYS_munmap, p, len);
 		errno = (int)-r;

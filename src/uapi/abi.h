@@ -39,6 +39,10 @@ struct kvm_pre_fault_memory {
 };
 #endif
 _Static_assert(sizeof(struct kvm_pre_fault_memory) == 64, "ABI");
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225
+#endif
+_Static_assert(sizeof(struct kvm_dirty_gfn) == 16, "ABI");
 #ifndef KVM_CAP_X86_APIC_BUS_CYCLES_NS
 #define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237
 #endif

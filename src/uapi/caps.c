@@ -33,6 +33,8 @@
 #define DISABLE_EXITS \
 	(KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_CSTATE)
 
+#define DIRTY_LOG_MANUAL (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)
+
 static const int caps[] = {
 	[KVM_CAP_CHECK_EXTENSION_VM] = 1,
 	[KVM_CAP_ENABLE_CAP] = 1,
@@ -52,6 +54,7 @@ static const int caps[] = {
 	[KVM_CAP_SYNC_MMU] = 1,
 	[KVM_CAP_MULTI_ADDRESS_SPACE] = KL_NR_AS,
 	[KVM_CAP_PRE_FAULT_MEMORY] = 1,
+	[KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2] = DIRTY_LOG_MANUAL,
 	[KVM_CAP_MMU_SHADOW_CACHE_CONTROL] = 1,
 	[KVM_CAP_SET_TSS_ADDR] = 1,
 	[KVM_CAP_SET_IDENTITY_MAP_ADDR] = 1,
@@ -209,6 +212,20 @@ static int set_apic_bus_cycle(struct kl_uvm *vm, uint64_t ns)
 	return r;
 }
 
+static int set_manual_dirty_log(struct kl_x86_vm *kvm, uint64_t flags)
+{
+	uint64_t allowed = flags & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+				   ? DIRTY_LOG_MANUAL
+				   : KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
+
+	if (flags & ~allowed)
+		return -EINVAL;
+	kl_mutex_lock(&kvm->mem.slots_lock);
+	kvm->mem.manual_dirty_log = flags;
+	kl_mutex_unlock(&kvm->mem.slots_lock);
+	return 0;
+}
+
 int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 {
 	struct kl_x86_vm *kvm = &vm->kvm;
@@ -221,6 +238,8 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return arg & ~(uint64_t)QUIRKS ? -EINVAL : disable_quirks(kvm, arg);
 	case KVM_CAP_DISABLE_QUIRKS:
 		return disable_quirks(kvm, arg & QUIRKS);
+	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+		return set_manual_dirty_log(kvm, arg);
 	case KVM_CAP_SPLIT_IRQCHIP:
 		return kl_vm_split_irqchip(vm, arg);
 	case KVM_CAP_X2APIC_API:

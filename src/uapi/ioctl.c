@@ -70,27 +70,42 @@ long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd_long, unsigned long 
 	return r;
 }
 
+static bool in_dirty_ring(const struct kl_uvm *vm, uint64_t page)
+{
+	return page >= KVM_DIRTY_LOG_PAGE_OFFSET &&
+	       page - KVM_DIRTY_LOG_PAGE_OFFSET < vm->kvm.mem.dirty_ring_size / KL_PAGE_SIZE;
+}
+
 /*
- * KVM maps a vCPU's pages wherever it is asked to and lets what lies beyond them fault; the
- * memfd of KL_VCPU_MMAP_PAGES pages does the same. Page KL_COALESCED_PAGE belongs to the VM.
+ * KVM maps a vCPU's pages wherever it is asked to and lets what is none of them fault; a memfd does
+ * the same beyond its end. Page KL_COALESCED_PAGE belongs to the VM. So, as mappings go, do those
+ * between it and the dirty ring: they lie beyond the end of that file.
  */
 long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t off,
-		  int *overlay_fd, size_t *overlay_off)
+		  struct kl_overlay *o)
 {
-	const uint64_t ring = KL_COALESCED_PAGE * KL_PAGE_SIZE;
-	uint64_t start = (uint64_t)off;
+	const uint64_t first = KL_COALESCED_PAGE * KL_PAGE_SIZE;
+	uint64_t start = (uint64_t)off, last, page = start / KL_PAGE_SIZE;
+	uint64_t pages = (len + KL_PAGE_SIZE - 1) / KL_PAGE_SIZE;
+	struct kl_uvm *vm;
 
-	(void)flags;
 	if (obj->kind != KL_OBJ_VCPU)
 		return -ENODEV;
 	/* KVM's files live on a file system that is mounted noexec. */
 	if (prot & PROT_EXEC)
 		return -EPERM;
-	if (start > ring || ring - start >= len)
+	vm = kl_uvcpu(obj)->vm;
+	if (!(flags & MAP_SHARED) && pages &&
+	    (in_dirty_ring(vm, page) || in_dirty_ring(vm, page + pages - 1)))
+		return -EINVAL;
+	last = vm->kvm.mem.dirty_ring_size ? KVM_DIRTY_LOG_PAGE_OFFSET * KL_PAGE_SIZE
+					   : first + KL_PAGE_SIZE;
+	if (start >= last || (start <= first && first - start >= len))
 		return 0;
-	*overlay_fd = kl_uvcpu(obj)->vm->ring_fd;
-	*overlay_off = ring - start;
-	return (long)KL_PAGE_SIZE;
+	o->fd = vm->ring_fd;
+	o->at = start < first ? first - start : 0;
+	o->off = start < first ? 0 : (off_t)(start - first);
+	return (long)kl_min(last - start - o->at, pages * KL_PAGE_SIZE - o->at);
 }
 
 ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos)

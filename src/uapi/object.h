@@ -18,6 +18,7 @@
 #include <linux/kvm.h>
 
 #include "base/lock.h"
+#include "mem/dirty_ring.h"
 #include "mmu/iobus.h"
 #include "uapi/abi.h"
 #include "uapi/uapi.h"
@@ -55,7 +56,8 @@ struct kl_uvcpu {
 	struct kl_mutex lock;
 	unsigned id;
 	struct kl_vcpu *v;
-	struct kvm_run *run; /* page 0 of the descriptor; the program writes it at any time */
+	struct kvm_run *run;       /* page 0 of the descriptor; the program writes it at any time */
+	struct kl_dirty_ring ring; /* its entries are the descriptor's, too; NULL: none */
 	bool sigmask_set;
 	uint64_t sigmask; /* KVM_SET_SIGNAL_MASK */
 	struct kl_exit_counts counts;

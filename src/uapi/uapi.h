@@ -50,11 +50,16 @@ struct kl_object *kl_object_find(uint64_t dev, uint64_t ino);
 
 /*
  * mmap(2) of a descriptor: may this be mapped, and what must be mapped over it?
- * 0: map @fd itself as asked; > 0: that many bytes at *overlay_off within the request must be
- * mapped from descriptor *overlay_fd (offset 0) instead; -errno.
+ * 0: map @fd itself as asked; > 0: that many bytes at o->at within the request must be
+ * mapped from descriptor o->fd, offset o->off, instead; -errno.
  */
+struct kl_overlay {
+	int fd;
+	size_t at;
+	off_t off;
+};
 long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t off,
-		  int *overlay_fd, size_t *overlay_off);
+		  struct kl_overlay *o);
 
 /*
  * read(2)/pread(2): -EINVAL for everything but statistics. @pos NULL: the file position.

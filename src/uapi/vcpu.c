@@ -67,22 +67,39 @@ static void unreserve(struct kl_uvm *vm, struct kl_uvcpu *vc)
 	kl_mutex_unlock(&vm->kvm.lock);
 }
 
+#define RUN_SIZE    (KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE)
+#define RING_OFFSET (KVM_DIRTY_LOG_PAGE_OFFSET * KL_PAGE_SIZE)
+
+static long map_area(int fd, size_t size, off_t off)
+{
+	if (kl_failpoint("vcpu-run-map"))
+		return -ENOMEM;
+	return kl_sys(SYS_mmap, NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, off);
+}
+
 static int make_engine_vcpu(struct kl_uvm *vm, struct kl_uvcpu *vc, int fd)
 {
-	const size_t size = KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE;
-	long run = kl_failpoint("vcpu-run-map") ? -ENOMEM
-						: kl_sys(SYS_mmap, NULL, size,
-							 PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	size_t ring_size = vm->kvm.mem.dirty_ring_size;
+	long run = map_area(fd, RUN_SIZE, 0), ring = 0;
 	struct kl_vcpu *v;
-	int r;
+	int r = 0;
 
 	if (run < 0)
 		return (int)run;
-	r = kl_x86_vcpu_create(&vm->kvm, vc->id, &v);
+	if (ring_size) {
+		ring = map_area(fd, ring_size, RING_OFFSET);
+		r = ring < 0 ? (int)ring : 0;
+	}
+	if (!r)
+		r = kl_x86_vcpu_create(&vm->kvm, vc->id, &v);
 	if (r) {
-		kl_sys_unmap((void *)run, size);
+		kl_sys_unmap((void *)run, RUN_SIZE);
+		if (ring > 0)
+			kl_sys_unmap((void *)ring, ring_size);
 		return r;
 	}
+	if (ring_size)
+		kl_dirty_ring_init(&vc->ring, &v->core, (void *)ring);
 	v->pio_data = (uint8_t *)run + KL_PIO_PAGE * KL_PAGE_SIZE;
 	vc->run = (struct kvm_run *)run;
 	/* --stats looks at it as soon as it is there. */
@@ -95,6 +112,7 @@ static int make_engine_vcpu(struct kl_uvm *vm, struct kl_uvcpu *vc, int fd)
 int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id, struct kl_object **new_obj)
 {
 	struct kl_uvcpu *vc;
+	size_t ring_size;
 	char name[32];
 	int r, fd;
 
@@ -110,8 +128,9 @@ int kl_vm_create_vcpu(struct kl_uvm *vm, unsigned long id, struct kl_object **ne
 	if (r)
 		goto out_free;
 	snprintf(name, sizeof(name), "kvm-vcpu:%u", vc->id);
-	fd = kl_object_open(&vc->obj, KL_OBJ_VCPU, name, KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE,
-			    O_RDWR | O_CLOEXEC);
+	ring_size = vm->kvm.mem.dirty_ring_size; /* does not change while there are vCPUs */
+	fd = kl_object_open(&vc->obj, KL_OBJ_VCPU, name,
+			    ring_size ? RING_OFFSET + ring_size : RUN_SIZE, O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		r = fd;
 		goto out_unreserve;
@@ -137,7 +156,9 @@ out_free:
 void kl_uvcpu_free(struct kl_uvcpu *vc)
 {
 	kl_x86_vcpu_destroy(vc->v);
-	kl_sys_unmap(vc->run, KL_VCPU_MMAP_PAGES * KL_PAGE_SIZE);
+	kl_sys_unmap(vc->run, RUN_SIZE);
+	if (vc->ring.entries)
+		kl_sys_unmap(vc->ring.entries, vc->ring.size * sizeof(*vc->ring.entries));
 	kl_mutex_destroy(&vc->lock);
 	free(vc);
 }

@@ -12,7 +12,8 @@
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/notifier_gate.h"
-#include "mmu/dirty.h"
+#include "mem/dirty.h"
+#include "mem/dirty_ring.h"
 #include "pv/pv.h"
 #include "uapi/object.h"
 #include "x86/irqchip.h"
@@ -155,7 +156,8 @@ static long get_dirty_log(struct kl_uvm *vm, unsigned long arg)
 
 	if (kl_copy_from_user(&log, (void *)arg, sizeof(log)))
 		return -EFAULT;
-	return kl_dirty_log_get(&vm->kvm.mem, log.slot >> 16, log.slot & 0xffff, log.dirty_bitmap);
+	return kl_dirty_log_get(&vm->kvm.mem, log.slot >> 16, log.slot & 0xffff, log.dirty_bitmap,
+				vm->kvm.mem.manual_dirty_log);
 }
 
 static long clear_dirty_log(struct kl_uvm *vm, unsigned long arg)
@@ -318,8 +320,8 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 		return kl_vm_set_msr_filter(vm, arg);
 	case KVM_GET_STATS_FD:
 		return kl_stats_open(vm, NULL, new_obj);
-	case KVM_RESET_DIRTY_RINGS: /* no dirty rings */
-		return -EINVAL;
+	case KVM_RESET_DIRTY_RINGS:
+		return kl_dirty_rings_reset(&kvm->mem);
 	default:
 		return kl_vm_xen_ioctl(vm, cmd, arg);
 	}

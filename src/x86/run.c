@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "host/cpu.h"
 #include "host/sys.h"
+#include "mem/dirty_ring.h"
 #include "x86/access.h"
 #include "x86/block.h"
 #include "x86/debug.h"
@@ -233,7 +234,11 @@ static int left_to_exit(struct kl_vcpu *v)
 			kl_stat_own_add(&v->core.stats.signal_exits, 1);
 		if (v->pio_left)
 			v->pending = KL_PENDING_PIO_STRING;
-		return r;
+		if (r != -ENOBUFS)
+			return r;
+		/* Nor can the page be written before the ring has room. */
+		v->exit.reason = KVM_EXIT_DIRTY_RING_FULL;
+		return STEP_EXIT;
 	}
 	v->exit_pending = false;
 	if (v->pending == KL_PENDING_MMIO_READ) {
@@ -644,13 +649,26 @@ static int poll_requests(struct kl_vcpu *v)
 	return 0;
 }
 
-/* Sleep until the vCPU is runnable. 0 or -errno. */
+/* The program is asked to empty the dirty ring, and again until it does. */
+static bool ring_is_full(struct kl_vcpu *v)
+{
+	struct kl_dirty_ring *ring = atomic_load_explicit(&v->core.ring, memory_order_relaxed);
+
+	kl_vcpu_take_requests(&v->core, KL_REQ_RING_FULL);
+	if (!kl_dirty_ring_soft_full(ring))
+		return false;
+	v->exit.reason = KVM_EXIT_DIRTY_RING_FULL;
+	kl_vcpu_request(&v->core, KL_REQ_RING_FULL);
+	return true;
+}
+
+/* Sleep until the vCPU is runnable, or its ring is full. 0 or -errno. */
 static int block(struct kl_vcpu *v)
 {
 	for (;;) {
 		int r = poll_requests(v);
 
-		if (r)
+		if (r || (kl_vcpu_requests(&v->core) & KL_REQ_RING_FULL))
 			return r;
 		if (v->apic)
 			poll_apic(v);
@@ -672,7 +690,8 @@ void kl_x86_wait(struct kl_vcpu *v, const _Atomic bool *waiting)
 
 	set_mp_state(v, KVM_MP_STATE_HALTED);
 	for (;;) {
-		if ((kl_vcpu_requests(&v->core) & (KL_REQ_VM_DEAD | KL_REQ_PV)) ||
+		if ((kl_vcpu_requests(&v->core) &
+		     (KL_REQ_VM_DEAD | KL_REQ_PV | KL_REQ_RING_FULL)) ||
 		    signal_pending(v))
 			break;
 		/* First: what comes after the looks sets it again. */
@@ -701,7 +720,8 @@ static int block_uninitialized(struct kl_vcpu *v)
 		if (signal_pending(v))
 			return interrupted(v);
 		/* First: what comes after the look sets it again. */
-		kl_vcpu_take_requests(&v->core, KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_PV);
+		kl_vcpu_take_requests(&v->core,
+				      KL_REQ_EVENT | KL_REQ_UNHALT | KL_REQ_PV | KL_REQ_RING_FULL);
 		if (has_event(v) || kl_apic_has_init_or_sipi(v))
 			break;
 		racepoint("vcpu-uninitialized");
@@ -749,6 +769,8 @@ static int loop(struct kl_vcpu *v)
 			if (r != STEP_ON)
 				return r;
 		}
+		if (KL_UNLIKELY(kl_vcpu_requests(&v->core) & KL_REQ_RING_FULL) && ring_is_full(v))
+			return STEP_EXIT;
 		r = poll_requests(v);
 		if (KL_UNLIKELY(r))
 			return r;
@@ -767,6 +789,8 @@ static int loop(struct kl_vcpu *v)
 			r = block(v);
 			if (r)
 				return r;
+			if (mp_state(v) != KVM_MP_STATE_RUNNABLE)
+				continue;
 		}
 		if (KL_UNLIKELY(v->triple_fault_pending | v->shutdown))
 			return shutdown(v);
@@ -806,6 +830,8 @@ int kl_x86_run(struct kl_vcpu *v)
 			r = -EINTR;
 		if (r == STEP_ON) {
 			v->runnable_once = true;
+			if (KL_UNLIKELY(kl_dirty_left_over(c->vm)))
+				kl_dirty_rings_push_left_over(c->vm);
 			kl_pv_enter(v);
 			r = loop(v);
 			kl_pv_leave(v);

@@ -13,7 +13,7 @@
 
 #include "base/failpoint.h"
 #include "mem/gpc.h"
-#include "mmu/dirty.h"
+#include "mem/dirty.h"
 #include "unit/mmu_env.h"
 
 struct gpc_fixture {
@@ -671,7 +671,7 @@ static bool logged(struct gpc_fixture *g, unsigned page)
 {
 	uint64_t log = 0;
 
-	assert_int_equal(kl_dirty_log_get(&g->f.vm, 0, 0, &log), 0);
+	assert_int_equal(kl_dirty_log_get(&g->f.vm, 0, 0, &log, false), 0);
 	return log >> page & 1;
 }
 
@@ -772,7 +772,9 @@ static void bit_in_another_log(void **state)
 	void *p;
 
 	NEED_RACEPOINTS;
-	assert_int_equal(set(&g->f.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES * PG, g->f.ram), 0);
+	assert_int_equal(set(&g->f.vm, 0, 0, 0, 0, NULL), 0);
+	assert_int_equal(
+		set(&g->f.vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 2 * PG, 8 * PG, g->f.ram + 2 * PG), 0);
 	assert_int_equal(kl_gpc_activate(&g->a, 9 * PG, 8), 0);
 	empty_bracket(g->f.ram + 9 * PG, PG);
 	start_until(&c, "gpc-looked-up");
@@ -785,7 +787,7 @@ static void bit_in_another_log(void **state)
 	assert_int_equal(kl_gpc_lock(&g->a, 8, &p), 0);
 	assert_ptr_equal(p, g->f.ram + 9 * PG);
 	assert_true(kl_gpc_unlock(&g->a, true));
-	assert_int_equal(kl_dirty_log_get(&g->f.vm, 0, 1, &log), 0);
+	assert_int_equal(kl_dirty_log_get(&g->f.vm, 0, 1, &log, false), 0);
 	assert_int_equal(log, 1 << 1);
 }
 

@@ -13,7 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
-#include "mmu/dirty.h"
+#include "mem/dirty.h"
 
 /* A thread that does one thing; `done` when it has. */
 struct worker {
@@ -387,7 +387,7 @@ static void holder_never_waits(void **state)
 static int do_get_log(struct worker *w)
 {
 	w->val = 0;
-	return kl_dirty_log_get(&w->f->vm->vm, 0, 2, &w->val);
+	return kl_dirty_log_get(&w->f->vm->vm, 0, 2, &w->val, false);
 }
 
 static uint64_t dirty_log(struct fixture *f)

@@ -684,31 +684,33 @@ static void accessed_against_zap(void **state)
 	assert_int_equal(pages(f, 1), 1);
 }
 
-/* M7: write-protection and an upgrade keep the accessed bit; a racing one is not lost. */
+/* M7: an upgrade keeps the accessed bit; a racing one is not lost. */
 static void accessed_is_kept(void **state)
 {
 	struct fixture *f = *state;
-	struct kl_notifier_range r = range_of(f->ram, PG);
-	struct faulter t = {f, 0, KL_ACC_READ, -1};
+	struct kl_notifier_range r = range_of(f->ram, PG), r2 = range_of(f->ram + PG, PG);
+	struct faulter t = {f, PG, KL_ACC_READ, -1};
 	pthread_t vcpu;
 
+	/* Pages that were never written map read-only at first. */
 	fault_ok(f, 0, KL_ACC_READ);
+	assert_false(mapped(f, 0, KL_ACC_WRITE));
 	assert_int_equal(kl_mmu_fault(&f->vcpu, 0, KL_ACC_WRITE), KL_FAULT_MAPPED);
 	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
-	assert_int_equal(set(&f->vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES * PG, f->ram), 0);
-	assert_false(mapped(f, 0, KL_ACC_WRITE));
-	assert_int_equal(kl_mmu_age(&f->vm, &r, true), 1);
+	assert_true(mapped(f, 0, KL_ACC_WRITE));
 	NEED_RACEPOINTS;
+	fault_ok(f, PG, KL_ACC_READ);
+	assert_int_equal(kl_mmu_age(&f->vm, &r2, true), 1);
 	kl_racepoint_arm("lookup-spte", 1);
 	pthread_create(&vcpu, NULL, lookup_thread, &t);
 	assert_true(kl_racepoint_wait("lookup-spte", TIMEOUT));
 	/* Upgraded between the vCPU's look and its update. */
-	assert_int_equal(kl_mmu_fault(&(struct kl_vcpu_core){.vm = &f->vm}, 0, KL_ACC_WRITE),
+	assert_int_equal(kl_mmu_fault(&(struct kl_vcpu_core){.vm = &f->vm}, PG, KL_ACC_WRITE),
 			 KL_FAULT_MAPPED);
 	kl_racepoint_release("lookup-spte");
 	pthread_join(vcpu, NULL);
-	assert_true(mapped(f, 0, KL_ACC_WRITE));
-	assert_int_equal(kl_mmu_age(&f->vm, &r, false), 1);
+	assert_int_equal(kl_mmu_age(&f->vm, &r2, false), 1);
+	assert_true(mapped(f, PG, KL_ACC_WRITE));
 }
 
 /* ---- edges of docs/memory-model.md -------------------------------------------------- */

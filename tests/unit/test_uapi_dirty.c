@@ -370,6 +370,79 @@ static void clear_some(void **state)
 	munmap(half, 2 * PAGE);
 }
 
+static long enable_manual(uint64_t flags)
+{
+	struct kvm_enable_cap cap = {.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = {flags}};
+
+	return dev_ioctl_p(&g.vm, KVM_ENABLE_CAP, &cap);
+}
+
+#define MANUAL KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+#define ALL    KVM_DIRTY_LOG_INITIALLY_SET
+
+/* D1: manual protection: reading leaves the log as it is, clearing takes what it names. */
+static void manual_protection(void **state)
+{
+	struct bits b;
+
+	(void)state;
+	assert_int_equal(dev_ioctl(&g.vm, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+			 MANUAL | ALL);
+	assert_int_equal(enable_manual(ALL), -EINVAL);
+	assert_int_equal(enable_manual(4), -EINVAL);
+	assert_int_equal(enable_manual(MANUAL | 4), -EINVAL);
+	assert_int_equal(enable_manual(MANUAL), 0);
+	long_mode();
+	run_snippet(cross_8);
+	assert_log(3 << 5);
+	assert_log(3 << 5);
+	assert_int_equal(get_log(SLOT_1, NULL), -EFAULT);
+	memset(&b, 0, sizeof(b));
+	b.w[0] = 1 << 6;
+	assert_int_equal(clear_log(SLOT_1, 0, 64, &b), 0);
+	assert_log(1 << 5);
+	/* What was not cleared need not be written again to be there. */
+	run_snippet(stack_call);
+	assert_log(3 << 5);
+	memset(&b, 0xff, sizeof(b));
+	assert_int_equal(clear_log(SLOT_1, 0, PAGES, &b), 0);
+	assert_log(0);
+	run_snippet(store_1);
+	assert_log(1 << 5);
+	/* And off again: reading takes the bits. */
+	assert_int_equal(enable_manual(0), 0);
+	assert_log(1 << 5);
+	assert_log(0);
+}
+
+/* D1: all pages of a log that begins are in it; a log that there is stays what it is. */
+static void initially_set(void **state)
+{
+	struct bits b;
+
+	(void)state;
+	assert_int_equal(enable_manual(MANUAL | ALL), 0);
+	assert_log(0);
+	log_flag(false);
+	log_flag(true);
+	for (int i = 0; i < 2; i++) {
+		b = harvest();
+		for (unsigned p = 0; p < PAGES; p++)
+			assert_true(is_dirty(&b, p));
+	}
+	b.w[0] &= ~(1ull << 7);
+	assert_int_equal(clear_log(SLOT_1, 0, PAGES, &b), 0);
+	assert_log(1 << 7);
+	long_mode();
+	run_snippet(store_1);
+	assert_log(5 << 5);
+	/* So is that of a slot that is new. */
+	assert_int_equal(set_slot(&g, SLOT_1, 0, 0, 0, mem), 0);
+	log_flag(true);
+	b = harvest();
+	assert_true(is_dirty(&b, 0) && is_dirty(&b, PAGES - 1));
+}
+
 /* D1, S2: the log goes with its slot when that is moved, and is new with a new one. */
 static void slot_changes(void **state)
 {
@@ -560,11 +633,10 @@ static void toggled_while_running(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(errors),           T(stores),
-		T(completed_stores), T(page_table_bits),
-		T(once_per_read),    T(clear_errors),
-		T(clear_some),       T(slot_changes),
-		T(nothing_is_lost),  T(toggled_while_running),
+		T(errors),          T(stores),          T(completed_stores),
+		T(page_table_bits), T(once_per_read),   T(clear_errors),
+		T(clear_some),      T(slot_changes),    T(manual_protection),
+		T(initially_set),   T(nothing_is_lost), T(toggled_while_running),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

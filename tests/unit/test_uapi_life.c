@@ -213,24 +213,22 @@ static void mmap_rules(void **state)
 {
 	struct dev kvm = open_kvm(), vm = make_vm(&kvm), vcpu = make_vcpu(&vm, 0);
 	const int rw = PROT_READ | PROT_WRITE;
-	size_t off = 99;
-	int fd = -1;
+	struct kl_overlay o = {.fd = -1, .at = 99};
 
 	(void)state;
-	assert_int_equal(kl_uapi_mmap(kvm.obj, 4096, rw, MAP_SHARED, 0, &fd, &off), -ENODEV);
-	assert_int_equal(kl_uapi_mmap(vm.obj, 4096, rw, MAP_SHARED, 0, &fd, &off), -ENODEV);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 4096, rw | PROT_EXEC, MAP_SHARED, 0, &fd, &off),
-			 -EPERM);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 4096, rw, MAP_SHARED, 0, &fd, &off), 0);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 8192, rw, MAP_PRIVATE, 0, &fd, &off), 0);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 4096, rw, MAP_SHARED, 3 * 4096, &fd, &off), 0);
-	assert_int_equal(fd, -1);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 8193, rw, MAP_SHARED, 0, &fd, &off), 4096);
-	assert_int_equal(off, 8192);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 40960, rw, MAP_SHARED, 4096, &fd, &off), 4096);
-	assert_int_equal(off, 4096);
-	assert_int_equal(kl_uapi_mmap(vcpu.obj, 1, rw, MAP_SHARED, 8192, &fd, &off), 4096);
-	assert_int_equal(off, 0);
+	assert_int_equal(kl_uapi_mmap(kvm.obj, 4096, rw, MAP_SHARED, 0, &o), -ENODEV);
+	assert_int_equal(kl_uapi_mmap(vm.obj, 4096, rw, MAP_SHARED, 0, &o), -ENODEV);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 4096, rw | PROT_EXEC, MAP_SHARED, 0, &o), -EPERM);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 4096, rw, MAP_SHARED, 0, &o), 0);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 8192, rw, MAP_PRIVATE, 0, &o), 0);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 4096, rw, MAP_SHARED, 3 * 4096, &o), 0);
+	assert_int_equal(o.fd, -1);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 8193, rw, MAP_SHARED, 0, &o), 4096);
+	assert_int_equal(o.at, 8192);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 40960, rw, MAP_SHARED, 4096, &o), 4096);
+	assert_int_equal(o.at, 4096);
+	assert_int_equal(kl_uapi_mmap(vcpu.obj, 1, rw, MAP_SHARED, 8192, &o), 4096);
+	assert_int_equal(o.at, 0);
 	dev_close(&vcpu);
 	dev_close(&vm);
 	dev_close(&kvm);

@@ -110,26 +110,34 @@ static inline struct dev make_vcpu(struct dev *vm, unsigned long id)
 	return make(vm, KVM_CREATE_VCPU, id);
 }
 
-/* mmap of a vCPU descriptor, with what kl_uapi_mmap() wants over it. */
+/* mmap of a vCPU descriptor, with what kl_uapi_mmap() wants over it. MAP_FAILED, or where it is. */
+static inline void *map_vcpu(struct dev *vcpu, size_t len, int prot, int flags, off_t off)
+{
+	struct kl_overlay o;
+	long n = 0;
+	char *p;
+
+	if (vcpu->obj) {
+		kl_engine_enter();
+		n = kl_uapi_mmap(vcpu->obj, len, prot, flags, off, &o);
+		kl_engine_leave();
+	}
+	if (n < 0) {
+		errno = (int)-n;
+		return MAP_FAILED;
+	}
+	p = mmap(NULL, len, prot, flags, vcpu->fd, off);
+	if (n && p != MAP_FAILED)
+		assert_true(mmap(p + o.at, (size_t)n, prot, flags | MAP_FIXED, o.fd, o.off) !=
+			    MAP_FAILED);
+	return p;
+}
+
 static inline void *map_run(struct dev *vcpu)
 {
-	char *p = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+	void *p = map_vcpu(vcpu, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, 0);
 
 	assert_true(p != MAP_FAILED);
-	if (vcpu->obj) {
-		size_t off;
-		int fd;
-		long n;
-
-		kl_engine_enter();
-		n = kl_uapi_mmap(vcpu->obj, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, 0, &fd,
-				 &off);
-		kl_engine_leave();
-		assert_int_equal(n, KL_PAGE_SIZE);
-		assert_int_equal(off, KL_COALESCED_PAGE * KL_PAGE_SIZE);
-		assert_true(mmap(p + off, (size_t)n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-				 fd, 0) != MAP_FAILED);
-	}
 	return p;
 }
 

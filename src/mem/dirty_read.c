@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Reading and clearing a dirty log (D1).
+ *
+ * Locks: slots_lock (rank SLOTS) throughout, so that the slot stays; as in KVM, a program must not
+ * make the copy wait for a change of slots.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/racepoint.h"
+#include "host/guard.h"
+#include "mem/dirty.h"
+
+#define CHUNK_LINES 64 /* of one word of `lines` */
+#define CHUNK_WORDS (CHUNK_LINES * KL_DIRTY_LINE_WORDS)
+
+static uint64_t nr_words(const struct kl_dirty_log *log)
+{
+	return (log->npages + 63) / 64;
+}
+
+static uint64_t nr_chunks(const struct kl_dirty_log *log)
+{
+	return (nr_words(log) + CHUNK_WORDS - 1) / CHUNK_WORDS;
+}
+
+static bool is_clean(const struct kl_dirty_log *log, const struct kl_dirty_half *half)
+{
+	for (uint64_t i = 0; i < nr_chunks(log); i++)
+		if (atomic_load_explicit(&half->lines[i], memory_order_acquire))
+			return false;
+	return true;
+}
+
+/* A chunk to the program: as the words are, or, if it has no @lines, as zeros. */
+static int copy_chunk(const struct kl_dirty_log *log, const struct kl_dirty_half *half, uint64_t i,
+		      uint64_t lines, char *bitmap)
+{
+	static const uint64_t zeros[CHUNK_WORDS];
+	uint64_t at = i * CHUNK_WORDS;
+	size_t n = kl_min((uint64_t)CHUNK_WORDS, nr_words(log) - at) * sizeof(uint64_t);
+	const void *from = lines ? (const void *)&half->words[at] : zeros;
+
+	return kl_copy_to_user(bitmap + at * sizeof(uint64_t), from, n);
+}
+
+#define for_each_line(line, i, lines)                                                           \
+	for (uint64_t left_ = (lines), line;                                                    \
+	     left_ ? (line = (i)*CHUNK_LINES + (unsigned)__builtin_ctzll(left_), true) : false; \
+	     left_ &= left_ - 1)
+
+/* The old half is ours: who marks in it comes too late, knows it, and marks again. */
+static void wipe_chunk(struct kl_dirty_half *half, uint64_t i, uint64_t lines)
+{
+	for_each_line(line, i, lines) for (unsigned w = 0; w < KL_DIRTY_LINE_WORDS; w++)
+		atomic_store_explicit(&half->words[line * KL_DIRTY_LINE_WORDS + w], 0,
+				      memory_order_relaxed);
+}
+
+/* What the program did not get stays dirty. */
+static void put_back(struct kl_dirty_log *log, struct kl_dirty_half *half, uint64_t i,
+		     uint64_t lines)
+{
+	for_each_line(line, i, lines) for (uint64_t w = line * KL_DIRTY_LINE_WORDS;
+					   w < (line + 1) * KL_DIRTY_LINE_WORDS; w++)
+	{
+		uint64_t left = atomic_load_explicit(&half->words[w], memory_order_relaxed);
+
+		for (; left; left &= left - 1)
+			kl_dirty_mark_half(log, w * 64 + (unsigned)__builtin_ctzll(left));
+	}
+}
+
+/* Read, and leave as it is: of chunk @i, from the current half. */
+static int keep_all(const struct kl_dirty_log *log, const struct kl_dirty_half *half, char *bitmap)
+{
+	int r = 0;
+
+	for (uint64_t i = 0; i < nr_chunks(log) && !r; i++)
+		r = copy_chunk(log, half, i,
+			       atomic_load_explicit(&half->lines[i], memory_order_acquire), bitmap);
+	return r;
+}
+
+static int take_all(struct kl_vm *vm, struct kl_dirty_log *log, char *bitmap)
+{
+	uint64_t seq = atomic_load_explicit(&log->seq, memory_order_relaxed);
+	struct kl_dirty_half *half = &log->half[seq & 1];
+	int r = 0;
+
+	if (is_clean(log, half))
+		return keep_all(log, half, bitmap); /* nobody may write without marking */
+	atomic_store(&log->seq, seq + 1);           /* PAIR(vcpu-mode) PAIR(dirty-seq) */
+	racepoint("dirty-swapped");
+	(void)kl_vcpus_flush(vm, true);
+	racepoint("dirty-flushed");
+	for (uint64_t i = 0; i < nr_chunks(log); i++) {
+		/* The lines before the words, so that no word is left without its line. */
+		uint64_t lines =
+			atomic_load_explicit(&half->lines[i], memory_order_relaxed)
+				? atomic_exchange_explicit(&half->lines[i], 0, memory_order_acquire)
+				: 0;
+
+		if (!r)
+			r = copy_chunk(log, half, i, lines, bitmap);
+		if (r)
+			put_back(log, half, i, lines);
+		wipe_chunk(half, i, lines);
+	}
+	return r;
+}
+
+/* 0 and the slot's log; the errors that get and clear have in common. Context: slots_lock. */
+static int find(struct kl_vm *vm, unsigned as, unsigned id, struct kl_dirty_log **log)
+{
+	const struct kl_memslot *slot = vm->slot_by_id[as][id];
+
+	if (!slot || !slot->log)
+		return -ENOENT;
+	*log = slot->log;
+	return 0;
+}
+
+static int check_args(struct kl_vm *vm, unsigned as, unsigned id)
+{
+	if (vm->dirty_ring_size && !vm->dirty_ring_with_bitmap)
+		return -ENXIO;
+	return as >= KL_NR_AS || id >= KL_USER_MEM_SLOTS ? -EINVAL : 0;
+}
+
+int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap, bool keep)
+{
+	struct kl_dirty_log *log;
+	int r = check_args(vm, as, id);
+
+	if (r)
+		return r;
+	kl_mutex_lock(&vm->slots_lock);
+	r = find(vm, as, id, &log);
+	if (!r)
+		r = keep ? keep_all(log, &log->half[log->seq & 1], bitmap)
+			 : take_all(vm, log, bitmap);
+	kl_mutex_unlock(&vm->slots_lock);
+	return r;
+}
+
+/* True if something was marked. @mask: of words [@first, @last). */
+static bool clear_line(struct kl_dirty_half *half, uint64_t line, uint64_t first, uint64_t last,
+		       const uint64_t *mask)
+{
+	_Atomic uint64_t *lines = &half->lines[line / 64];
+	uint64_t begin = line * KL_DIRTY_LINE_WORDS, left = 0;
+	bool any = false;
+
+	/* Before the words: who marks one of them now sets it again. */
+	atomic_fetch_and(lines, ~(1ull << line % 64));
+	for (uint64_t w = begin; w < begin + KL_DIRTY_LINE_WORDS; w++) {
+		uint64_t now = atomic_load(&half->words[w]), take;
+
+		take = w >= first && w < last ? now & mask[w - first] : 0;
+		if (take) {
+			now = atomic_fetch_and(&half->words[w], ~take) & ~take;
+			any = true;
+		}
+		left |= now;
+	}
+	racepoint("dirty-line-read");
+	if (left)
+		atomic_fetch_or(lines, 1ull << line % 64);
+	return any;
+}
+
+static int clear_locked(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t first_page,
+			uint64_t num_pages, const void *bitmap)
+{
+	struct kl_dirty_half *half = &log->half[log->seq & 1];
+	uint64_t first = first_page / 64, last = first + (num_pages + 63) / 64;
+	bool any = false;
+	uint64_t chunk;
+
+	if (first_page > log->npages || num_pages > log->npages - first_page ||
+	    ((num_pages & 63) && num_pages != log->npages - first_page))
+		return -EINVAL;
+	if (!num_pages)
+		return 0;
+	if (kl_copy_from_user(log->scratch, bitmap, (last - first) * sizeof(uint64_t)))
+		return -EFAULT;
+	for (chunk = first / CHUNK_WORDS; chunk * CHUNK_WORDS < last; chunk++) {
+		uint64_t lines = atomic_load_explicit(&half->lines[chunk], memory_order_acquire);
+
+		for_each_line(line, chunk, lines) if (line * KL_DIRTY_LINE_WORDS < last &&
+						      (line + 1) * KL_DIRTY_LINE_WORDS > first)
+			any |= clear_line(half, line, first, last, log->scratch);
+	}
+	racepoint("dirty-cleared");
+	if (any)
+		(void)kl_vcpus_flush(vm, true);
+	return 0;
+}
+
+int kl_dirty_log_clear(struct kl_vm *vm, unsigned as, unsigned id, uint64_t first_page,
+		       uint64_t num_pages, const void *bitmap)
+{
+	struct kl_dirty_log *log;
+	int r = check_args(vm, as, id);
+
+	if (!r && (first_page & 63))
+		r = -EINVAL;
+	if (r)
+		return r;
+	kl_mutex_lock(&vm->slots_lock);
+	r = find(vm, as, id, &log);
+	if (!r)
+		r = clear_locked(vm, log, first_page, num_pages, bitmap);
+	kl_mutex_unlock(&vm->slots_lock);
+	return r;
+}
