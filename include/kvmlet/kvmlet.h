@@ -10,6 +10,7 @@
 #include <kvmlet/gpc.h>
 #include <kvmlet/memslot.h>
 #include <kvmlet/notifier.h>
+#include <kvmlet/track.h>
 #include <kvmlet/types.h>
 #include <kvmlet/vm.h>
 

@@ -43,6 +43,7 @@ struct kl_thread {
 	bool unblocked;               /* kl_guard_unblock() was called */
 	bool interruptible;           /* kl_host_populate() gives up for a signal (G14) */
 	int brackets;                 /* notifier brackets that this thread has open (S7) */
+	int reports;                  /* it tells trackers of something (mmu/track.h) */
 };
 
 extern KL_TLS struct kl_thread kl_self;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 
 #include "base/failpoint.h"
@@ -255,6 +256,11 @@ static void wait_for_brackets(uint64_t hva)
 static void wait_for_slots(struct kl_vm *vm)
 {
 	racepoint("gpc-waits-for-slots");
+	/* The change may be waiting for this thread; by then the sets have settled. */
+	if (kl_self.reports) {
+		sched_yield();
+		return;
+	}
 	kl_mutex_lock(&vm->slots_lock);
 	kl_mutex_unlock(&vm->slots_lock);
 }
@@ -293,7 +299,7 @@ int kl_gpc_refresh(struct kl_gpc *c, size_t len)
 
 /* ---- activation ---------------------------------------------------------------------------- */
 
-static int activate_locked(struct kl_gpc *c, bool hva_based, uint64_t addr)
+static int activate_locked(struct kl_gpc *c, bool hva_based, uint64_t addr, size_t len)
 {
 	struct lookup l;
 
@@ -305,6 +311,7 @@ static int activate_locked(struct kl_gpc *c, bool hva_based, uint64_t addr)
 		make_inactive(c);
 	c->hva_based = hva_based;
 	c->addr = addr;
+	atomic_store_explicit(&c->area, len, memory_order_relaxed);
 	l = look_up(c);
 	racepoint("gpc-activate-looked-up");
 	if (page_of(l.hva)) {
@@ -326,7 +333,7 @@ static int activate(struct kl_gpc *c, bool hva_based, uint64_t addr, size_t len)
 	if (!fits(addr, len))
 		return -EINVAL;
 	lock_cache(c);
-	r = activate_locked(c, hva_based, addr);
+	r = activate_locked(c, hva_based, addr, len);
 	kl_mutex_unlock(&c->lock);
 	if (r)
 		return r;
@@ -389,12 +396,40 @@ bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p
 	return *p;
 }
 
+void kl_gpc_enlarge_area(struct kl_gpc *c, size_t len)
+{
+	size_t old = atomic_load_explicit(&c->area, memory_order_relaxed);
+
+	while (old < len && !atomic_compare_exchange_weak(&c->area, &old, len))
+		;
+}
+
+/* Written, and some page of the VM is tracked (T1). */
+static KL_NOINLINE void leave_and_report(struct kl_gpc *c)
+{
+	uint64_t khva = atomic_load_explicit(&c->khva, memory_order_relaxed);
+	struct kl_track_copy copy;
+	bool tracked = kl_track_cache_begin(c->vm, c->as_id,
+					    atomic_load_explicit(&c->addr, memory_order_relaxed),
+					    (void *)(uintptr_t)khva, atomic_load(&c->area), &copy);
+	struct kl_vm *vm = c->vm; /* who destroys the cache waits for its holders only */
+
+	kl_bias_leave(kl_bias_self, &c->bias);
+	if (tracked)
+		kl_track_cache_report(vm, &copy);
+}
+
 bool kl_gpc_unlock_one(struct kl_gpc *c, bool written)
 {
 	if (!kl_bias_reads(kl_bias_self, &c->bias))
 		return false;
-	if (written)
+	if (written) {
 		kl_gpc_mark_dirty(c);
+		if (!c->hva_based && atomic_load(&c->vm->tracked_pages)) {
+			leave_and_report(c);
+			return true;
+		}
+	}
 	return kl_bias_leave(kl_bias_self, &c->bias);
 }
 
@@ -513,12 +548,12 @@ void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
 }
 
 /*
- * No tag is current, so whom it waits for was there before. It marks nothing as drained: a refresh
- * that had looked the slot up before may open the cache meanwhile, with a tag that is old.
+ * Close the caches that follow slots and lie over host memory [@start, @end), and wait for who
+ * holds them. It marks nothing as drained: a refresh may open the cache meanwhile.
  */
-void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
+static void close_caches(struct kl_vm *vm, uint64_t start, uint64_t end)
 {
-	uint64_t start = slot->hva, end = slot->hva + (slot->npages << KL_PAGE_SHIFT), now, n = 0;
+	uint64_t now, n = 0;
 	int token = kl_srcu_read_lock(&vm->srcu);
 	struct kl_gpc_walk w;
 	bool wait = false;
@@ -539,6 +574,21 @@ void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 	kl_srcu_read_unlock(&vm->srcu, token);
 	if (n)
 		kl_stat_add(&vm->stats.gpc_invalidations, n);
+}
+
+/*
+ * No tag is current, so whom it waits for was there before; a cache that is opened meanwhile, by a
+ * refresh that had looked the slot up before, has a tag that is old.
+ */
+void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
+{
+	close_caches(vm, slot->hva, slot->hva + (slot->npages << KL_PAGE_SHIFT));
+}
+
+/* Who holds a cache that is opened meanwhile finds vm->tracked_pages set when he leaves. */
+void kl_gpc_close_page(struct kl_vm *vm, uint64_t hva)
+{
+	close_caches(vm, hva, hva + KL_PAGE_SIZE);
 }
 
 void kl_gpc_close_all(struct kl_vm *vm)

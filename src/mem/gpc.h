@@ -50,6 +50,7 @@ struct kl_gpc {
 	_Atomic uint64_t generation;               /* ... and the tag; hva-based: the same word */
 	_Atomic(struct kl_dirty_log *) log;        /* of the slot, or NULL (G13) */
 	uint64_t log_index;
+	_Atomic size_t area; /* the most bytes that were ever locked here: what is reported (T1) */
 	struct kl_gpcs *gpcs;
 	struct kl_vm *vm; /* with as_id: the immutable owner */
 
@@ -98,6 +99,8 @@ KL_INLINE bool kl_gpc_check(const struct kl_gpc *c, size_t len)
 	       len - 1 < KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK);
 }
 
+void kl_gpc_enlarge_area(struct kl_gpc *c, size_t len);
+
 /*
  * Of a cache that the thread has published and found open, its pointer; NULL: not for @len bytes,
  * or its tag is old, or memory that went without an event is found here, and not by the holder
@@ -114,6 +117,8 @@ KL_INLINE void *kl_gpc_pointer(struct kl_gpc *c, struct kl_bias_thread *t, size_
 		    len - 1 >= KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK) ||
 		    !kl_guard_probe((void *)(uintptr_t)khva)))
 		return NULL;
+	if (KL_UNLIKELY(len > atomic_load_explicit(&c->area, memory_order_relaxed)))
+		kl_gpc_enlarge_area(c, len);
 	kl_stat_own_add(&c->gpcs->counter[t->index].hits, 1);
 	return (void *)(uintptr_t)khva;
 }
@@ -155,7 +160,8 @@ KL_INLINE void kl_gpc_mark_dirty(struct kl_gpc *c)
 
 bool kl_gpc_unlock_one(struct kl_gpc *c, bool written);
 
-/* @written: the area, since it was locked. The usual case only; else false, and it is held still.
+/*
+ * @written: the area, since it was locked. The usual case only; else false, and it is held still.
  */
 KL_INLINE bool kl_gpc_unlock_fast(struct kl_gpc *c, bool written)
 {
@@ -163,8 +169,12 @@ KL_INLINE bool kl_gpc_unlock_fast(struct kl_gpc *c, bool written)
 
 	if (KL_UNLIKELY(!t || kl_bias_first(t) != &c->bias))
 		return false;
-	if (written)
+	if (written) {
+		/* It is held still: kl_gpc_close_page() waits, if this looked too early. */
+		if (KL_UNLIKELY(atomic_load(&c->vm->tracked_pages)))
+			return false;
 		kl_gpc_mark_dirty(c);
+	}
 	kl_bias_leave_first(t);
 	return true;
 }

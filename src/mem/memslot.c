@@ -150,6 +150,7 @@ enum change { CREATE, DELETE, MOVE, FLAGS_ONLY };
 static int install(struct kl_vm *vm, unsigned as, enum change change, const struct kl_memslot *old,
 		   const struct kl_memslot *slot)
 {
+	struct kl_track_counts *counts = NULL;
 	struct kl_memslot *invalid = NULL;
 
 	/* Prepare: what can fail. */
@@ -165,6 +166,7 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 		publish(vm, as, old, invalid);
 		racepoint("memslot-invalid");
 		kl_mmu_zap_slot(vm, old);
+		counts = kl_track_detach(vm, old);
 		publish(vm, as, invalid, slot);
 	} else {
 		publish(vm, as, old, slot);
@@ -173,6 +175,8 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 	if (slot && slot->log && !(old && old->log))
 		(void)kl_vcpus_flush(vm, true);
 	vm->slot_by_id[as][old ? old->id : slot->id] = slot;
+	if (invalid)
+		kl_track_slot_gone(vm, old, counts);
 	free(invalid);
 	if (old && old->log && !(slot && slot->log))
 		kl_dirty_log_free(vm, old->log);
@@ -222,6 +226,8 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 	}
 	if (change != FLAGS_ONLY && overlaps(now, base, npages, old))
 		return -EEXIST;
+	if (change == MOVE && kl_track_forbids_move(vm))
+		return -EINVAL;
 	if (change != FLAGS_ONLY && base + npages - 1 > KL_MAX_GFN)
 		return -EINVAL;
 	if (change == CREATE && now->by_gfn.n >= KL_USER_MEM_SLOTS)
@@ -280,8 +286,8 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	if (r->memory_size >> KL_PAGE_SHIFT > KL_MEM_MAX_PAGES)
 		return -EINVAL;
 
-	/* Inside one's own bracket an update could only wait for itself. */
-	if (kl_self.brackets)
+	/* Inside one's own bracket, or told of a write, an update could only wait for itself. */
+	if (kl_self.brackets || kl_self.reports)
 		return -EDEADLK;
 	/* Before a vCPU can use the memory, so that no event is missed. */
 	if (kl_uffd_source_on() && r->memory_size)

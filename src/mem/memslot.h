@@ -98,8 +98,8 @@ KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
 /*
  * KVM_SET_USER_MEMORY_REGION(2) [api.rst 4.35]: create, delete, move or change the flags of
  * a slot, from a caller's unchecked structure.
- * Context: may sleep; not inside a notifier bracket of this thread.
- * Returns: 0; -EINVAL; -EEXIST; -ENOMEM; -EDEADLK inside a bracket of this thread. After any error
+ * Context: may sleep; not inside a notifier bracket or a tracker's callback of this thread.
+ * Returns: 0; -EINVAL; -EEXIST; -ENOMEM; -EDEADLK inside one of those. After any error
  * the set is as it was (S2).
  */
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r) KL_MUST_CHECK;

@@ -5,7 +5,7 @@
  *
  *   1. gpc    the gfn->pfn caches (mem/gpc.c)
  *   2. mmu    stage 2
- *   3. track  (to come with page tracking)
+ *   3. track  who watches writes to guest pages (mmu/track.c)
  */
 #pragma once
 
@@ -16,6 +16,7 @@
 struct kl_vm;
 struct kl_memslot;
 struct kl_notifier_range;
+struct kl_track_counts;
 
 /*
  * gpc: the host memory of @r is being invalidated (N2). begin() makes the caches over it invalid
@@ -31,6 +32,12 @@ void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r);
  * wait for who holds a pointer that came from it (S8).
  */
 void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
+
+/*
+ * gpc: writes to the page at @hva are reported from now on. Who holds a cache there from before has
+ * left it when this returns. Context: as a refresh of the caches.
+ */
+void kl_gpc_close_page(struct kl_vm *vm, uint64_t hva);
 
 /* mmu: birth and death with the VM. 0 or -ENOMEM. */
 int kl_mmu_create(struct kl_vm *vm) KL_MUST_CHECK;
@@ -57,3 +64,34 @@ int kl_mmu_age(struct kl_vm *vm, const struct kl_notifier_range *r, bool clear);
 
 /* mmu: the MMIO generation wrapped (S6). */
 void kl_mmu_zap_mmio(struct kl_vm *vm);
+
+/* track: birth (-ENOMEM) and death with the VM; to die, it need not have been born. */
+int kl_track_create(struct kl_vm *vm) KL_MUST_CHECK;
+void kl_track_destroy(struct kl_vm *vm);
+/* track: is somebody there whom a MOVE would mislead (S8, T6)? Context: slots_lock. */
+bool kl_track_forbids_move(struct kl_vm *vm);
+/*
+ * track: @slot is marked invalid in the published set, readers have left, stage 2 is zapped: nobody
+ * adds to its counts. Takes them away.
+ */
+struct kl_track_counts *kl_track_detach(struct kl_vm *vm, const struct kl_memslot *slot);
+/*
+ * track: @slot is in no set any more, and nothing can fail: its @counts are freed, and trackers are
+ * told, after all writes to it were reported (T5). Context: slots_lock.
+ */
+void kl_track_slot_gone(struct kl_vm *vm, const struct kl_memslot *slot,
+			struct kl_track_counts *counts);
+/*
+ * track: a holder of a cache that is about to leave it has written @len bytes at @khva, which is
+ * @gpa. Between begin and report he leaves. False: nobody is interested.
+ */
+struct kl_track_copy {
+	int token;
+	unsigned as;
+	kl_gpa_t gpa;
+	size_t len;
+	uint8_t bytes[KL_PAGE_SIZE];
+};
+bool kl_track_cache_begin(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, const void *khva, size_t len,
+			  struct kl_track_copy *copy);
+void kl_track_cache_report(struct kl_vm *vm, const struct kl_track_copy *copy);

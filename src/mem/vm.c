@@ -31,8 +31,11 @@ int kl_vm_init(struct kl_vm *vm)
 	vm->serial = atomic_fetch_add(&next_serial, 1);
 	r = kl_memslots_init(vm);
 	if (!r)
+		r = kl_track_create(vm);
+	if (!r)
 		r = kl_mmu_create(vm);
 	if (r) {
+		kl_track_destroy(vm);
 		kl_memslots_destroy(vm);
 		return r;
 	}
@@ -47,6 +50,7 @@ void kl_vm_destroy(struct kl_vm *vm)
 		kl_uffd_source_vm_gone(vm);
 	kl_gpcs_destroy(vm);
 	kl_mmu_destroy(vm);
+	kl_track_destroy(vm);
 	kl_memslots_destroy(vm);
 	kl_srcu_destroy(&vm->srcu);
 	kl_mutex_destroy(&vm->vcpus_lock);

@@ -15,6 +15,7 @@
 
 struct kl_mmu;
 struct kl_gpcs;
+struct kl_track;
 
 struct kl_vm {
 	/* Memslots. */
@@ -51,6 +52,8 @@ struct kl_vm {
 
 	_Atomic(struct kl_gpcs *) gpcs; /* mem/gpc_index.h; NULL until there is a cache */
 	struct kl_mmu *mmu;             /* mmu/ */
+	struct kl_track *track;         /* mmu/track.h */
+	_Atomic uint64_t tracked_pages; /* gfns whose writes are reported */
 
 	_Atomic bool dead; /* internal error: every later call is -EIO */
 	struct kl_vm_stats stats;

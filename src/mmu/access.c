@@ -15,6 +15,7 @@
 #include "mmu/accessor.h"
 #include "mmu/api.h"
 #include "mmu/mmu.h"
+#include "mmu/track.h"
 
 struct copy {
 	struct kl_vm *vm;
@@ -24,6 +25,10 @@ struct copy {
 	uint8_t *buf;
 	size_t len;
 	size_t done; /* whole pieces; in memory, so that it survives the guard */
+	/* The last piece went to a tracked page: a report (mmu/track.h) has begun. */
+	bool tracked;
+	size_t from;
+	int token;
 };
 
 #define RESOLVE 1 /* the page that comes next must be made accessible */
@@ -49,7 +54,20 @@ static bool copy_page(struct copy *c, struct kl_vcpu_core *core)
 	else
 		kl_access_copy(c->buf + c->done, p, n);
 	c->done += n;
+	if (KL_UNLIKELY((c->access & KL_ACC_WRITE) && !writable)) {
+		/* Nothing that may fault comes behind it in this stay. */
+		c->from = c->done - n;
+		c->token = kl_track_begin(c->vm);
+		c->tracked = true;
+	}
 	return true;
+}
+
+static void report(struct copy *c)
+{
+	kl_track_write(c->vm, c->as, c->gpa + c->from, c->buf + c->from, c->done - c->from);
+	kl_track_end(c->vm, c->token);
+	c->tracked = false;
 }
 
 /* One stay in guest mode. 0: all done; RESOLVE; -errno. */
@@ -66,12 +84,14 @@ static int copy_stay(struct copy *c)
 		return r;
 	why = kl_guard_enter(&here);
 	if (why == KL_GUARD_NONE)
-		while (hit && c->done < c->len) {
+		while (hit && c->done < c->len && !c->tracked) {
 			hit = copy_page(c, core);
 			kl_accessor_flushed(core); /* between pages no pointer is held */
 		}
 	kl_guard_leave(outer);
 	kl_accessor_leave(core);
+	if (KL_UNLIKELY(c->tracked))
+		report(c);
 	return outcome(hit, why);
 }
 
@@ -117,6 +137,8 @@ struct atomic_op {
 	unsigned size;
 	uint64_t val, expected;
 	uint64_t old;
+	bool tracked; /* a report has begun */
+	int token;
 };
 
 /*
@@ -179,6 +201,38 @@ static void do_atomic(struct atomic_op *op, void *p)
 	}
 }
 
+/* What the operation has stored; false: nothing. */
+static bool stored(const struct atomic_op *op, uint64_t *val)
+{
+	*val = op->val;
+	switch (op->kind) {
+	case COMPARE_EXCHANGE:
+		return !((op->old ^ op->expected) << (64 - 8 * op->size));
+	case FETCH_ADD:
+		*val = op->old + op->val;
+		break;
+	case FETCH_OR:
+		*val = op->old | op->val;
+		break;
+	case FETCH_AND:
+		*val = op->old & op->val;
+		break;
+	default:
+		break;
+	}
+	return op->kind != LOAD;
+}
+
+static KL_NOINLINE void report_atomic(struct kl_vm *vm, unsigned as, kl_gpa_t gpa,
+				      const struct atomic_op *op)
+{
+	uint64_t val;
+
+	if (stored(op, &val))
+		kl_track_write(vm, as, gpa, &val, op->size);
+	kl_track_end(vm, op->token);
+}
+
 static int atomic_stay(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned access,
 		       struct atomic_op *op)
 {
@@ -200,9 +254,15 @@ static int atomic_stay(struct kl_vm *vm, unsigned as, kl_gpa_t gpa, unsigned acc
 			do_atomic(op, p + (gpa & ~KL_PAGE_MASK));
 		else
 			hit = false;
+		if (KL_UNLIKELY(p && (access & KL_ACC_WRITE) && !writable)) {
+			op->token = kl_track_begin(vm);
+			op->tracked = true;
+		}
 	}
 	kl_guard_leave(outer);
 	kl_accessor_leave(core);
+	if (KL_UNLIKELY(op->tracked))
+		report_atomic(vm, as, gpa, op);
 	return outcome(hit, why);
 }
 
@@ -260,31 +320,36 @@ static int fetch(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, struct atomic_
 KL_EXPORT int kvmlet_vm_exchange(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigned size,
 				 uint64_t val, uint64_t *old)
 {
-	return fetch(vm, as, gpa, (struct atomic_op){EXCHANGE, size, val, 0, 0}, old);
+	return fetch(vm, as, gpa, (struct atomic_op){.kind = EXCHANGE, .size = size, .val = val},
+		     old);
 }
 
 KL_EXPORT int kvmlet_vm_compare_exchange(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa,
 					 unsigned size, uint64_t expected, uint64_t desired,
 					 uint64_t *old)
 {
-	return fetch(vm, as, gpa, (struct atomic_op){COMPARE_EXCHANGE, size, desired, expected, 0},
+	return fetch(vm, as, gpa,
+		     (struct atomic_op){COMPARE_EXCHANGE, size, desired, expected, 0, false, 0},
 		     old);
 }
 
 KL_EXPORT int kvmlet_vm_fetch_add(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigned size,
 				  uint64_t val, uint64_t *old)
 {
-	return fetch(vm, as, gpa, (struct atomic_op){FETCH_ADD, size, val, 0, 0}, old);
+	return fetch(vm, as, gpa, (struct atomic_op){.kind = FETCH_ADD, .size = size, .val = val},
+		     old);
 }
 
 KL_EXPORT int kvmlet_vm_fetch_or(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigned size,
 				 uint64_t val, uint64_t *old)
 {
-	return fetch(vm, as, gpa, (struct atomic_op){FETCH_OR, size, val, 0, 0}, old);
+	return fetch(vm, as, gpa, (struct atomic_op){.kind = FETCH_OR, .size = size, .val = val},
+		     old);
 }
 
 KL_EXPORT int kvmlet_vm_fetch_and(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, unsigned size,
 				  uint64_t val, uint64_t *old)
 {
-	return fetch(vm, as, gpa, (struct atomic_op){FETCH_AND, size, val, 0, 0}, old);
+	return fetch(vm, as, gpa, (struct atomic_op){.kind = FETCH_AND, .size = size, .val = val},
+		     old);
 }

@@ -84,9 +84,12 @@ KL_EXPORT void kvmlet_vm_destroy(struct kvmlet_vm *vm)
 	/* A parent's: its locks may be held by threads that do not exist here. */
 	if (!vm || vm->forks != kl_api_forks)
 		return;
-	/* Brackets that it would wait for may be waiting for this thread. */
-	if (KL_WARN_ONCE(kl_api_window || kl_bias_held(),
-			 "kvmlet_vm_destroy by the holder of a window or a cache; ignored"))
+	/* Brackets that it would wait for may be waiting for this thread; so may who tells a
+	 * tracker. */
+	if (KL_WARN_ONCE(
+		    kl_api_window || kl_bias_held() || kl_self.reports,
+		    "kvmlet_vm_destroy by the holder of a window or a cache, or in a tracker's "
+		    "callback; ignored"))
 		return;
 	kl_engine_enter();
 	kl_vm_destroy(&vm->vm);
@@ -270,7 +273,7 @@ KL_EXPORT int kvmlet_notifier_uffd_source(int enable)
 	int r = 0;
 
 	/* The helper, and changes of slots, may be waiting for this thread. */
-	if (kl_self.brackets || kl_api_window || kl_bias_held())
+	if (kl_self.brackets || kl_api_window || kl_bias_held() || kl_self.reports)
 		return -EDEADLK;
 	kl_engine_enter();
 	if (enable)

@@ -24,6 +24,7 @@
 #include "mmu/mmu.h"
 #include "mmu/stage2.h"
 #include "mmu/trace.h"
+#include "mmu/track.h"
 #include "mmu/zap.h"
 
 /* ---- lookups ----------------------------------------------------------------------- */
@@ -44,6 +45,7 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
 	unsigned level;
 	uint64_t spte;
 	kl_spte_t *p = kl_stage2_walk(vm->mmu, c->as_id, gfn, &level, &spte);
+	bool may_write;
 
 	*mmio = false;
 	if (KL_UNLIKELY(!(spte & KL_SPTE_PRESENT))) {
@@ -51,10 +53,11 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
 			*mmio = kl_spte_mmio_current(spte, kl_generation(vm, c->as_id));
 		return NULL;
 	}
-	*writable = spte & KL_SPTE_WRITABLE;
-	if (KL_UNLIKELY(kl_vm_logs(vm)) && *writable)
-		*writable = kl_dirty_may_write(c, gfn, access & KL_ACC_WRITE);
-	if ((access & KL_ACC_WRITE) && !*writable)
+	may_write = spte & KL_SPTE_WRITABLE;
+	if (KL_UNLIKELY(kl_vm_logs(vm)) && may_write)
+		may_write = kl_dirty_may_write(c, gfn, access & KL_ACC_WRITE);
+	*writable = may_write && !(spte & KL_SPTE_TRACKED);
+	if ((access & KL_ACC_WRITE) && !may_write)
 		return NULL;
 	racepoint("lookup-spte");
 	if (KL_UNLIKELY(!(spte & KL_SPTE_ACCESSED)))
@@ -69,7 +72,7 @@ struct lookup {
 	uint64_t generation;
 	kl_hva_t hva;
 	enum { NO_SLOT, INVALID, READONLY, WRITABLE } slot;
-	unsigned max_level;
+	unsigned id, max_level;
 };
 
 static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
@@ -84,6 +87,7 @@ static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 			 : (slot->flags & KVM_MEM_READONLY) ? READONLY
 							    : WRITABLE;
 		l.hva = kl_memslot_hva(slot, gfn);
+		l.id = slot->id;
 		l.max_level = kl_huge_slot_level(slot, gfn);
 	}
 	kl_srcu_read_unlock(&vm->srcu, token);
@@ -162,6 +166,8 @@ static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct loo
 			new = old | want;
 		} else {
 			new = kl_spte_leaf(l->hva, gfn, *level, writable);
+			if (*level == 1 && kl_track_in_leaf(vm, as, l->id, gfn, 1))
+				new |= KL_SPTE_TRACKED;
 		}
 	} while ((old & KL_SPTE_TABLE) || !kl_spte_cas(vm, as, p, old, new));
 	return 0;
@@ -246,6 +252,8 @@ static int map(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup 
 		}
 	}
 	if (!rep->retry) {
+		while (level > 1 && kl_track_in_leaf(vm, as, l->id, gfn, level))
+			level--;
 		r = install(vm, as, gfn, l, writable, &level);
 		rep->level = level;
 	}

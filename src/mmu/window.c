@@ -7,6 +7,10 @@
  * and so it must not wait for any of those itself: one window per thread, none inside a
  * bracket, and what could wait (faults, brackets, slot changes) is refused while one is held.
  *
+ * A window for writing over tracked pages is reported when it is unlocked: all of it, since nobody
+ * knows what was written. Pages that become tracked while it is held do not: kl_track_add() waits
+ * for the holder.
+ *
  * All pages are looked up in one stay. A miss, or a flush request that comes meanwhile, voids
  * what was collected: the rest is made accessible outside, then it starts over.
  */
@@ -19,8 +23,15 @@
 #include "mmu/accessor.h"
 #include "mmu/api.h"
 #include "mmu/mmu.h"
+#include "mmu/track.h"
 
 KL_TLS struct kl_vcpu_core *kl_api_window;
+
+/* The window's pages, if some of them are tracked and it is for writing; else len is 0. */
+static KL_TLS struct {
+	kl_gpa_t gpa;
+	uint64_t len;
+} tracked_window;
 
 struct window {
 	struct kl_vm *vm;
@@ -30,6 +41,7 @@ struct window {
 	struct iovec *iov;
 	unsigned max, n;
 	uint64_t done;
+	bool tracked; /* some page is */
 	/* After a miss: only make the pages accessible from here on. */
 	bool prefault;
 };
@@ -69,6 +81,7 @@ static int walk(struct window *w, struct kl_vcpu_core *core)
 		}
 		/* Here memory that is gone is an error; at the holder it would be a crash (N7). */
 		kl_touch(p + (gpa & ~KL_PAGE_MASK), w->access & KL_ACC_WRITE);
+		w->tracked |= w->access == KL_ACC_WRITE && !writable;
 		w->done += n;
 		racepoint("window-page");
 		if (kl_accessor_flushed(core) && !w->prefault)
@@ -142,6 +155,8 @@ KL_EXPORT int kvmlet_window_lock(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa
 		atomic_store_explicit(&core->tid, 0, memory_order_relaxed);
 		kl_self.running = NULL;
 		kl_api_window = core;
+		tracked_window.gpa = gpa;
+		tracked_window.len = w.tracked ? len : 0;
 		*n = w.n;
 		racepoint("window-locked");
 	}
@@ -149,15 +164,41 @@ KL_EXPORT int kvmlet_window_lock(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa
 	return r;
 }
 
+/* What the pages of [@gpa, @gpa + @len) that are tracked hold now, to the trackers. */
+static KL_NOINLINE void report(struct kvmlet_vm *vm, unsigned as, kl_gpa_t gpa, uint64_t len)
+{
+	uint8_t bytes[KL_PAGE_SIZE];
+
+	for (uint64_t done = 0, n; done < len; done += n) {
+		kl_gpa_t at = gpa + done;
+
+		n = kl_min(len - done, KL_PAGE_SIZE - (at & ~KL_PAGE_MASK));
+		/* What is gone by now will be reported as removed. */
+		if (kl_track_is(&vm->vm, as, at >> KL_PAGE_SHIFT) &&
+		    !kvmlet_vm_read(vm, as, at, bytes, n, NULL))
+			kl_track_write(&vm->vm, as, at, bytes, n);
+	}
+}
+
 KL_EXPORT void kvmlet_window_unlock(struct kvmlet_vm *vm)
 {
 	struct kl_vcpu_core *core = kl_api_window;
+	uint64_t tracked = tracked_window.len;
+	unsigned as;
+	int token = 0;
 
 	if (KL_WARN_ONCE(!core || core->vm != &vm->vm,
 			 "kvmlet_window_unlock without a window of this VM; ignored"))
 		return;
 	kl_api_window = NULL;
+	as = core->as_id; /* somebody else's as soon as it is left */
 	kl_engine_enter();
+	if (KL_UNLIKELY(tracked))
+		token = kl_track_begin(&vm->vm);
 	kl_accessor_leave(core);
+	if (KL_UNLIKELY(tracked)) {
+		report(vm, as, tracked_window.gpa, tracked);
+		kl_track_end(&vm->vm, token);
+	}
 	kl_engine_leave();
 }

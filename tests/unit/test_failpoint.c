@@ -18,6 +18,7 @@
 #include "mem/gpc.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
+#include "mmu/track.h"
 #include "failpoint_sites.h"
 
 #define PG     KL_PAGE_SIZE
@@ -128,6 +129,12 @@ static int log_slot(struct life *l)
 	return set(l, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES);
 }
 
+/* The first of the slot, which makes the counts (T2). */
+static int track_page(struct life *l)
+{
+	return kl_track_add(&l->vm, 0, 1);
+}
+
 static int move_slot(struct life *l)
 {
 	return set(l, 0, KVM_MEM_LOG_DIRTY_PAGES, NPAGES * PG, NPAGES);
@@ -172,6 +179,8 @@ static void live(struct life *l)
 	step(l, read_fault_elsewhere);
 	step(l, mmio_fault);
 	step(l, log_slot);
+	step(l, track_page);
+	assert_int_equal(kl_track_remove(&l->vm, 0, 1), 0);
 	step(l, move_slot);
 	step(l, delete_slot);
 	kl_timer_put();
