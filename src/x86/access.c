@@ -23,12 +23,14 @@
 #include "x86/debug.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
+#include "x86/report.h"
 
 /* One page of an access. */
 struct page {
 	uint8_t *ptr;
 	uint64_t gpa;
 	bool mmio;
+	bool tracked; /* what is written there is to be reported (report.h) */
 	bool skip_ad; /* the guest's page tables are in read-only memory */
 };
 
@@ -169,8 +171,10 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 	uint64_t tag = access == KL_ACC_READ ? e->rtag : access == KL_ACC_WRITE ? e->wtag : e->xtag;
 	struct kl_walk w = {.skip_ad = p->skip_ad};
 	bool writable = false, mmio = false;
+	enum kl_walk_status st;
 	uint8_t *page;
 
+	p->tracked = false;
 	if (tag == (lin & KL_PAGE_MASK)) {
 		p->ptr = (uint8_t *)(lin + (uint64_t)e->addend);
 		return false;
@@ -184,7 +188,12 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 		}
 		v->mmio_tag = KL_MMIO_NONE;
 	}
-	switch (kl_walk(v, lin, access, mode, true, &w)) {
+	st = kl_walk(v, lin, access, mode, true, &w);
+	if (KL_UNLIKELY(v->nr_notes)) {
+		kl_report_notes(v);
+		return true;
+	}
+	switch (st) {
 	case KL_WALK_OK:
 		break;
 	case KL_WALK_FAULT:
@@ -205,6 +214,7 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 	page = kl_mmu_lookup(&v->core, w.gpa & KL_PAGE_MASK, access, &writable, &mmio);
 	if (KL_LIKELY(page)) {
 		tlb_fill(v, lin, mode, &w, page, writable);
+		p->tracked = access == KL_ACC_WRITE && !writable;
 		p->ptr = page + (lin & ~KL_PAGE_MASK);
 		return false;
 	}
@@ -475,6 +485,20 @@ void kl_rmw_restart(struct kl_vcpu *v)
 	kl_leave(v, KL_LEAVE_RESTART);
 }
 
+/* Of a store to @p, whose first part had @first bytes. Pointers are void. */
+static KL_COLD void report_store(struct kl_vcpu *v, const struct page p[2], const void *buf,
+				 unsigned first, unsigned len)
+{
+	struct kl_written w[2];
+	unsigned n = 0;
+
+	if (p[0].tracked)
+		w[n++] = (struct kl_written){p[0].gpa, buf, first};
+	if (p[1].tracked)
+		w[n++] = (struct kl_written){p[1].gpa, (const uint8_t *)buf + first, len - first};
+	kl_report_write(v, w, n);
+}
+
 static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned len,
 		      enum kl_tlb_mode mode, bool system)
 {
@@ -506,6 +530,8 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		}
 		if (v->core.alone)
 			kl_vcpus_go(&v->core);
+		if (KL_UNLIKELY(p[0].tracked | p[1].tracked))
+			report_store(v, p, buf, first, len);
 		return;
 	}
 	if (p[0].mmio)
@@ -518,6 +544,8 @@ static void write_any(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned
 		else
 			store_part(v, p[1].ptr, (const uint8_t *)buf + first, len - first);
 	}
+	if (KL_UNLIKELY(p[0].tracked | p[1].tracked))
+		report_store(v, p, buf, first, len);
 }
 
 uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size)
@@ -580,7 +608,7 @@ static KL_COLD void stop_others(struct kl_vcpu *v)
 }
 
 /* A page-crossing operand has a pointer, too, where the two pages are neighbours in the host. */
-void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
+static void *write_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size, bool written)
 {
 	bool lock = v->cur_op && (v->cur_op->flags & KL_OPF_LOCK);
 	struct page p[2];
@@ -609,7 +637,21 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 		(void)kl_load8(p[1].ptr);
 	if ((uint64_t)p[0].ptr - (uint64_t)v->code_page + size < KL_PAGE_SIZE + size)
 		v->code_written = true;
+	if (KL_UNLIKELY(p[0].tracked && written))
+		kl_note_operand(v, p[0].gpa, first);
+	if (KL_UNLIKELY(p[1].tracked && written))
+		kl_note_operand(v, p[1].gpa, size - first);
 	return p[0].ptr;
+}
+
+void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	return write_pointer(v, lin, size, true);
+}
+
+bool kl_probe_writable(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	return write_pointer(v, lin, size, false) != NULL;
 }
 
 const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin)
@@ -758,6 +800,7 @@ int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writa
 	struct kl_walk w = {0};
 	enum kl_walk_status st;
 	enum kl_guard_reason why;
+	bool noted;
 	int r;
 
 	*writable = true;
@@ -773,8 +816,13 @@ int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writa
 		}
 		enter_from_ioctl(v);
 		st = kl_walk(v, gva, KL_ACC_READ, kl_tlb_mode_of(v, 0, false), true, &w);
+		noted = v->nr_notes;
+		if (KL_UNLIKELY(noted))
+			kl_report_notes(v);
 		leave_to_ioctl(v);
 		kl_guard_leave(outer);
+		if (noted)
+			continue;
 		if (st != KL_WALK_MISS)
 			break;
 		r = kl_mmu_fault(&v->core, w.miss_gpa, w.miss_access);

@@ -134,7 +134,7 @@ enum kl_next kl_op_fxsave(struct kl_vcpu *v, const struct kl_op *op)
 	memcpy(buf + XMM, v->xsave + XMM, sizeof(buf) - XMM);
 	lin = linear(v, op, 512, 16, true);
 	if (!kl_host_is_intel()) /* AMD's processors begin with the last byte */
-		(void)kl_rmw_pointer(v, kl_linear_add(v, lin, 511), 1);
+		(void)kl_probe_writable(v, kl_linear_add(v, lin, 511), 1);
 	kl_write_bytes(v, lin, buf, used_bytes(v));
 	return KL_NEXT;
 }

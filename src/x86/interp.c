@@ -5,6 +5,7 @@
  * here for everything else. Requests are polled before every block (M6).
  */
 #include "x86/fast.h"
+#include "x86/report.h"
 
 /*
  * Whatever leaves a block by longjmp leaves block, lazy and cur_op behind: everything before
@@ -65,6 +66,8 @@ const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
 		v->rip = kl_next_rip(v, op);
 	else if (op->flags & KL_OPF_LINK)
 		ask_for_link(v, op);
+	if (KL_UNLIKELY(v->nr_notes))
+		kl_report_notes(v);
 	v->blocks->stop = (r & KL_STOP) || v->exit_pending;
 	return NULL;
 }
@@ -108,6 +111,8 @@ static bool run_one(struct kl_vcpu *v)
 		v->rip = kl_next_rip(v, op);
 	if (KL_UNLIKELY((v->rflags & (KL_FL_RF | KL_FL_TF)) | v->bp.exec))
 		resume_flag(v, op, rip, rf);
+	if (KL_UNLIKELY(v->nr_notes))
+		kl_report_notes(v);
 	return (r & KL_STOP) || v->exit_pending;
 }
 

@@ -120,6 +120,14 @@ KL_INLINE void *kl_mem_rmw(struct kl_vcpu *v, uint64_t lin, unsigned size)
 	return p;
 }
 
+/* Fault as a store of @size bytes would. */
+KL_INLINE void kl_mem_probe(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	if (KL_UNLIKELY(kl_tlb_entry(v, v->tlb_mode, lin)->wtag != (lin & KL_PAGE_MASK) ||
+			(lin & ~KL_PAGE_MASK) + size > KL_PAGE_SIZE))
+		(void)kl_probe_writable(v, lin, size);
+}
+
 /* Read-modify-write without LOCK: what is written must be writable before anything happens. */
 struct kl_rmw {
 	void *p;

@@ -59,7 +59,7 @@ static void probe_element(struct kl_vcpu *v, uint64_t lin, uint32_t mask, unsign
 		return;
 	byte = (unsigned)__builtin_ctz(mask) * size;
 	/* These instructions do nothing to devices. */
-	if (!kl_rmw_pointer(v, kl_linear_add(v, lin, kl_max(byte, from)), 1))
+	if (!kl_probe_writable(v, kl_linear_add(v, lin, kl_max(byte, from)), 1))
 		kl_emulation_failure(v);
 }
 

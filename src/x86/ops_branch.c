@@ -67,7 +67,7 @@ static KL_COLD KL_NORETURN void bad_call(struct kl_vcpu *v, const struct kl_op *
 {
 	uint64_t sp = (v->gpr[KL_RSP] - op->opsize) & kl_stack_mask(v);
 
-	kl_mem_rmw(v, kl_seg_linear(v, KL_SS, sp, op->opsize, true), op->opsize);
+	kl_mem_probe(v, kl_seg_linear(v, KL_SS, sp, op->opsize, true), op->opsize);
 	kl_raise_error(v, KL_EXC_GP, 0);
 }
 

@@ -101,7 +101,7 @@ static enum kl_next enter(struct kl_vcpu *v, const struct kl_op *op)
 	/* The new stack must be writable, too. */
 	off -= op->imm;
 	sp = (v->gpr[KL_RSP] + off) & mask;
-	kl_mem_rmw(v, kl_seg_linear(v, KL_SS, sp, size, true), size);
+	kl_mem_probe(v, kl_seg_linear(v, KL_SS, sp, size, true), size);
 	kl_rsp_set(v, sp);
 	kl_gpr_set(v, 8 * KL_RBP, frame, mask == 0xffff ? 2 : size);
 	return KL_NEXT;

@@ -9,6 +9,8 @@
 #include "host/atomic.h"
 #include "x86/paging.h"
 
+#include "x86/report.h"
+
 #define PTE_P    (1ull << 0)
 #define PTE_W    (1ull << 1)
 #define PTE_U    (1ull << 2)
@@ -136,10 +138,11 @@ static enum kl_walk_status fault(struct kl_vcpu *v, struct kl_walk *w, unsigned 
 	return KL_WALK_FAULT;
 }
 
+/* *@tracked: who writes reports it. */
 static enum kl_walk_status table_page(struct kl_vcpu *v, uint64_t gpa, unsigned access,
-				      struct kl_walk *w, uint8_t **ptr)
+				      struct kl_walk *w, uint8_t **ptr, bool *tracked)
 {
-	bool writable, mmio = false;
+	bool writable = true, mmio = false;
 	uint8_t *page = kl_mmu_lookup(&v->core, gpa & KL_PAGE_MASK, access, &writable, &mmio);
 
 	if (KL_UNLIKELY(!page)) {
@@ -150,6 +153,7 @@ static enum kl_walk_status table_page(struct kl_vcpu *v, uint64_t gpa, unsigned 
 		return KL_WALK_MISS;
 	}
 	*ptr = page + (gpa & ~KL_PAGE_MASK);
+	*tracked = !writable;
 	return KL_WALK_OK;
 }
 
@@ -160,13 +164,13 @@ static enum kl_walk_status set_bits(struct kl_vcpu *v, struct step *s, unsigned 
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t want = s[i].pte | PTE_A | (write && i == n - 1 ? PTE_D : 0);
 		enum kl_walk_status st;
-		bool done;
+		bool done, tracked;
 
 		if (want == s[i].pte)
 			continue;
 		if (w->skip_ad)
 			continue;
-		st = table_page(v, s[i].gpa, KL_ACC_WRITE, w, &s[i].ptr);
+		st = table_page(v, s[i].gpa, KL_ACC_WRITE, w, &s[i].ptr, &tracked);
 		if (st != KL_WALK_OK)
 			return st;
 		if (entry_size == 8)
@@ -179,6 +183,8 @@ static enum kl_walk_status set_bits(struct kl_vcpu *v, struct step *s, unsigned 
 			return KL_WALK_OK;
 		}
 		s[i].pte = want;
+		if (KL_UNLIKELY(tracked))
+			kl_note_value(v, s[i].gpa, want, entry_size);
 	}
 	return KL_WALK_OK;
 }
@@ -209,9 +215,10 @@ static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned a
 		uint64_t index = (lin >> shift) & ((1u << f.index_bits) - 1);
 		struct step *s = &steps[n++];
 		enum kl_walk_status st;
+		bool tracked; /* nothing is written here */
 
 		s->gpa = table + index * f.entry_size;
-		st = table_page(v, s->gpa, KL_ACC_READ, w, &s->ptr);
+		st = table_page(v, s->gpa, KL_ACC_READ, w, &s->ptr, &tracked);
 		if (st != KL_WALK_OK)
 			return st;
 		s->pte = pte = kl_load(s->ptr, f.entry_size);
@@ -272,7 +279,8 @@ enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access, en
 	do {
 		again = false;
 		st = walk_once(v, lin, access, mode, set_ad, w, &again);
-	} while (again);
+		/* What was noted is reported first. */
+	} while (again && !v->nr_notes);
 	return st;
 }
 

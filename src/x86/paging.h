@@ -37,6 +37,7 @@ bool kl_canonical(struct kl_vcpu *v, uint64_t lin);
 /*
  * Translate @lin for @access (one of KL_ACC_*) in @mode. Sets A and D bits if @set_ad.
  * Context: IN_GUEST; a guard is set, because page tables may vanish. Does not leave.
+ * If bits were set in a tracked table (v->nr_notes), the result is void: report, and walk again.
  */
 enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_tlb_mode mode,
 			    bool set_ad, struct kl_walk *w);

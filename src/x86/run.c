@@ -193,6 +193,7 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 		kl_vcpus_go(&v->core);
 	kl_self.guard = NULL;
 	if (why) {
+		v->nr_notes = 0;
 		kl_interp_settle(v);
 		v->bp.hit = 0; /* the instruction did not finish */
 		if (KL_UNLIKELY(v->task_undo.valid) && why != KL_LEAVE_EXCEPTION)

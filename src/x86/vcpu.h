@@ -309,6 +309,14 @@ struct kl_vcpu {
 	unsigned mmio_access; /* KL_ACC_* that the guest's tables allow */
 	uint8_t *code_page;   /* host page that the current block lies in, or NULL */
 	bool code_written;    /* a store hit code_page: leave the block after this instruction */
+	/* Writes to tracked pages that are to be reported: each level of a page walk, or the parts
+	 * of an operand (report.h). */
+	struct kl_note {
+		uint64_t gpa, val;
+		uint8_t len;
+		bool known; /* val is what was written; else it is still to be read */
+	} note[5];
+	unsigned nr_notes;
 
 	/* System state. */
 	uint64_t cr0, cr2, cr3, cr4, efer, xcr0;
@@ -551,9 +559,12 @@ void kl_write_system(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned 
  * Pointer for a locked read-modify-write: @size bytes at @lin, checked for writing, usable
  * until the handler returns. NULL if the access crosses a page or hits MMIO: the caller then
  * does it unlocked with kl_read/kl_write (MMIO), or kl_rmw_split() stops other vCPUs (page
- * crossing). The page has just been touched.
+ * crossing). The page has just been touched. The handler does write there, and makes no other
+ * access after it.
  */
 void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size);
+/* The same without a store: fault as one would. False: MMIO. */
+bool kl_probe_writable(struct kl_vcpu *v, uint64_t lin, unsigned size);
 /*
  * A locked operation that got no pointer finds memory now: a slot has appeared. What it may have
  * read from a device is not what the memory holds, and two halves are not one access: from the

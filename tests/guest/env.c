@@ -12,6 +12,7 @@
 #include "x86/guest_cpuid.h"
 #include "x86/paging.h"
 #include "x86/insn.h"
+#include "x86/report.h"
 
 struct env env;
 
@@ -133,6 +134,17 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 	if ((lin & ~KL_PAGE_MASK) + size > KL_PAGE_SIZE)
 		return NULL;
 	return (void *)(lin + (uint64_t)e->addend);
+}
+
+bool kl_probe_writable(struct kl_vcpu *v, uint64_t lin, unsigned size)
+{
+	return kl_rmw_pointer(v, lin, size) != NULL;
+}
+
+/* Nothing is tracked here. */
+void kl_report_notes(struct kl_vcpu *v)
+{
+	abort();
 }
 
 const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin)
