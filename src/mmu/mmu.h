@@ -24,9 +24,9 @@ enum kl_fault_result {
  * Returns the host address of the page (page-aligned) or 0 if nothing suitable is mapped
  * and kl_mmu_fault() must be called. *writable tells whether the page may be written
  * through the result; a write lookup of a read-only mapping returns 0. A write lookup marks the
- * page in the dirty log of its slot (D3). A write lookup that succeeds though *writable is false: the
- * page is tracked. Who writes there reports it (mmu/track.h), and keeps no way to write once more.
- * *mmio set: a current MMIO SPTE says that there is no slot (then the result is 0).
+ * page in the dirty log of its slot (D3). A write lookup that succeeds though *writable is false:
+ * the page is tracked. Who writes there reports it (mmu/track.h), and keeps no way to write once
+ * more. *mmio set: a current MMIO SPTE says that there is no slot (then the result is 0).
  *
  * Context: the vCPU is IN_GUEST. The result is usable until it leaves or consumes
  * KL_REQ_TLB_FLUSH.
