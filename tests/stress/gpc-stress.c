@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Caches under all that may happen to them (G1-G17): threads lock, store and unlock; others
- * refresh, move and deactivate the caches, change slots, and take memory away. (TSan-clean.)
+ * refresh, move and deactivate the caches, flip between 32 and 64 bit, change slots, and take
+ * memory away. (TSan-clean.)
+ *
+ * Of the 64 caches a part is used in pairs, for areas as Xen's guests have them (X4): in 32-bit
+ * mode an area ends with its page, and in 64-bit mode it needs the second cache for the next.
  *
  * The checker: memory is inaccessible from the moment that its bracket is open, so a store through
  * a pointer that should not be used any more is a SIGSEGV. And every store is of a value that says
@@ -26,18 +30,28 @@
 #include <kvmlet/kvmlet.h>
 
 #define PAGE   4096ul
-#define CACHES 64u
+#define CACHES 48u /* used alone */
+#define AREAS  8u  /* of two caches each */
 #define PAGES  32u /* of each kind of memory */
 #define SLOT   8u  /* pages of a slot; there are PAGES / SLOT */
+
+#define NARROW 40u /* bytes of an area in 32-bit mode, */
+#define WIDE   48u /* and in 64-bit mode */
 
 #define IN_SLOT 0x5107u
 #define FIXED   0xf17edu
 
 static struct kvmlet_vm *vm;
 static struct kvmlet_gpc *caches[CACHES]; /* the first half follows slots, the rest is fixed */
+static struct area {
+	struct kvmlet_gpc *part[2];
+	uint64_t gpa;
+	_Atomic bool wide;
+} areas[AREAS];
 static uint8_t *ram, *fixed;
 static _Atomic bool stop;
-static _Atomic unsigned long stores, refused, brackets, changes, moves, busy;
+static _Atomic unsigned long stores, crossing, refused, brackets, unmaps, changes, moves, flips,
+	busy;
 static unsigned long ops = 20000;
 static unsigned seconds;
 
@@ -76,6 +90,28 @@ static void store(struct kvmlet_gpc *c, void *p)
 	atomic_fetch_add_explicit(&stores, 1, memory_order_relaxed);
 }
 
+/* As who writes a runstate: it goes by the mode that it believes in, and tries again if it is
+ * moved. */
+static void use_area(struct area *a)
+{
+	size_t len = atomic_load(&a->wide) ? WIDE : NARROW;
+	struct iovec iov[2];
+	unsigned n;
+	int r = kvmlet_gpc_lock_area(a->part, 2, a->gpa, len, iov, &n);
+
+	if (r == -ESTALE)
+		return;
+	expect(r);
+	if (r)
+		return;
+	for (unsigned i = 0; i < n; i++)
+		for (size_t at = 0; at < iov[i].iov_len; at += 8)
+			__atomic_store_n((uint64_t *)((uint8_t *)iov[i].iov_base + at), IN_SLOT,
+					 __ATOMIC_RELAXED);
+	kvmlet_gpc_unlock_many(a->part, n, 1);
+	atomic_fetch_add_explicit(n > 1 ? &crossing : &stores, 1, memory_order_relaxed);
+}
+
 static void *user(void *arg)
 {
 	unsigned seed = (unsigned)(uintptr_t)arg;
@@ -88,6 +124,9 @@ static void *user(void *arg)
 		int r;
 
 		switch (next(&seed, 8)) {
+		case 2:
+			use_area(&areas[next(&seed, AREAS)]);
+			continue;
 		case 0:
 			r = kvmlet_gpc_trylock(c[0], 8, &p[0]);
 			break;
@@ -142,6 +181,24 @@ static void *mover(void *arg)
 	return NULL;
 }
 
+/* The other mode, or at another place, or away for a moment. One thread: an area has one owner. */
+static void *flipper(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+
+	while (!atomic_load(&stop)) {
+		struct area *a = &areas[next(&seed, AREAS)];
+		bool wide = !atomic_load(&a->wide);
+
+		if (!next(&seed, 8))
+			check(kvmlet_gpc_deactivate(a->part[next(&seed, 2)]), "deactivate");
+		check(kvmlet_gpc_activate_area(a->part, 2, a->gpa, wide ? WIDE : NARROW), "flip");
+		atomic_store(&a->wide, wide);
+		atomic_fetch_add(&flips, 1);
+	}
+	return NULL;
+}
+
 /* Slot @i covers the i-th part of the RAM; sometimes it is away, sometimes read-only. */
 static void set_slot(unsigned i, bool there, uint32_t flags)
 {
@@ -186,13 +243,21 @@ static void take_away(unsigned *seed)
 	mprotect(p, len, PROT_NONE);
 	if (next(seed, 2))
 		sched_yield();
-	switch (next(seed, 3)) {
+	switch (next(seed, 4)) {
 	case 0:
 		madvise(p, len, MADV_DONTNEED);
 		break;
 	case 1:
 		if (mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != p)
 			err(1, "mmap");
+		break;
+	case 2:
+		if (munmap(p, len))
+			err(1, "munmap");
+		if (mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+			 0) != p)
+			err(1, "mmap of the hole");
+		atomic_fetch_add(&unmaps, 1);
 		break;
 	default:
 		break;
@@ -223,10 +288,11 @@ static void check_memory(const uint8_t *p, uint64_t mine)
 	}
 }
 
-static uint8_t *new_memory(void)
+/* Far below where the system puts mappings, so that nothing else gets a hole that munmap leaves. */
+static uint8_t *new_memory(uintptr_t where)
 {
-	void *p = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-		       0);
+	void *p = mmap((void *)where, PAGES * PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (p == MAP_FAILED)
 		err(1, "mmap");
@@ -235,8 +301,8 @@ static uint8_t *new_memory(void)
 
 int main(int argc, char **argv)
 {
-	void *(*const others[])(void *) = {mover, mover, slot_changer, unmapper};
-	pthread_t t[64], o[4];
+	void *(*const others[])(void *) = {mover, mover, flipper, slot_changer, unmapper};
+	pthread_t t[64], o[5];
 	unsigned long seed = 1, threads = 4;
 
 	for (int i = 1; i + 1 < argc; i += 2) {
@@ -256,14 +322,19 @@ int main(int argc, char **argv)
 	}
 	if (!threads || threads > 64)
 		errx(2, "1 to 64 threads");
-	ram = new_memory();
-	fixed = new_memory();
+	ram = new_memory(0x20000000);
+	fixed = new_memory(0x28000000);
 	check(kvmlet_vm_create(&vm), "create");
 	for (unsigned i = 0; i < PAGES / SLOT; i++)
 		set_slot(i, true, 0);
 	for (unsigned i = 0; i < CACHES; i++)
 		check(kvmlet_gpc_init(vm, 0, &caches[i]), "init");
-	for (unsigned long i = 0; i < 4; i++)
+	for (unsigned i = 0; i < AREAS; i++) {
+		areas[i].gpa = (i * PAGES / AREAS + 1) * PAGE - NARROW;
+		for (unsigned k = 0; k < 2; k++)
+			check(kvmlet_gpc_init(vm, 0, &areas[i].part[k]), "init");
+	}
+	for (unsigned long i = 0; i < 5; i++)
 		pthread_create(&o[i], NULL, others[i], (void *)(seed * 100 + i));
 	for (unsigned long i = 0; i < threads; i++)
 		pthread_create(&t[i], NULL, user, (void *)(seed * 100 + 50 + i));
@@ -274,16 +345,20 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < threads; i++)
 		pthread_join(t[i], NULL);
 	atomic_store(&stop, true);
-	for (unsigned i = 0; i < 4; i++)
+	for (unsigned i = 0; i < 5; i++)
 		pthread_join(o[i], NULL);
 	for (unsigned i = 0; i < CACHES; i++)
 		kvmlet_gpc_destroy(caches[i]);
+	for (unsigned i = 0; i < AREAS; i++)
+		for (unsigned k = 0; k < 2; k++)
+			kvmlet_gpc_destroy(areas[i].part[k]);
 	check_memory(ram, IN_SLOT);
 	check_memory(fixed, FIXED);
 	kvmlet_vm_destroy(vm);
-	printf("%lu stores, %lu refused, %lu brackets, %lu busy, %lu slot changes, %lu moves\n",
-	       stores, refused, brackets, busy, changes, moves);
-	if (!stores || !brackets || !changes || !moves)
+	printf("%lu stores, %lu across pages, %lu refused, %lu brackets (%lu unmaps), %lu busy, "
+	       "%lu slot changes, %lu moves, %lu flips\n",
+	       stores, crossing, refused, brackets, unmaps, busy, changes, moves, flips);
+	if (!stores || !crossing || !brackets || !unmaps || !changes || !moves || !flips)
 		errx(1, "something did not happen");
 	return 0;
 }
