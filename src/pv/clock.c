@@ -143,6 +143,7 @@ int kl_pv_set_clock(struct kl_x86_vm *vm, const struct kvm_clock_data *d)
 	vm->pv->master = now;
 	vm->pv->clock_offset = (int64_t)(clock - now.boot);
 	kl_mutex_unlock(&vm->pv->lock);
+	kl_hv_clock_changed(vm);
 	kl_pv_ask_all(vm);
 	return 0;
 }
@@ -207,7 +208,7 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 
 	kl_pvclock_scale(v->tsc_khz, &c);
 	kl_cpuid_set_xen_clock(v, c.tsc_to_system_mul, c.tsc_shift);
-	if (!(v->pv->clock_msr & 1) && !xen_has_clock(v))
+	if (!(v->pv->clock_msr & 1) && !xen_has_clock(v) && !kl_hv_tsc_page_due(vm))
 		return 0;
 	at = kl_pv_now();
 	kl_mutex_lock(&vm->pv->lock);
@@ -225,7 +226,9 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 	r = v->pv->clock_msr & 1 ? kl_pv_write(&v->pv->clock, sizeof(c), write_clock, &c) : 0;
 	if (!r)
 		v->pv->stopped = false;
-	return r == -EINTR ? r : xen_clock_update(v, xen);
+	if (r != -EINTR)
+		r = xen_clock_update(v, xen);
+	return r == -EINTR ? r : kl_hv_tsc_page_update(v, &xen);
 }
 
 int kl_pv_clock_moved(struct kl_vcpu *v)
@@ -255,43 +258,6 @@ int kl_pv_guest_stopped(struct kl_vcpu *v)
 struct wall_clock {
 	uint32_t version, sec, nsec;
 };
-
-struct piece {
-	uint8_t *buf;
-	size_t len;
-	bool write;
-};
-
-static void copy_piece(void *p, void *arg)
-{
-	struct piece *c = arg;
-
-	if (c->write)
-		kl_access_copy(p, c->buf, c->len);
-	else
-		kl_access_copy(c->buf, p, c->len);
-}
-
-/* Areas of which the guest tells just once, at any address. */
-int kl_pv_copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool write)
-{
-	struct kl_gpc *once = &v->pv->once;
-	int r = 0, end;
-
-	while (len && !r) {
-		size_t n = kl_min(len, (size_t)(KL_PAGE_SIZE - (gpa & ~KL_PAGE_MASK)));
-		struct piece c = {buf, n, write};
-
-		r = kl_gpc_activate(once, gpa, n);
-		if (!r)
-			r = kl_pv_write(once, n, copy_piece, &c);
-		gpa += n;
-		buf = (uint8_t *)buf + n;
-		len -= n;
-	}
-	end = kl_gpc_deactivate(once);
-	return r ? r : end;
-}
 
 uint64_t kl_pv_wall_epoch(struct kl_x86_vm *vm)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What the engine writes into guest memory for guests that know that they run on KVM: kvmclock and
- * steal time (X3); or that believe to run on Xen (xen.h).
+ * steal time (X3); or that believe to run on Xen (xen.h) or on Hyper-V (hyperv.h).
  *
  * All of it belongs to the vCPU's thread (uapi holds the vCPU's mutex), except kl_pv_vm. Pages are
  * reached through caches (mem/gpc.h) and never matter to the guest's progress: one that is missing
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "mem/gpc.h"
+#include "pv/hyperv.h"
 #include "pv/xen.h"
 #include "x86/paravirt.h"
 
@@ -38,6 +39,7 @@ struct kl_pv_vm {
 	bool old_clock;             /* vCPU 0 uses the old MSR: its clock is never stable */
 	_Atomic uint64_t wall_clock;
 	struct kl_xen_vm xen;
+	struct kl_hv_vm hv;
 };
 
 /* Work that a guest's MSR write or hypercall left. */
@@ -77,6 +79,7 @@ struct kl_pv_vcpu {
 
 	uint64_t poll_control;
 	struct kl_xen_vcpu xen;
+	struct kl_hv_vcpu hv;
 };
 
 KL_INLINE bool kl_pv_has(const struct kl_vcpu *v, enum kl_pv_feature f)
@@ -104,6 +107,15 @@ int kl_pv_write_many(struct kl_gpc *const *c, const size_t *len, unsigned n, kl_
 		     void *arg) KL_MUST_CHECK;
 /* Guest-physical memory, of any length. Context: the vCPU's thread. */
 int kl_pv_copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool write) KL_MUST_CHECK;
+/*
+ * Code that a guest's MSR write asks for. 0; 1: no memory is there, and the guest is refused;
+ * -errno of KVM_RUN, because that the host lacks a page is not the guest's fault. [B26]
+ */
+int kl_pv_place(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len) KL_MUST_CHECK;
+/* What becomes of that MSR write, @r being the above; may leave the instruction. */
+enum kl_pv_result kl_pv_placed(struct kl_vcpu *v, int r, bool host);
+/* An interrupt for @v alone. Any thread, any lock. */
+void kl_pv_inject_vector(struct kl_vcpu *v, uint8_t vector);
 
 /* clock.c */
 struct kl_pv_moment kl_pv_now(void);

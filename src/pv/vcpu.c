@@ -37,12 +37,15 @@ int kl_pv_vm_create(struct kl_x86_vm *vm)
 	if (r) {
 		kl_mutex_destroy(&pv->lock);
 		free(pv);
+		return r;
 	}
-	return r;
+	kl_hv_vm_init(vm);
+	return 0;
 }
 
 void kl_pv_vm_destroy(struct kl_x86_vm *vm)
 {
+	kl_hv_vm_destroy(vm);
 	kl_xen_vm_destroy(vm);
 	kl_mutex_destroy(&vm->pv->lock);
 	free(vm->pv);
@@ -71,6 +74,7 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 		goto out_steal;
 	pv->v = v;
 	v->pv = pv;
+	kl_hv_vcpu_init(v);
 	r = kl_xen_vcpu_init(v);
 	if (!r)
 		return 0;
@@ -117,6 +121,7 @@ void kl_pv_cpuid_changed(struct kl_vcpu *v)
 	const struct kvm_cpuid_entry2 *e = kl_kvm_cpuid(v, 1);
 
 	v->pv->features = e ? e->eax : 0;
+	kl_hv_cpuid_changed(v);
 	kl_pv_ask(v, KL_PV_CLOCK); /* Xen's leaves tell of it */
 }
 
@@ -148,12 +153,12 @@ static enum kl_pv_result known(struct kl_vcpu *v, uint32_t index)
 	return kl_pv_has(v, f) ? KL_PV_OK : KL_PV_REFUSED;
 }
 
-enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data)
+enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
 	enum kl_pv_result r = known(v, index);
 
 	if (r != KL_PV_OK)
-		return r;
+		return r == KL_PV_UNKNOWN ? kl_hv_get_msr(v, index, data, host) : r;
 	switch (index) {
 	case KL_MSR_KVM_WALL_CLOCK:
 	case KL_MSR_KVM_WALL_CLOCK_NEW:
@@ -194,7 +199,7 @@ enum kl_pv_result kl_pv_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data
 	enum kl_pv_result r = known(v, index);
 
 	if (r != KL_PV_OK)
-		return r;
+		return r == KL_PV_UNKNOWN ? kl_hv_set_msr(v, index, data, host) : r;
 	switch (index) {
 	case KL_MSR_KVM_WALL_CLOCK:
 	case KL_MSR_KVM_WALL_CLOCK_NEW:
@@ -255,6 +260,18 @@ static int64_t send_ipi(struct kl_vcpu *v, const uint64_t arg[4])
 		n += r > 0 ? r : 0;
 	}
 	return n;
+}
+
+void kl_pv_inject_vector(struct kl_vcpu *v, uint8_t vector)
+{
+	struct kl_apic_msg m = {
+		.dest = v->core.id,
+		.delivery = KL_APIC_FIXED,
+		.vector = vector,
+		.level = true,
+	};
+
+	kl_apic_send(v->kvm, NULL, &m);
 }
 
 static int64_t kick_cpu(struct kl_vcpu *v, uint32_t apic_id)
@@ -319,55 +336,6 @@ void kl_pv_ask_all(struct kl_x86_vm *vm)
 		if (c)
 			kl_pv_ask(kl_container_of(c, struct kl_vcpu, core), KL_PV_CLOCK);
 	}
-}
-
-static int use_and_unlock(struct kl_gpc *const *c, unsigned n, bool written, void *p,
-			  kl_pv_write_fn *fn, void *arg)
-{
-	jmp_buf *outer = kl_self.guard;
-	enum kl_guard_reason why;
-	jmp_buf here;
-
-	why = kl_guard_enter(&here);
-	if (why == KL_GUARD_NONE)
-		fn(p, arg);
-	kl_guard_leave(outer);
-	for (unsigned i = 0; i < n; i++)
-		kl_gpc_unlock(c[i], written);
-	return kl_guard_errno(why);
-}
-
-int kl_pv_write(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
-{
-	void *p;
-	int r = kl_gpc_lock(c, len, &p);
-
-	return r ? r : use_and_unlock(&c, 1, true, p, fn, arg);
-}
-
-int kl_pv_trywrite(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
-{
-	void *p;
-	int r = kl_gpc_trylock(c, len, &p);
-
-	return r ? r : use_and_unlock(&c, 1, true, p, fn, arg);
-}
-
-int kl_pv_read(struct kl_gpc *c, size_t len, kl_pv_write_fn *fn, void *arg)
-{
-	void *p;
-	int r = kl_gpc_lock(c, len, &p);
-
-	return r ? r : use_and_unlock(&c, 1, false, p, fn, arg);
-}
-
-int kl_pv_write_many(struct kl_gpc *const *c, const size_t *len, unsigned n, kl_pv_write_fn *fn,
-		     void *arg)
-{
-	void *p[KL_PV_MAX_PIECES];
-	int r = kl_gpc_lock_many(c, len, p, n);
-
-	return r ? r : use_and_unlock(c, n, true, p, fn, arg);
 }
 
 void kl_pv_enter(struct kl_vcpu *v)

@@ -277,18 +277,6 @@ static void fill_page(uint8_t *page)
 	}
 }
 
-static bool is_ram(struct kl_vm *vm, kl_gfn_t gfn)
-{
-	const struct kl_memslot *slot;
-	bool yes;
-	int idx = kl_srcu_read_lock(&vm->srcu);
-
-	slot = kl_memslot_find(kl_memslots(vm, 0), gfn);
-	yes = slot && !(slot->flags & KVM_MEM_READONLY);
-	kl_srcu_read_unlock(&vm->srcu, idx);
-	return yes;
-}
-
 /* 0; 1, the guest is refused; -errno of KVM_RUN. */
 static int write_page(struct kl_vcpu *v, uint64_t data)
 {
@@ -314,9 +302,7 @@ static int write_page(struct kl_vcpu *v, uint64_t data)
 		fill_page(page);
 	else if (kl_copy_from_user(page, (void *)(blob + nr * KL_PAGE_SIZE), sizeof(page)))
 		return -EFAULT;
-	r = kl_pv_copy(v, data & KL_PAGE_MASK, page, sizeof(page), true);
-	/* That the host lacks a page is not the guest's fault. [B26] */
-	return r && (r == -EINTR || is_ram(&v->kvm->mem, data >> KL_PAGE_SHIFT)) ? r : !!r;
+	return kl_pv_place(v, data & KL_PAGE_MASK, page, sizeof(page));
 }
 
 enum kl_pv_result kl_pv_xen_set_msr(struct kl_vcpu *v, uint64_t data, bool host)
@@ -328,10 +314,5 @@ enum kl_pv_result kl_pv_xen_set_msr(struct kl_vcpu *v, uint64_t data, bool host)
 	r = write_page(v, data);
 	if (!host)
 		kl_guest_resume(v);
-	if (r >= 0 || host)
-		return r ? KL_PV_REFUSED : KL_PV_OK;
-	if (r == -EINTR)
-		kl_leave(v, KL_LEAVE_RESTART);
-	v->exit_errno = r;
-	kl_leave(v, KL_LEAVE_EXIT);
+	return kl_pv_placed(v, r, host);
 }

@@ -94,14 +94,7 @@ static void select_words(void *p, void *arg)
 
 void kl_xen_inject_vector(struct kl_vcpu *v)
 {
-	struct kl_apic_msg m = {
-		.dest = v->core.id,
-		.delivery = KL_APIC_FIXED,
-		.vector = atomic_load(&v->pv->xen.upcall_vector),
-		.level = true,
-	};
-
-	kl_apic_send(v->kvm, NULL, &m);
+	kl_pv_inject_vector(v, atomic_load(&v->pv->xen.upcall_vector));
 }
 
 /* Who waits in SCHEDOP_poll goes on. PAIR(xen-poll) */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "host/guard.h"
+#include "pv/pv.h"
 #include "uapi/object.h"
 
 static struct kvm_cpuid_entry2 *user_entries(unsigned long arg)
@@ -96,6 +97,23 @@ long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg)
 		r = -EFAULT;
 	free(e);
 	return r;
+}
+
+long kl_cpuid_get_hyperv(struct kl_uvcpu *vc, unsigned long arg)
+{
+	struct kvm_cpuid_entry2 e[KL_HV_NR_LEAVES];
+	struct kvm_cpuid2 head;
+
+	if (kl_copy_from_user(&head, (void *)arg, sizeof(head)))
+		return -EFAULT;
+	if (head.nent < KL_HV_NR_LEAVES)
+		return -E2BIG;
+	head.nent = KL_HV_NR_LEAVES;
+	kl_hv_supported_cpuid(vc ? vc->v : NULL, e);
+	if (kl_copy_to_user(user_entries(arg), e, sizeof(e)) ||
+	    kl_copy_to_user((void *)arg, &head, sizeof(head)))
+		return -EFAULT;
+	return 0;
 }
 
 static int copy_entries(struct kvm_cpuid_entry2 *to, unsigned long arg, unsigned n, bool v2)

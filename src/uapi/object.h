@@ -149,6 +149,8 @@ long kl_vm_set_msr_filter(struct kl_uvm *vm, unsigned long arg);
 
 /* cpuid.c; takes vc->lock. */
 long kl_cpuid_get_system(unsigned long arg, bool emulated);
+/* KVM_GET_SUPPORTED_HV_CPUID; @vc NULL: of /dev/kvm. */
+long kl_cpuid_get_hyperv(struct kl_uvcpu *vc, unsigned long arg);
 long kl_cpuid_get(struct kl_uvcpu *vc, unsigned long arg);
 long kl_cpuid_set(struct kl_uvcpu *vc, unsigned long arg, bool v2);
 

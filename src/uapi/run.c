@@ -68,6 +68,9 @@ static void take_answer(struct kl_vcpu *v, const struct kvm_run *run)
 	case KL_PENDING_XEN:
 		v->exit.xen.result = kl_run_get(run->xen.u.hcall.result);
 		break;
+	case KL_PENDING_HYPERV:
+		v->exit.hyperv.result = kl_run_get(run->hyperv.u.hcall.result);
+		break;
 	default:
 		break;
 	}
@@ -193,6 +196,15 @@ static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 		run->xen.u.hcall.input = e->xen.input;
 		memcpy(run->xen.u.hcall.params, e->xen.params, sizeof(e->xen.params));
 		break;
+	case KVM_EXIT_HYPERV: /* likewise */
+		run->hyperv.type = KVM_EXIT_HYPERV_HCALL;
+		run->hyperv.u.hcall.input = e->hyperv.input;
+		memcpy(run->hyperv.u.hcall.params, e->hyperv.params, sizeof(e->hyperv.params));
+		break;
+	case KVM_EXIT_SYSTEM_EVENT:
+		run->system_event.type = e->system_event;
+		run->system_event.ndata = 0;
+		break;
 	case KVM_EXIT_IOAPIC_EOI:
 		run->eoi.vector = e->eoi_vector;
 		break;
@@ -265,6 +277,12 @@ static void trace_exit(const struct kl_uvcpu *vc, int r)
 		kl_trace_write("exit vm%lu vcpu%u XEN input=%lu params=0x%lx,0x%lx,0x%lx", vm,
 			       vc->id, (unsigned long)e->xen.input, (unsigned long)e->xen.params[0],
 			       (unsigned long)e->xen.params[1], (unsigned long)e->xen.params[2]);
+		break;
+	case KVM_EXIT_HYPERV:
+		kl_trace_write("exit vm%lu vcpu%u HYPERV input=0x%lx params=0x%lx,0x%lx", vm,
+			       vc->id, (unsigned long)e->hyperv.input,
+			       (unsigned long)e->hyperv.params[0],
+			       (unsigned long)e->hyperv.params[1]);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm, vc->id,

@@ -29,6 +29,8 @@ long kl_system_ioctl(unsigned cmd, unsigned long arg, struct kl_object **new_obj
 		return kl_cpuid_get_system(arg, false);
 	case KVM_GET_EMULATED_CPUID:
 		return kl_cpuid_get_system(arg, true);
+	case KVM_GET_SUPPORTED_HV_CPUID:
+		return kl_cpuid_get_hyperv(NULL, arg);
 	case KVM_X86_GET_MCE_CAP_SUPPORTED: {
 		uint64_t cap = kl_mce_cap_supported();
 

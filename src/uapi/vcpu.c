@@ -312,10 +312,18 @@ static long device_attr(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg)
 
 static int enable_cap(struct kl_vcpu *v, const struct kvm_enable_cap *cap)
 {
-	if (cap->flags || cap->cap != KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
+	if (cap->flags)
 		return -EINVAL;
-	v->pv->enforce = cap->args[0];
-	return 0;
+	switch (cap->cap) {
+	case KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
+		v->pv->enforce = cap->args[0];
+		return 0;
+	case KVM_CAP_HYPERV_ENFORCE_CPUID:
+		v->pv->hv.enforce = cap->args[0];
+		return 0;
+	default:
+		return -EINVAL;
+	}
 }
 
 /* As KVM: the padding is not looked at, and one page is success. */
@@ -396,6 +404,8 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return kl_cpuid_set(vc, arg, true);
 	case KVM_SET_CPUID:
 		return kl_cpuid_set(vc, arg, false);
+	case KVM_GET_SUPPORTED_HV_CPUID:
+		return kl_cpuid_get_hyperv(vc, arg);
 	case KVM_TRANSLATE:
 		return translate(vc, arg);
 	case KVM_PRE_FAULT_MEMORY:

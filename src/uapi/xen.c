@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The ioctls of Xen HVM (pv/xen.h). */
+/* The ioctls of Xen HVM (pv/xen.h), and of Hyper-V (pv/hyperv.h). */
 #include <errno.h>
 
 #include "host/guard.h"
@@ -50,6 +50,15 @@ static long evtchn_send(struct kl_x86_vm *kvm, unsigned long arg)
 	return kl_xen_evtchn_send(kvm, &e);
 }
 
+static long hyperv_eventfd(struct kl_x86_vm *kvm, unsigned long arg)
+{
+	struct kvm_hyperv_eventfd e;
+
+	if (kl_copy_from_user(&e, (void *)arg, sizeof(e)))
+		return -EFAULT;
+	return kl_hv_eventfd(kvm, &e);
+}
+
 long kl_vm_xen_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg)
 {
 	struct kl_x86_vm *kvm = &vm->kvm;
@@ -62,6 +71,8 @@ long kl_vm_xen_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg)
 		return vm_attr(kvm, arg, cmd == KVM_XEN_HVM_SET_ATTR);
 	case KVM_XEN_HVM_EVTCHN_SEND:
 		return evtchn_send(kvm, arg);
+	case KVM_HYPERV_EVENTFD:
+		return hyperv_eventfd(kvm, arg);
 	default:
 		return kl_vm_irq_ioctl(vm, cmd, arg);
 	}

@@ -590,6 +590,8 @@ enum kl_next kl_op_cpuid(struct kl_vcpu *v, const struct kl_op *op)
 			x.r[EDX] = e->edx;
 		}
 	}
+	if (fn == 0x80000007 && kl_pv_hides_invariant_tsc(v))
+		x.r[EDX] &= ~BIT(8);
 	v->gpr[KL_RAX] = x.r[EAX];
 	v->gpr[KL_RBX] = x.r[EBX];
 	v->gpr[KL_RCX] = x.r[ECX];

@@ -53,8 +53,24 @@ static int64_t map_gpa_range(struct kl_vcpu *v, const struct kl_op *op)
 	return 0;
 }
 
+static enum kl_next hv_hypercall(struct kl_vcpu *v, const struct kl_op *op)
+{
+	if (kl_pv_hv_hypercall(v)) {
+		kl_stat_own_add(&v->core.stats.hypercalls, 1);
+		return KL_NEXT;
+	}
+	v->exit_pending = true;
+	v->pending = KL_PENDING_HYPERV;
+	v->pending_len = op->len;
+	return KL_JUMPED_STOP;
+}
+
+#define XEN_HYPERV_MARK 0x80000000u /* in EAX: the call is Hyper-V's */
+
 static enum kl_next xen_hypercall(struct kl_vcpu *v, const struct kl_op *op)
 {
+	if ((v->gpr[KL_RAX] & XEN_HYPERV_MARK) && kl_pv_hv_enabled(v))
+		return hv_hypercall(v, op);
 	if (kl_pv_xen_hypercall(v)) {
 		kl_stat_own_add(&v->core.stats.hypercalls, 1);
 		return KL_NEXT;
@@ -74,6 +90,8 @@ static enum kl_next hypercall(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (KL_UNLIKELY(atomic_load_explicit(&v->kvm->xen_hypercalls, memory_order_relaxed)))
 		return xen_hypercall(v, op);
+	if (kl_pv_hv_enabled(v))
+		return hv_hypercall(v, op);
 	if (v->cpl) {
 		ret = -HC_EPERM;
 	} else if (argument(v, KL_RAX) == HC_VAPIC_POLL_IRQ) {
@@ -97,6 +115,12 @@ void kl_hypercall_complete(struct kl_vcpu *v)
 void kl_hypercall_complete_xen(struct kl_vcpu *v)
 {
 	v->gpr[KL_RAX] = v->exit.xen.result;
+	kl_stat_own_add(&v->core.stats.hypercalls, 1);
+}
+
+void kl_hypercall_complete_hyperv(struct kl_vcpu *v)
+{
+	kl_pv_hv_result(v, v->exit.hyperv.result);
 	kl_stat_own_add(&v->core.stats.hypercalls, 1);
 }
 

@@ -13,3 +13,5 @@
 void kl_hypercall_complete(struct kl_vcpu *v);
 /* KVM_EXIT_XEN: v->exit.xen.result. */
 void kl_hypercall_complete_xen(struct kl_vcpu *v);
+/* KVM_EXIT_HYPERV: v->exit.hyperv.result. */
+void kl_hypercall_complete_hyperv(struct kl_vcpu *v);

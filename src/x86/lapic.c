@@ -432,12 +432,23 @@ int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool
 
 bool kl_apic_msr_read(struct kl_vcpu *v, uint32_t index, uint64_t *data)
 {
-	struct kl_lapic *a = v->apic;
 	unsigned reg = (index - KL_MSR_X2APIC) << 4;
+
+	return v->apic && kl_apic_x2apic(v->apic) && kl_apic_wide_read(v, reg, data);
+}
+
+bool kl_apic_msr_write(struct kl_vcpu *v, uint32_t index, uint64_t data)
+{
+	unsigned reg = (index - KL_MSR_X2APIC) << 4;
+
+	return v->apic && kl_apic_x2apic(v->apic) && kl_apic_wide_write(v, reg, data);
+}
+
+bool kl_apic_wide_read(struct kl_vcpu *v, unsigned reg, uint64_t *data)
+{
+	struct kl_lapic *a = v->apic;
 	uint32_t val;
 
-	if (!a || !kl_apic_x2apic(a))
-		return false;
 	if (reg > APIC_SELF_IPI || !read_reg(a, reg, 4, &val))
 		return false;
 	*data = val;
@@ -446,13 +457,10 @@ bool kl_apic_msr_read(struct kl_vcpu *v, uint32_t index, uint64_t *data)
 	return true;
 }
 
-bool kl_apic_msr_write(struct kl_vcpu *v, uint32_t index, uint64_t data)
+bool kl_apic_wide_write(struct kl_vcpu *v, unsigned reg, uint64_t data)
 {
 	struct kl_lapic *a = v->apic;
-	unsigned reg = (index - KL_MSR_X2APIC) << 4;
 
-	if (!a || !kl_apic_x2apic(a))
-		return false;
 	if (reg == APIC_ICR) {
 		if (data & X2APIC_ICR_RESERVED)
 			return false;

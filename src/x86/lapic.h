@@ -92,6 +92,10 @@ int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool
 /* x2APIC: MSRs 0x800 to 0x8ff. False: #GP. */
 bool kl_apic_msr_read(struct kl_vcpu *v, uint32_t index, uint64_t *data);
 bool kl_apic_msr_write(struct kl_vcpu *v, uint32_t index, uint64_t data);
+/* A register as MSRs have it, in any mode; the ICR is one of 64 bits. False: #GP. There is an APIC.
+ */
+bool kl_apic_wide_read(struct kl_vcpu *v, unsigned reg, uint64_t *data);
+bool kl_apic_wide_write(struct kl_vcpu *v, unsigned reg, uint64_t data);
 uint64_t kl_apic_tsc_deadline(struct kl_vcpu *v);
 void kl_apic_set_tsc_deadline(struct kl_vcpu *v, uint64_t tsc);
 

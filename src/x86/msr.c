@@ -73,6 +73,26 @@ const uint32_t kl_x86_msr_list[] = {
 	KL_MSR_KVM_SYSTEM_TIME_NEW,
 	KL_MSR_KVM_STEAL_TIME,
 	KL_MSR_KVM_POLL_CONTROL,
+	/* Hyper-V's (pv/hyperv.h) */
+	0x40000000, /* GUEST_OS_ID */
+	0x40000001, /* HYPERCALL */
+	0x40000020, /* TIME_REF_COUNT */
+	0x40000021, /* REFERENCE_TSC */
+	0x40000022, /* TSC_FREQUENCY */
+	0x40000023, /* APIC_FREQUENCY */
+	0x40000100, /* CRASH_P0 ... P4 */
+	0x40000101,
+	0x40000102,
+	0x40000103,
+	0x40000104,
+	0x40000105, /* CRASH_CTL */
+	0x40000003, /* RESET */
+	0x40000002, /* VP_INDEX */
+	0x40000010, /* VP_RUNTIME */
+	0x40000106, /* REENLIGHTENMENT_CONTROL */
+	0x40000107, /* TSC_EMULATION_CONTROL */
+	0x40000108, /* TSC_EMULATION_STATUS */
+	0x40000118, /* TSC_INVARIANT_CONTROL */
 	/* Up to here on every host; the rest on AMD's. */
 	KL_MSR_VM_HSAVE_PA,
 	KL_MSR_VIRT_SPEC_CTRL,
@@ -360,7 +380,7 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = kl_apic_tsc_deadline(v);
 		break;
 	default:
-		return (enum result)kl_pv_get_msr(v, index, data);
+		return (enum result)kl_pv_get_msr(v, index, data, host);
 	}
 	return OK;
 }

@@ -39,7 +39,7 @@ void kl_pv_cpuid_changed(struct kl_vcpu *v);
 
 enum kl_pv_result { KL_PV_OK, KL_PV_REFUSED, KL_PV_UNKNOWN };
 /* @host: for the program, OUTSIDE, may sleep. Else for the guest, IN_GUEST. */
-enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data);
+enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host);
 enum kl_pv_result kl_pv_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host);
 
 /* Xen: the hypercall page's MSR was written. @host as above; may leave the instruction. */
@@ -47,6 +47,13 @@ enum kl_pv_result kl_pv_xen_set_msr(struct kl_vcpu *v, uint64_t data, bool host)
 /* Xen: any hypercall. True: it is done; false: v->exit has what the program is asked. IN_GUEST;
  * may leave. */
 bool kl_pv_xen_hypercall(struct kl_vcpu *v);
+/* Hyper-V: are there hypercalls of its kind? */
+bool kl_pv_hv_enabled(struct kl_vcpu *v);
+/* Any of them, as kl_pv_xen_hypercall(); and what the guest gets. */
+bool kl_pv_hv_hypercall(struct kl_vcpu *v);
+void kl_pv_hv_result(struct kl_vcpu *v, uint64_t result);
+/* Does CPUID not show the guest that its TSC is invariant, although it is? */
+bool kl_pv_hides_invariant_tsc(struct kl_vcpu *v);
 /* Xen: is its interrupt, kl_x86_vm.xen_vector, asserted? OUTSIDE; may sleep. */
 bool kl_pv_xen_interrupt(struct kl_vcpu *v);
 /* Xen: a route to an event channel. As kl_irq_set(), whose context it has. */

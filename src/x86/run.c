@@ -578,6 +578,10 @@ static int complete(struct kl_vcpu *v)
 			skip(v);
 		}
 		return STEP_ON;
+	case KL_PENDING_HYPERV:
+		kl_hypercall_complete_hyperv(v);
+		skip(v);
+		return STEP_ON;
 	default:
 		return STEP_ON;
 	}
@@ -795,6 +799,17 @@ static int loop(struct kl_vcpu *v)
 		}
 		if (KL_UNLIKELY(v->triple_fault_pending | v->shutdown))
 			return shutdown(v);
+		if (KL_UNLIKELY(v->system_events)) {
+			/* The crash before the reset. */
+			unsigned event = v->system_events >> KVM_SYSTEM_EVENT_CRASH & 1
+						 ? KVM_SYSTEM_EVENT_CRASH
+						 : KVM_SYSTEM_EVENT_RESET;
+
+			v->system_events &= ~(1u << event);
+			v->exit.reason = KVM_EXIT_SYSTEM_EVENT;
+			v->exit.system_event = event;
+			return STEP_EXIT;
+		}
 		if (next_event(v))
 			r = sort_out(v, protected(v, deliver_event));
 		else if (v->request_interrupt_window && kl_x86_ready_for_interrupt(v)) {

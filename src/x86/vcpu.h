@@ -196,6 +196,10 @@ struct kl_exit {
 			uint32_t longmode, cpl;
 			uint64_t input, result, params[6];
 		} xen;
+		struct { /* KVM_EXIT_HYPERV: a hypercall */
+			uint64_t input, params[2], result;
+		} hyperv;
+		uint32_t system_event; /* KVM_EXIT_SYSTEM_EVENT: KVM_SYSTEM_EVENT_* */
 		struct {
 			uint32_t exception;
 			uint64_t pc, dr6, dr7;
@@ -215,6 +219,7 @@ enum kl_pending {
 	KL_PENDING_MSR,
 	KL_PENDING_HYPERCALL,
 	KL_PENDING_XEN,
+	KL_PENDING_HYPERV,
 };
 
 /* MMIO of the instruction that is being executed: fragments of at most 8 bytes. */
@@ -372,6 +377,7 @@ struct kl_vcpu {
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
 	_Atomic bool unhalted;     /* kicked: the next HLT is over at once. Any thread */
 	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */
+	uint32_t system_events;    /* that the program is to be told: bit per KVM_SYSTEM_EVENT_* */
 	int eoi_exit;              /* the program's I/O APIC is to be told of this vector; or -1 */
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */
 	struct kl_breakpoints bp;
