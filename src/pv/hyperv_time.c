@@ -142,7 +142,7 @@ static int write_page(struct kl_vcpu *v, uint64_t gpa, bool keep, const struct k
 int kl_hv_tsc_page_update(struct kl_vcpu *v, const struct kl_pvclock *c)
 {
 	struct kl_hv_vm *hv = hv_of(v->kvm);
-	struct page p;
+	struct page p = {0};
 	uint64_t changes, gpa;
 	bool keep;
 	int r;
