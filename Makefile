@@ -10,7 +10,7 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all mutants models conformance stress fuzz bench install \
+.PHONY: all build run test test-asan test-tsan test-all mutants models conformance linux stress fuzz bench install \
 	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
@@ -57,6 +57,11 @@ models:
 # TESTS="name ..." selects; REAL=1 runs each on /dev/kvm beside it
 conformance: build
 	@tests/conformance/run --kvmlet $(BUILD)/kvmlet $(if $(REAL),--real) $(TESTS)
+
+# A guest with Debian's kernel. CASES="name ..." selects (tests/linux/run --list), CASES=all: every one
+linux: build
+	@tests/linux/run --kvmlet $(BUILD)/kvmlet \
+		$(if $(filter all,$(CASES)),,$(or $(CASES),--verbose boot/6.1/q35/2))
 
 # SECONDS=N: how long; SEED=N. BUILD=build-asan or build-tsan (after make test-asan) is another build
 stress: build
@@ -118,6 +123,7 @@ help:
 	@echo 'make mutants       put known bugs in, one by one: the tests must notice (MUTANTS="name ...")'
 	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
 	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
+	@echo "make linux         boot Debian's Linux under QEMU on kvmlet (CASES=\"name ...\", CASES=all)"
 	@echo 'make stress        SECONDS=1800: memory and slots change under running vCPUs'
 	@echo 'make fuzz          SECONDS=1200: random guests in all modes, under AddressSanitizer and UBSan'
 	@echo 'make bench         measure, side by side with /dev/kvm where there is one'
