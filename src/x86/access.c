@@ -15,9 +15,11 @@
 
 #include <errno.h>
 #include <string.h>
+#include <Zydis/Zydis.h>
 
 #include "base/log.h"
 #include "base/racepoint.h"
+#include "host/cpu.h"
 #include "host/guard.h"
 #include "host/sys.h"
 #include "x86/debug.h"
@@ -414,6 +416,14 @@ static void store_split(struct kl_vcpu *v, const struct page p[2], const uint8_t
 	_longjmp(*outer, (int)why);
 }
 
+/* Of these Intel's processors do not check the alignment. */
+static bool never_checked(const struct kl_op *op, unsigned len)
+{
+	return kl_host_is_intel() &&
+	       (len >= 16 || (op && (op->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH ||
+				     op->mnemonic == ZYDIS_MNEMONIC_VCVTPH2PS)));
+}
+
 /*
  * #AC, before anything else that is wrong with the address. Vectors count as 16 bytes, floats of
  * 10 as 8, environments by their words.
@@ -435,7 +445,9 @@ static KL_COLD void check_alignment(struct kl_vcpu *v, uint64_t lin, unsigned le
 		align = 2;
 		break;
 	default:
-		align = len & (len - 1) ? 1 : kl_min(len, 16u);
+		if (len & (len - 1) || never_checked(v->cur_op, len))
+			return;
+		align = kl_min(len, 16u);
 		break;
 	}
 	if (!(lin & (align - 1)))

@@ -245,8 +245,8 @@ static ZyanStatus decode(struct kl_decode *d, const uint8_t *bytes, unsigned len
 
 	if (!ZYAN_SUCCESS(status))
 		return status;
-	if (in->mnemonic == ZYDIS_MNEMONIC_PAUSE && in->raw.rex.B) {
-		/* XCHG R8, rAX */
+	if (in->mnemonic == ZYDIS_MNEMONIC_PAUSE && in->raw.rex.B && !kl_host_is_intel()) {
+		/* XCHG R8, rAX on AMD's processors */
 		memcpy(copy, bytes, in->length);
 		replace_prefix(copy, in, 0xf3, 0x3e);
 		return ZydisDecoderDecodeFull(dec, copy, in->length, in, d->opnd);

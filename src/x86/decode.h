@@ -68,6 +68,9 @@ void kl_number_registers(struct kl_decode *d);
 /* The handler of a move between a register and a register or memory. */
 bool kl_select_move(struct kl_decode *d, kl_op_fn *fn);
 
+/* ROL and ROR of a register by op->imm leave OF, which is undefined unless that is 1, as it was. */
+bool kl_rotate_keeps_of(const struct kl_decode *d);
+
 /* The decoders: true if the mnemonic is theirs. A form that does not exist is left to fail. */
 bool kl_select_alu(struct kl_decode *d);
 bool kl_select_mov(struct kl_decode *d);

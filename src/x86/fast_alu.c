@@ -219,19 +219,19 @@ static kl_run_fn *select_unary(const struct kl_decode *d, unsigned n, kl_run_fn 
 /* ---- shifts ------------------------------------------------------------------------------- */
 
 /* All flags go in: a count of 0 keeps them, rotates keep some. */
-#define SHIFT(bits, sfx, name, form, insn, count)                     \
-	HANDLER(name##bits##_##form)                                  \
-	{                                                             \
-		uint##bits##_t d = KL_FAST_REG(v, op->reg, bits);     \
-		uint32_t ax = v->flags_now;                           \
-                                                                      \
-		__asm__(KL_FLAGS_IN insn sfx " %%cl, %0" KL_FLAGS_OUT \
-			: "+r"(d), "+a"(ax)                           \
-			: "c"((uint8_t)(count))                       \
-			: "cc");                                      \
-		KL_FAST_SET_##bits(v, op->reg, d);                    \
-		v->flags_now = (uint16_t)ax;                          \
-		KL_NEXT_OP(v, op + 1);                                \
+#define SHIFT(bits, sfx, name, form, insn, count, of)                         \
+	HANDLER(name##bits##_##form)                                          \
+	{                                                                     \
+		uint##bits##_t d = KL_FAST_REG(v, op->reg, bits);             \
+		uint32_t ax = v->flags_now;                                   \
+                                                                              \
+		__asm__(KL_FLAGS_IN##of insn sfx " %%cl, %0" KL_FLAGS_OUT##of \
+			: "+r"(d), "+a"(ax)                                   \
+			: "c"((uint8_t)(count))                               \
+			: "cc");                                              \
+		KL_FAST_SET_##bits(v, op->reg, d);                            \
+		v->flags_now = (uint16_t)ax;                                  \
+		KL_NEXT_OP(v, op + 1);                                        \
 	}
 #define SHIFT_NF(bits, sfx, name, type, operator)                                         \
 	HANDLER(name##bits##_nf_ri)                                                       \
@@ -241,11 +241,14 @@ static kl_run_fn *select_unary(const struct kl_decode *d, unsigned n, kl_run_fn 
 		KL_FAST_SET_##bits(v, op->reg, d operator((uint8_t)op->imm &(bits - 1))); \
 		KL_NEXT_OP(v, op + 1);                                                    \
 	}
-#define SHIFTS(name, insn)                   \
-	WIDE(SHIFT, name, ri, insn, op->imm) \
-	WIDE(SHIFT, name, rc, insn, v->gpr[KL_RCX])
-SHIFTS(rol, "rol")
-SHIFTS(ror, "ror")
+#define SHIFTS(name, insn)                     \
+	WIDE(SHIFT, name, ri, insn, op->imm, ) \
+	WIDE(SHIFT, name, rc, insn, v->gpr[KL_RCX], )
+#define ROTATES(name, insn) \
+	SHIFTS(name, insn)  \
+	WIDE(SHIFT, name##_of_kept, ri, insn, op->imm, _OF_KEPT)
+ROTATES(rol, "rol")
+ROTATES(ror, "ror")
 SHIFTS(shl, "shl")
 SHIFTS(shr, "shr")
 SHIFTS(sar, "sar")
@@ -272,12 +275,19 @@ static kl_run_fn *const shift[5][2][3] = {
 	SHIFT_ROW(shr, shr), SHIFT_ROW(sar, sar),
 };
 
+static kl_run_fn *const rotate_of_kept[2][2] = {
+	{rol_of_kept32_ri, rol_of_kept64_ri},
+	{ror_of_kept32_ri, ror_of_kept64_ri},
+};
+
 static kl_run_fn *select_shift(const struct kl_decode *d, unsigned n, kl_run_fn **noflags)
 {
 	bool cl = d->opnd[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
 
 	if (d->opnd[0].type != ZYDIS_OPERAND_TYPE_REGISTER || d->size2 < 2)
 		return NULL;
+	if (n < 2 && !cl && kl_rotate_keeps_of(d))
+		return rotate_of_kept[n][d->size2 - 2];
 	*noflags = cl ? NULL : shift[n][d->size2 - 2][2];
 	return shift[n][d->size2 - 2][cl];
 }

@@ -133,8 +133,7 @@ enum kl_next kl_op_fxsave(struct kl_vcpu *v, const struct kl_op *op)
 	memcpy(buf + 24, kl_mxcsr_words(v).b, 8);
 	memcpy(buf + XMM, v->xsave + XMM, sizeof(buf) - XMM);
 	lin = linear(v, op, 512, 16, true);
-	if (!kl_host_is_intel()) /* AMD's processors begin with the last byte */
-		(void)kl_probe_writable(v, kl_linear_add(v, lin, 511), 1);
+	(void)kl_probe_writable(v, kl_linear_add(v, lin, 511), 1); /* the last byte first */
 	kl_write_bytes(v, lin, buf, used_bytes(v));
 	return KL_NEXT;
 }
@@ -149,8 +148,7 @@ enum kl_next kl_op_fxrstor(struct kl_vcpu *v, const struct kl_op *op)
 	if (v->cr0 & (KL_CR0_TS | KL_CR0_EM))
 		kl_raise(v, KL_EXC_NM);
 	lin = linear(v, op, 512, 16, false);
-	if (!kl_host_is_intel())
-		(void)kl_read(v, kl_linear_add(v, lin, 511), 1);
+	(void)kl_read(v, kl_linear_add(v, lin, 511), 1);
 	kl_read_bytes(v, lin, buf, used);
 	memcpy(&mxcsr, buf + 24, 4);
 	if (!kl_mxcsr_valid(mxcsr))

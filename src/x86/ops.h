@@ -19,6 +19,9 @@
 /* Asm fragments around an instruction: flags from and to eax. */
 #define KL_FLAGS_IN  "addb $127, %%al\n\tsahf\n\t"
 #define KL_FLAGS_OUT "\n\tlahf\n\tseto %%al"
+/* The same for what must leave OF alone. */
+#define KL_FLAGS_IN_OF_KEPT  KL_FLAGS_IN "seto %%al\n\t"
+#define KL_FLAGS_OUT_OF_KEPT "\n\tlahf"
 
 KL_INLINE uint32_t kl_flags_pack(const struct kl_vcpu *v)
 {

@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "host/cpu.h"
 #include "x86/access.h"
 #include "x86/decode.h"
 #include "x86/fpu.h"
@@ -205,12 +206,15 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 	if (op->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
 		c.mxcsr |=
 			tiny_halves(v, info & I_MEM_W ? c.mem : c.y[1], info & I_MEM_W ? size : 16);
-	/* Faults of the store come before #XM and before MXCSR changes. */
+	/* Faults of the store come before #XM and before MXCSR changes; on Intel's processors
+	 * after. */
+	if ((info & I_FP) && kl_host_is_intel())
+		kl_mxcsr_note(v, c.mxcsr);
 	if ((info & I_MEM_W) && !((info & I_FP) && kl_mxcsr_raises(v, c.mxcsr)))
 		kl_vec_write(v, lin, c.mem, size);
 	else if (info & I_MEM_W)
 		kl_probe_store(v, lin, size);
-	if (info & I_FP)
+	if ((info & I_FP) && !kl_host_is_intel())
 		kl_mxcsr_note(v, c.mxcsr);
 	if (info & I_W0)
 		put_ymm(x[0], c.y[0]);

@@ -134,9 +134,7 @@ void kl_masked_bytes(struct kl_vcpu *v, const struct kl_op *op, const uint8_t *x
 
 	ea = op->addrsize == 8 ? ea : op->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
 	lin = kl_seg_linear(v, op->seg, ea, len, true);
-	/* AMD's processors look at the pages whatever the mask says. */
-	if (!kl_host_is_intel())
-		kl_probe_store(v, lin, len);
+	kl_probe_store(v, lin, len); /* whatever the mask says */
 	for (unsigned i = 0; i < len; i++)
 		mask |= (uint32_t)(select[i] >> 7) << i;
 	masked_store(v, lin, x, mask, 1, len);

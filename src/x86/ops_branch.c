@@ -62,12 +62,16 @@ static enum kl_next jmp_indirect(struct kl_vcpu *v, const struct kl_op *op)
 	return jump(v, indirect(v, op));
 }
 
-/* A call to nowhere: a fault of the stack comes first, as on processors of AMD. */
+/* A call to nowhere: a fault of the stack comes first; Intel's processors have pushed by then. */
 static KL_COLD KL_NORETURN void bad_call(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint64_t sp = (v->gpr[KL_RSP] - op->opsize) & kl_stack_mask(v);
+	uint64_t lin = kl_seg_linear(v, KL_SS, sp, op->opsize, true);
 
-	kl_mem_probe(v, kl_seg_linear(v, KL_SS, sp, op->opsize, true), op->opsize);
+	if (kl_host_is_intel())
+		kl_write(v, lin, kl_next_rip(v, op), op->opsize);
+	else
+		kl_mem_probe(v, lin, op->opsize);
 	kl_raise_error(v, KL_EXC_GP, 0);
 }
 

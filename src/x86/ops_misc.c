@@ -34,14 +34,14 @@ static enum kl_next sfence(struct kl_vcpu *v, const struct kl_op *op)
 
 static enum kl_next bound(struct kl_vcpu *v, const struct kl_op *op)
 {
-	unsigned size = op->opsize;
-	uint64_t lo = kl_mem_read(v, op, size);
-	uint64_t hi = kl_read(v, kl_mem_part(v, op, size, size, false), size);
-	uint64_t x = kl_gpr_get(v, op->reg, size);
-	bool in = size == 2 ? (int16_t)x >= (int16_t)lo && (int16_t)x <= (int16_t)hi
-			    : (int32_t)x >= (int32_t)lo && (int32_t)x <= (int32_t)hi;
+	unsigned size = op->opsize, shift = size == 2 ? 16 : 0;
+	int32_t x = (int32_t)((uint32_t)kl_gpr_get(v, op->reg, size) << shift);
+	int32_t lo = (int32_t)((uint32_t)kl_mem_read(v, op, size) << shift), hi;
 
-	if (!in)
+	if (x < lo && kl_host_is_intel()) /* the upper bound is not looked at */
+		kl_raise(v, KL_EXC_BR);
+	hi = (int32_t)((uint32_t)kl_read(v, kl_mem_part(v, op, size, size, false), size) << shift);
+	if (x < lo || x > hi)
 		kl_raise(v, KL_EXC_BR);
 	return KL_NEXT;
 }

@@ -42,18 +42,23 @@ static uint8_t *mm(struct kl_vcpu *v, unsigned n)
 	return v->xsave + ST_OFFSET + 16 * ((n - top_of(v)) & 7);
 }
 
-/* From x87 to MMX: the stack's top becomes 0, and no register is empty. */
-static void enter_mmx(struct kl_vcpu *v)
+static void clear_top(struct kl_vcpu *v)
 {
 	unsigned top = top_of(v);
 	uint8_t old[128];
 
-	if (KL_UNLIKELY(top)) {
-		memcpy(old, v->xsave + ST_OFFSET, 128);
-		memcpy(v->xsave + ST_OFFSET, old + 16 * (8 - top), 16 * top);
-		memcpy(v->xsave + ST_OFFSET + 16 * top, old, 128 - 16 * top);
-		v->xsave[3] &= (uint8_t)~0x38;
-	}
+	if (KL_LIKELY(!top))
+		return;
+	memcpy(old, v->xsave + ST_OFFSET, 128);
+	memcpy(v->xsave + ST_OFFSET, old + 16 * (8 - top), 16 * top);
+	memcpy(v->xsave + ST_OFFSET + 16 * top, old, 128 - 16 * top);
+	v->xsave[3] &= (uint8_t)~0x38;
+}
+
+/* From x87 to MMX: the stack's top becomes 0, and no register is empty. */
+static void enter_mmx(struct kl_vcpu *v)
+{
+	clear_top(v);
 	v->xsave[4] = 0xff;
 }
 
@@ -106,6 +111,8 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 
 	check_mmx(v, info);
 	if (info & (I_MEM_R | I_MEM_W)) {
+		if ((info & I_MEM_W) && kl_host_is_intel())
+			clear_top(v); /* also if the store faults */
 		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
 		if ((info & I_ALIGN) && (lin & 15))
 			kl_raise_error(v, KL_EXC_GP, 0);
@@ -273,9 +280,8 @@ bool kl_select_mmx(struct kl_decode *d)
 			return false;
 	if (info >> I_SIZE_SHIFT == 16)
 		info |= I_ALIGN;
-	/* Intel's CVTPI2PS from memory acts as if there were an MMX register. */
-	if (!(info & (I_REG_M | I_RM_M)) &&
-	    (d->in.mnemonic == ZYDIS_MNEMONIC_CVTPI2PD || !kl_host_is_intel()))
+	/* CVTPI2PS and CVTPI2PD from memory, whatever their manuals say of the x87 state */
+	if (!(info & (I_REG_M | I_RM_M)))
 		info |= I_SSE_ONLY;
 	len = kl_thunk_rewrite(d, 0, code);
 	op->thunk = len ? kl_thunk_get(code, len) : NULL;

@@ -3,6 +3,7 @@
  * Moves: MOV MOVZX MOVSX MOVSXD MOVBE MOVNTI LEA CMOVcc SETcc BSWAP XLAT, sign extensions of rAX,
  * LAHF SAHF and the carry and direction flags.
  */
+#include "host/cpu.h"
 #include "x86/decode.h"
 #include "x86/ops.h"
 
@@ -70,7 +71,7 @@ EXTEND(sx, 16, 16, int16_t)
 EXTEND(sx, 32, 16, int16_t)
 EXTEND(sx, 64, 16, int16_t)
 EXTEND(sx, 64, 32, int32_t)
-EXTEND(sx, 16, 32, int32_t) /* reads four bytes (AMD) */
+EXTEND(sx, 16, 32, int32_t)
 
 #define EXTEND2(n)           \
 	{                    \
@@ -290,8 +291,11 @@ bool kl_select_mov(struct kl_decode *d)
 		return plain(d, mov[d->size2][KL_FORM_MR - KL_FORM_RR]);
 	case ZYDIS_MNEMONIC_MOVZX:
 		return select_extend(d, false);
-	case ZYDIS_MNEMONIC_MOVSX:
 	case ZYDIS_MNEMONIC_MOVSXD:
+		if (d->size2 == 1 && kl_host_is_intel()) /* reads two bytes, not four */
+			return plain(d, mov[1][d->form - KL_FORM_RR]);
+		return select_extend(d, true);
+	case ZYDIS_MNEMONIC_MOVSX:
 		return select_extend(d, true);
 	case ZYDIS_MNEMONIC_LEA:
 		return plain(d, lea[d->size2]);

@@ -4,6 +4,7 @@
  * count is in CL, an immediate, or 1; the host masks it and leaves the flags alone as the
  * guest's processor would.
  */
+#include "host/cpu.h"
 #include "x86/decode.h"
 #include "x86/ops.h"
 
@@ -29,17 +30,38 @@ SIZES(COMPUTE, shl, "shl")
 SIZES(COMPUTE, shr, "shr")
 SIZES(COMPUTE, sar, "sar")
 
-/* The count is op->imm or CL. */
+/*
+ * Rotates of a register by an immediate count other than 1, whose OF is undefined: Intel's
+ * processors keep it.
+ */
+#define COMPUTE_OF_KEPT(bits, sfx, name, insn)                                         \
+	KL_INLINE uint##bits##_t name##bits(uint##bits##_t d, uint8_t n, uint32_t *ax) \
+	{                                                                              \
+		__asm__(KL_FLAGS_IN_OF_KEPT insn sfx " %%cl, %0" KL_FLAGS_OUT_OF_KEPT  \
+			: "+r"(d), "+a"(*ax)                                           \
+			: "c"(n)                                                       \
+			: "cc");                                                       \
+		return d;                                                              \
+	}
+SIZES(COMPUTE_OF_KEPT, rol_of_kept, "rol")
+SIZES(COMPUTE_OF_KEPT, ror_of_kept, "ror")
+
+/* The count is op->imm, */
+#define FORM_RI(bits, sfx, name)                                                       \
+	static enum kl_next name##bits##_ri(struct kl_vcpu *v, const struct kl_op *op) \
+	{                                                                              \
+		uint32_t ax = kl_flags_pack(v);                                        \
+		uint64_t r = name##bits(REG(v, op->reg, bits), (uint8_t)op->imm, &ax); \
+                                                                                       \
+		kl_gpr_set(v, op->reg, r, bits / 8);                                   \
+		kl_flags_put(v, ax);                                                   \
+		return KL_NEXT;                                                        \
+	}
+SIZES(FORM_RI, rol_of_kept)
+SIZES(FORM_RI, ror_of_kept)
+/* or CL. */
 #define FORMS(bits, sfx, name)                                                                \
-	static enum kl_next name##bits##_ri(struct kl_vcpu *v, const struct kl_op *op)        \
-	{                                                                                     \
-		uint32_t ax = kl_flags_pack(v);                                               \
-		uint64_t r = name##bits(REG(v, op->reg, bits), (uint8_t)op->imm, &ax);        \
-                                                                                              \
-		kl_gpr_set(v, op->reg, r, bits / 8);                                          \
-		kl_flags_put(v, ax);                                                          \
-		return KL_NEXT;                                                               \
-	}                                                                                     \
+	FORM_RI(bits, sfx, name)                                                              \
 	static enum kl_next name##bits##_rc(struct kl_vcpu *v, const struct kl_op *op)        \
 	{                                                                                     \
 		uint32_t ax = kl_flags_pack(v);                                               \
@@ -105,6 +127,12 @@ static kl_op_fn *const shift[7][4][4] = {
 	BY_SIZE(rol), BY_SIZE(ror), BY_SIZE(rcl), BY_SIZE(rcr),
 	BY_SIZE(shl), BY_SIZE(shr), BY_SIZE(sar),
 };
+#define KEPT_BY_SIZE(name)                                        \
+	{                                                         \
+		name##8_ri, name##16_ri, name##32_ri, name##64_ri \
+	}
+static kl_op_fn *const rotate_of_kept[2][4] = {KEPT_BY_SIZE(rol_of_kept),
+					       KEPT_BY_SIZE(ror_of_kept)};
 static kl_op_fn *const noflags[3][2] = {
 	{shl32_nf_ri, shl64_nf_ri}, {shr32_nf_ri, shr64_nf_ri}, {sar32_nf_ri, sar64_nf_ri}};
 
@@ -160,6 +188,11 @@ static kl_op_fn *const shift_double[2][4][2] = {
 
 /* ---- selection ---------------------------------------------------------------------- */
 
+bool kl_rotate_keeps_of(const struct kl_decode *d)
+{
+	return kl_host_is_intel() && d->op->imm != 1;
+}
+
 static bool select_shift(struct kl_decode *d, unsigned n)
 {
 	bool mem = d->opnd[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
@@ -168,6 +201,8 @@ static bool select_shift(struct kl_decode *d, unsigned n)
 	if (!cl)
 		d->op->imm &= d->size2 == 3 ? 63 : 31;
 	d->op->fn = shift[n][d->size2][2 * mem + cl];
+	if (n < 2 && !mem && !cl && kl_rotate_keeps_of(d))
+		d->op->fn = rotate_of_kept[n][d->size2];
 	d->simple = true;
 	d->stores = mem;
 	/* Only these surely write all flags: rotates keep some, a count of 0 keeps all. */

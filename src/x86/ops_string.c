@@ -6,6 +6,7 @@
  * instruction ready to be executed again for the rest. Requests are polled at least once per
  * page moved (M6). MOVS and STOS move runs inside one page at once.
  */
+#include "host/cpu.h"
 #include "x86/access.h"
 #include "x86/decode.h"
 #include "x86/block.h"
@@ -56,6 +57,23 @@ KL_INLINE bool must_stop(struct kl_vcpu *v, enum kl_next *how)
 		return true;
 	}
 	return false;
+}
+
+/* Intel's processors cut a register that a 32-bit address uses, whatever happens then. */
+KL_INLINE void cut(struct kl_vcpu *v, const struct kl_op *op, unsigned r)
+{
+	if (KL_UNLIKELY(op->addrsize == 4) && (op->flags & REP) && kl_host_is_intel())
+		kl_gpr_set(v, 8 * r, (uint32_t)v->gpr[r], 4);
+}
+
+/* How many elements there are to do. */
+KL_INLINE uint64_t count(struct kl_vcpu *v, const struct kl_op *op)
+{
+	uint64_t n = op->flags & REP ? reg_masked(v, KL_RCX, op) : 1;
+
+	if (KL_UNLIKELY(!n))
+		cut(v, op, KL_RCX);
+	return n;
 }
 
 /* ---- runs ------------------------------------------------------------------------------ */
@@ -137,9 +155,12 @@ static uint64_t stos_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 static enum kl_next movs(struct kl_vcpu *v, const struct kl_op *op)
 {
 	bool rep = op->flags & REP;
-	uint64_t n = rep ? reg_masked(v, KL_RCX, op) : 1;
+	uint64_t n = count(v, op);
 	enum kl_next how;
 
+	/* also if the first element faults, or if there is none */
+	cut(v, op, KL_RSI);
+	cut(v, op, KL_RDI);
 	while (n) {
 		uint64_t done = rep && !kl_single_stepping(v) ? movs_run(v, op, n) : 0;
 
@@ -165,9 +186,10 @@ static enum kl_next movs(struct kl_vcpu *v, const struct kl_op *op)
 static enum kl_next stos(struct kl_vcpu *v, const struct kl_op *op)
 {
 	bool rep = op->flags & REP;
-	uint64_t n = rep ? reg_masked(v, KL_RCX, op) : 1;
+	uint64_t n = count(v, op);
 	enum kl_next how;
 
+	cut(v, op, KL_RDI);
 	while (n) {
 		uint64_t done = rep && !kl_single_stepping(v) ? stos_run(v, op, n) : 0;
 
@@ -189,7 +211,7 @@ static enum kl_next stos(struct kl_vcpu *v, const struct kl_op *op)
 static enum kl_next lods(struct kl_vcpu *v, const struct kl_op *op)
 {
 	bool rep = op->flags & REP;
-	uint64_t n = rep ? reg_masked(v, KL_RCX, op) : 1;
+	uint64_t n = count(v, op);
 	enum kl_next how;
 
 	while (n) {
@@ -244,17 +266,22 @@ KL_INLINE void fault_first(struct kl_vcpu *v, uint64_t lin, unsigned size)
 		kl_probe(v, last & KL_PAGE_MASK);
 }
 
-/* CMPS (two addresses) and SCAS (rAX). Flags are those of the last element, also at a fault. */
+/*
+ * CMPS (two addresses) and SCAS (rAX). At a fault the flags are those of the last element, or as
+ * Intel has it those of before.
+ */
 KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 {
 	bool rep = op->flags & REP;
 	bool until = op->flags & KL_OPF_REPNE; /* ends when ZF is this */
-	uint64_t n = rep ? reg_masked(v, KL_RCX, op) : 1;
+	bool late = kl_host_is_intel();
+	uint64_t n = count(v, op);
 	enum kl_next how;
 
 	while (n) {
 		unsigned size = op->opsize;
 		uint64_t dst = dst_lin(v, op, size, false), a = v->gpr[KL_RAX], b;
+		bool done, stop;
 		uint32_t ax;
 
 		if (two) {
@@ -270,10 +297,13 @@ KL_INLINE enum kl_next scan(struct kl_vcpu *v, const struct kl_op *op, bool two)
 		n--;
 		if (rep)
 			kl_gpr_set(v, 8 * KL_RCX, n, op->addrsize);
-		kl_flags_put(v, ax);
-		if (!rep || !n || !!(ax & KL_FL_ZF << 8) == until)
+		done = !rep || !n || !!(ax & KL_FL_ZF << 8) == until;
+		stop = !done && must_stop(v, &how);
+		if (done || stop || !late)
+			kl_flags_put(v, ax);
+		if (done)
 			break;
-		if (must_stop(v, &how))
+		if (stop)
 			return how;
 	}
 	return KL_NEXT;

@@ -206,14 +206,10 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 	struct fx f, *guest = state(v);
 	unsigned info = (unsigned)op->imm & 0xffffff, size = op->imm >> I_SIZE_SHIFT & 0xff;
 	uint16_t pending;
-	uint64_t lin = 0;
 
 	check(v, info);
-	if (info & (I_MEM_R | I_MEM_W)) {
-		lin = operand_lin(v, op, size, info);
-		if (info & I_MEM_R)
-			kl_read_bytes(v, lin, c.mem, size);
-	}
+	if (info & I_MEM_R)
+		kl_read_bytes(v, operand_lin(v, op, size, info), c.mem, size);
 	f = *guest;
 	f.mxcsr = 0x1f80;
 	c.rax = info & I_REG_G ? *(uint64_t *)kl_gpr(v, op->reg) : v->gpr[KL_RAX];
@@ -223,11 +219,19 @@ static enum kl_next thunked(struct kl_vcpu *v, const struct kl_op *op)
 
 	pending = f.fsw & (uint16_t)~f.fcw & KL_FPU_FLAGS;
 	if ((info & I_MEM_W) && ((info & I_CONTROL) || !(pending & WITHHOLD))) {
+		uint64_t lin = operand_lin(v, op, size, info);
+
 		if (info & I_ENV)
 			store_pointers(v, c.mem, size);
-		kl_write_bytes(v, lin, c.mem, size);
-	} else if (info & I_MEM_W) {
-		kl_probe_store(v, lin, size);
+		if (size == 10 && kl_host_is_intel()) { /* in two pieces: the second may fault */
+			kl_write_bytes(v, lin, c.mem, 8);
+			kl_write_bytes(v, kl_linear_add(v, lin, 8), c.mem + 8, 2);
+		} else {
+			kl_write_bytes(v, lin, c.mem, size);
+		}
+	} else if ((info & I_MEM_W) && !kl_host_is_intel()) {
+		/* AMD's processors look at where they would have stored. */
+		kl_probe_store(v, operand_lin(v, op, size, info), size);
 	}
 	if (info & I_LOADS_ENV) {
 		load_pointers(v, c.mem, size, &f);

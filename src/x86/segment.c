@@ -114,7 +114,8 @@ static bool beyond_limit(const struct kvm_segment *s, bool typed, uint64_t ea, u
 
 	if (typed && (s->type & 12) == 4) /* expands down */
 		return ea <= s->limit || last > (s->db ? 0xffffffffu : 0xffffu);
-	return last > s->limit;
+	/* What begins below 4 GiB and ends above wraps on Intel's processors. */
+	return last > s->limit && !(s->limit == 0xffffffff && kl_host_is_intel());
 }
 
 void kl_stack_room(struct kl_vcpu *v, const struct kvm_segment *ss, uint64_t sp, unsigned size,
@@ -346,11 +347,13 @@ static uint64_t stack_linear(struct kl_vcpu *v, uint64_t sp, unsigned size, bool
 
 enum kl_next kl_op_push_sreg(struct kl_vcpu *v, const struct kl_op *op)
 {
+	/* Intel's processors leave the upper half of 32 bits as it was. */
+	unsigned size = op->opsize == 4 && kl_host_is_intel() ? 2 : op->opsize;
 	uint64_t sp = v->gpr[KL_RSP] - op->opsize;
 
 	if (v->code_mode == KL_CODE64 && op->reg < KL_FS)
 		kl_raise(v, KL_EXC_UD);
-	kl_write(v, stack_linear(v, sp, op->opsize, true), v->seg[op->reg].selector, op->opsize);
+	kl_write(v, stack_linear(v, sp, size, true), v->seg[op->reg].selector, size);
 	kl_set_sp(v, sp);
 	return KL_NEXT;
 }

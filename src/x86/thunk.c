@@ -222,9 +222,11 @@ unsigned kl_thunk_rewrite(const struct kl_decode *d, int vectors, uint8_t *out)
 
 		if (vvvv && v < 0)
 			return 0;
-		/* Where a field is a general register the processor looks at W in 64-bit code only.
-		 */
-		wide = x->W && (in->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 || !uses_gpr(d));
+		/* Where a field is a general register, or memory in its place, the processor looks
+		 * at W in 64-bit code only. */
+		wide = x->W && (in->machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ||
+				!(uses_gpr(d) || in->mnemonic == ZYDIS_MNEMONIC_VPINSRD ||
+				  in->mnemonic == ZYDIS_MNEMONIC_VPEXTRD));
 		out[n++] = 0xc4;
 		out[n++] = (uint8_t)(0xe0 | x->m_mmmm);
 		out[n++] = (uint8_t)(wide << 7 | (vvvv ? ~v & 15 : 15) << 3 | x->L << 2 | x->pp);

@@ -13,10 +13,12 @@
 #include <string.h>
 #include <Zydis/Zydis.h>
 
+#include "host/cpu.h"
 #include "x86/access.h"
 #include "x86/control.h"
 #include "x86/fpu.h"
 #include "x86/guest_cpuid.h"
+#include "x86/paging.h"
 #include "x86/vector.h"
 
 #define X87 1ull
@@ -162,23 +164,40 @@ static uint64_t requested(const struct kl_vcpu *v)
 	return (v->gpr[KL_RDX] << 32 | (uint32_t)v->gpr[KL_RAX]) & v->xcr0;
 }
 
-static uint64_t area(struct kl_vcpu *v, const struct kl_op *op, uint64_t rfbm, bool write)
+static uint64_t area_lin(struct kl_vcpu *v, const struct kl_op *op, uint64_t rfbm, bool write)
 {
 	uint64_t lin = kl_area_lin(v, op, kl_xsave_size(rfbm), write);
 
+	if (kl_host_is_intel() && !kl_canonical(v, lin)) /* may be #SS, aligned or not */
+		kl_raise_not_canonical(v, lin);
 	if (lin & 63)
 		gp(v);
 	return lin;
 }
 
-static void put(struct kl_vcpu *v, uint64_t lin, unsigned offset, const void *src, unsigned len)
+/* @len bytes of the area. With 32-bit addresses offsets wrap on Intel's processors. */
+struct area {
+	const struct kl_op *op;
+	uint64_t lin;
+};
+
+static uint64_t part(struct kl_vcpu *v, const struct area *a, unsigned offset, unsigned len,
+		     bool write)
 {
-	kl_write_bytes(v, kl_linear_add(v, lin, offset), src, len);
+	if (KL_UNLIKELY(a->op->addrsize != 8) && kl_host_is_intel())
+		return kl_mem_part(v, a->op, offset, len, write);
+	return kl_linear_add(v, a->lin, offset);
 }
 
-static void get(struct kl_vcpu *v, uint64_t lin, unsigned offset, void *dst, unsigned len)
+static void put(struct kl_vcpu *v, const struct area *a, unsigned offset, const void *src,
+		unsigned len)
 {
-	kl_read_bytes(v, kl_linear_add(v, lin, offset), dst, len);
+	kl_write_bytes(v, part(v, a, offset, len, true), src, len);
+}
+
+static void get(struct kl_vcpu *v, const struct area *a, unsigned offset, void *dst, unsigned len)
+{
+	kl_read_bytes(v, part(v, a, offset, len, false), dst, len);
 }
 
 /* Writes exactly what the instruction is to write: others may use what is next to it. */
@@ -186,36 +205,45 @@ enum kl_next kl_op_xsave(struct kl_vcpu *v, const struct kl_op *op)
 {
 	enum kind kind = kind_of(op->mnemonic);
 	unsigned bytes = vector_bytes(v);
-	uint64_t rfbm, lin, save, header[2];
+	struct area a = {.op = op};
+	uint64_t rfbm, save, header[2];
 	uint8_t x87[160];
+	bool has_mxcsr;
+	unsigned first, len;
 
 	check(v, kind);
 	rfbm = requested(v);
-	lin = area(v, op, rfbm, true);
+	a.lin = area_lin(v, op, rfbm, true);
 	save = rfbm & (kind == PLAIN ? ~0ull
 		       : kind == OPT ? in_use(v, bytes)
 				     : in_use_mxcsr(v, bytes));
+	has_mxcsr = kind >= COMPACT ? save & SSE : rfbm & (SSE | AVX);
 	if (kind >= COMPACT) {
 		header[0] = save;
 		header[1] = rfbm | COMPACTED;
 	} else {
-		get(v, lin, HEADER, header, 8);
+		get(v, &a, HEADER, header, 8);
 		header[0] = (header[0] & ~rfbm) | (rfbm & in_use(v, bytes));
 	}
-	/* Both pages must be writable before anything is written. */
-	kl_probe_store(v, lin, save & AVX ? AREA_AVX : HEADER + 8);
+	/*
+	 * Both pages must be writable before anything is written; on Intel's processors not the
+	 * first if nothing in it is.
+	 */
+	first = kl_host_is_intel() && !(save & (X87 | SSE)) && !has_mxcsr ? HEADER : 0;
+	len = (save & AVX ? AREA_AVX : HEADER + 8) - first;
+	kl_probe_store(v, part(v, &a, first, len, true), len);
 	if (save & AVX)
-		put(v, lin, YMM_HI, v->xsave + YMM_HI, bytes);
+		put(v, &a, YMM_HI, v->xsave + YMM_HI, bytes);
 	if (save & X87) {
 		kl_fx_image(v, op->opsize == 8, x87);
-		put(v, lin, 0, x87, 24);
-		put(v, lin, 32, x87 + 32, 128);
+		put(v, &a, 0, x87, 24);
+		put(v, &a, 32, x87 + 32, 128);
 	}
-	if (kind >= COMPACT ? save & SSE : rfbm & (SSE | AVX))
-		put(v, lin, 24, kl_mxcsr_words(v).b, 8);
+	if (has_mxcsr)
+		put(v, &a, 24, kl_mxcsr_words(v).b, 8);
 	if (save & SSE)
-		put(v, lin, XMM, v->xsave + XMM, bytes);
-	put(v, lin, HEADER, header, kind >= COMPACT ? 16 : 8);
+		put(v, &a, XMM, v->xsave + XMM, bytes);
+	put(v, &a, HEADER, header, kind >= COMPACT ? 16 : 8);
 	return KL_NEXT;
 }
 
@@ -236,46 +264,74 @@ static bool check_header(struct kl_vcpu *v, const uint64_t header[8], enum kind 
 	return true;
 }
 
+/*
+ * And the faults of what is around it. AMD's processors look at the start before they have read
+ * the header, Intel's at the start and the end when they know the layout, and do not yet mind what
+ * else the header says.
+ */
+static void read_header(struct kl_vcpu *v, const struct area *a, uint64_t rfbm, uint64_t header[8])
+{
+	uint64_t layout;
+	bool compacted;
+
+	if (!kl_host_is_intel()) {
+		kl_probe(v, a->lin);
+		get(v, a, HEADER, header, 64);
+		return;
+	}
+	get(v, a, HEADER, header, 64);
+	compacted = header[1] & COMPACTED;
+	layout = compacted ? header[1] & ~COMPACTED : v->xcr0;
+	if (layout & ~v->xcr0)
+		gp(v);
+	if (rfbm & (compacted ? X87 | SSE : X87 | SSE | AVX))
+		kl_probe(v, part(v, a, 0, 1, false));
+	kl_probe(v, part(v, a, kl_xsave_size(rfbm & layout) - 1, 1, false));
+}
+
 enum kl_next kl_op_xrstor(struct kl_vcpu *v, const struct kl_op *op)
 {
 	enum kind kind = kind_of(op->mnemonic);
 	unsigned bytes = vector_bytes(v);
 	uint8_t buf[FX_USED] = {0x7f, 0x03}, hi[256] = {0};
-	uint64_t header[8], rfbm, lin, load;
+	struct area a = {.op = op};
+	uint64_t header[8], rfbm, load;
 	uint32_t mxcsr = MXCSR_INIT;
-	bool compacted, has_mxcsr;
+	bool compacted, has_mxcsr, invalid;
 
 	check(v, kind);
 	rfbm = requested(v);
-	lin = area(v, op, rfbm, false);
-	/* All must be there; a fault at the start comes before #GP for what the header says. */
-	kl_probe(v, lin);
-	get(v, lin, HEADER, header, 64);
+	a.lin = area_lin(v, op, rfbm, false);
+	read_header(v, &a, rfbm, header);
 	compacted = check_header(v, header, kind);
 	load = rfbm & header[0];
 	/* Up to the last register, also where code has only half of them. */
 	if (!compacted || (load & AVX))
-		kl_probe(v, kl_linear_add(v, lin, kl_xsave_size(rfbm) - 1));
+		kl_probe(v, part(v, &a, kl_xsave_size(rfbm) - 1, 1, false));
 	has_mxcsr = compacted ? load & SSE : rfbm & (SSE | AVX);
 	if (has_mxcsr)
-		get(v, lin, 24, &mxcsr, 4);
-	if (!kl_mxcsr_valid(mxcsr))
+		get(v, &a, 24, &mxcsr, 4);
+	/* In the compacted format Intel's processors look at it when they have loaded XMM. */
+	invalid = !kl_mxcsr_valid(mxcsr);
+	if (invalid && !(compacted && kl_host_is_intel()))
 		gp(v);
 	if (load & X87) {
-		get(v, lin, 0, buf, 24);
-		get(v, lin, 32, buf + 32, 128);
+		get(v, &a, 0, buf, 24);
+		get(v, &a, 32, buf + 32, 128);
 	}
 	if (load & SSE)
-		get(v, lin, XMM, buf + XMM, bytes);
+		get(v, &a, XMM, buf + XMM, bytes);
 	if (load & AVX)
-		get(v, lin, YMM_HI, hi, bytes);
+		get(v, &a, YMM_HI, hi, bytes);
 	/* What is not in the image gets its initial values. */
 	if (rfbm & X87)
 		kl_fx_load(v, op->opsize == 8, buf);
 	if (rfbm & SSE)
 		memcpy(v->xsave + XMM, buf + XMM, bytes);
-	if (rfbm & AVX)
+	if ((rfbm & AVX) && !(invalid && (load & AVX)))
 		memcpy(v->xsave + YMM_HI, hi, bytes);
+	if (invalid)
+		gp(v);
 	if (compacted ? rfbm & SSE : rfbm & (SSE | AVX))
 		memcpy(v->xsave + 24, &mxcsr, 4);
 	return KL_NEXT;
