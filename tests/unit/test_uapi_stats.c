@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <stdio.h>
 
+#include "host/cpu.h"
 #include "mem/notifier.h"
 #include "uapi_guest.h"
 
@@ -269,7 +270,10 @@ static void emulation_is_counted(void **state)
 static void hypercalls_are_counted(void **state)
 {
 	(void)state;
-	guest_code(&g, 0x0f, 0x01, 0xd9, 0xf4); /* vmmcall; hlt */
+	if (kl_host_is_intel())
+		guest_code(&g, 0x0f, 0x01, 0xc1, 0xf4); /* vmcall; hlt */
+	else
+		guest_code(&g, 0x0f, 0x01, 0xd9, 0xf4); /* vmmcall; hlt */
 	assert_exit(&g, KVM_EXIT_HLT);
 	assert_int_equal(vcpu_delta("hypercalls"), 1);
 }

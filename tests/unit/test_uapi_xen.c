@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/racepoint.h"
+#include "host/cpu.h"
 #include "xen_guest.h"
 
 #define WAIT_MS 10000
@@ -871,7 +872,7 @@ static void runstate(void **state)
 /* In real mode: a hypercall with 32-bit arguments, then OUT to DONE. */
 static int32_t narrow_call(uint32_t nr, uint32_t a0, uint32_t a1, uint32_t a2)
 {
-	static const uint8_t code[] = {0x0f, 0x01, 0xd9, 0xe6, DONE, 0xf4};
+	const uint8_t code[] = {0x0f, 0x01, kl_host_is_intel() ? 0xc1 : 0xd9, 0xe6, DONE, 0xf4};
 	struct kvm_regs r;
 
 	memcpy(g.ram + CODE, code, sizeof(code));
@@ -918,7 +919,7 @@ static void narrow_hypercalls(void **state)
 	assert_true(timer_expires() == later + 5);
 	/* The program gets 32 bits of each, too. */
 	assert_int_equal(xen_set(&g, KVM_XEN_ATTR_TYPE_XEN_VERSION, 0), 0);
-	memcpy(g.ram + CODE, "\x0f\x01\xd9", 3);
+	memcpy(g.ram + CODE, kl_host_is_intel() ? "\x0f\x01\xc1" : "\x0f\x01\xd9", 3);
 	guest_regs(&g);
 	{
 		struct kvm_regs r = guest_get(&g);

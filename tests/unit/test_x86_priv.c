@@ -528,6 +528,7 @@ static void msrs(void **state)
 {
 	static const uint32_t addresses[] = {0xc0000100, 0xc0000101, 0xc0000102, 0xc0000082,
 					     0xc0000083};
+	unsigned top = kl_cr4_supported() & KL_CR4_LA57 ? 56 : 47;
 	struct env *e = *state;
 
 	for (unsigned bit = 0; bit < 64; bit++) {
@@ -546,9 +547,9 @@ static void msrs(void **state)
 
 		for (unsigned i = 0; i < KL_ARRAY_SIZE(addresses); i++) {
 			mode64(e, 0);
-			if (write_msr(e, addresses[i], b) != (bit < 47 ? OK : GP))
+			if (write_msr(e, addresses[i], b) != (bit < top ? OK : GP))
 				fail_msg("MSR %x bit %u", addresses[i], bit);
-			if (write_msr(e, addresses[i], ~0ull << bit) != (bit > 47 ? GP : OK))
+			if (write_msr(e, addresses[i], ~0ull << bit) != (bit > top ? GP : OK))
 				fail_msg("MSR %x from bit %u", addresses[i], bit);
 		}
 	}
