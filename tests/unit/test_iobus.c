@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -357,7 +358,7 @@ static void few_descriptors(void **state)
 
 /* ---- races ------------------------------------------------------------------------- */
 
-static atomic_bool stop;
+static atomic_bool stop, running;
 
 static void *writer(void *arg)
 {
@@ -367,6 +368,7 @@ static void *writer(void *arg)
 		if (!put(KL_BUS_MMIO, 0x2000, 4, 0))
 			(*hits)++;
 		assert_int_equal(put(KL_BUS_MMIO, 0x1000, 4, 0), 0);
+		atomic_store(&running, true);
 	}
 	return NULL;
 }
@@ -381,7 +383,10 @@ static void registration_against_writes(void **state)
 	(void)state;
 	assert_int_equal(efd_call(stays, 0x1000, 4, 0, 0), 0);
 	atomic_store(&stop, false);
+	atomic_store(&running, false);
 	assert_int_equal(pthread_create(&thread, NULL, writer, &hits), 0);
+	while (!atomic_load(&running))
+		sched_yield();
 	for (int i = 0; i < 500; i++) {
 		assert_int_equal(efd_call(comes, 0x2000, 4, 0, 0), 0);
 		assert_int_equal(efd_call(comes, 0x2000, 4, KVM_IOEVENTFD_FLAG_DEASSIGN, 0), 0);

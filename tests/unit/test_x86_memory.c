@@ -638,7 +638,8 @@ static void alignment_check(void **state)
 		e->v->gpr[KL_RDI] = P_ABSENT + 1;
 		assert_vector(e, i == 0 ? 17 : 14);
 	}
-	/* A store that an unmasked exception withholds is checked all the same. */
+	/* A store that an unmasked exception withholds is checked all the same, but not by Intel.
+	 */
 	env_code(e, 0xd9, 0x17, 0xcc); /* fst dword [rdi], of an empty register */
 	for (unsigned off = 0; off < 5; off++) {
 		mode64(e, 3);
@@ -649,7 +650,7 @@ static void alignment_check(void **state)
 		kl_fpu_reset(e->v);
 		memcpy(e->v->xsave, "\x40\x03", 2);
 		e->v->gpr[KL_RDI] = 0x5000 + off;
-		assert_vector(e, off % 4 ? 17 : 3);
+		assert_vector(e, off % 4 && !kl_host_is_intel() ? 17 : 3);
 	}
 }
 
