@@ -11,9 +11,23 @@
 
 typedef _Atomic uint64_t kl_stat_t;
 
+/* What a gfn-to-pfn cache is for. */
+#define KL_GPC_STATS(KIND, name) KL_GPC_##KIND,
+enum kl_gpc_kind {
+#include "base/stats.def"
+	KL_NR_GPC_KINDS
+};
+
+struct kl_gpc_stats {
+	kl_stat_t hits; /* kl_gpc_count_hits() brings it up to date: threads count for themselves */
+	kl_stat_t refreshes, invalidations, retries;
+};
+
+#define KL_GPC_STATS(KIND, name)
 #define KL_VM_STAT(f, n, k) kl_stat_t f;
 struct kl_vm_stats {
 #include "base/stats.def"
+	struct kl_gpc_stats gpc[KL_NR_GPC_KINDS];
 };
 
 #define KL_VCPU_STAT(f, n, k) kl_stat_t f;

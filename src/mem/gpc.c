@@ -36,7 +36,7 @@ static void lock_cache(struct kl_gpc *c)
 	kl_mutex_lock(&c->lock);
 }
 
-int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id)
+int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id, enum kl_gpc_kind kind)
 {
 	struct kl_gpcs *g = kl_gpcs_get(vm);
 
@@ -46,13 +46,20 @@ int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id)
 	c->bias = (struct kl_bias)KL_BIAS_INITIALIZER;
 	atomic_init(&c->current, &c->generation);
 	c->gpcs = g;
+	c->hits = &g->counter[0].hits[kind];
 	c->vm = vm;
 	c->as_id = as_id;
+	c->kind = kind;
 	kl_mutex_init(&c->lock, KL_RANK_GPC);
 	kl_mutex_lock(&g->lock);
 	g->nr_objects++;
 	kl_mutex_unlock(&g->lock);
 	return 0;
+}
+
+static struct kl_gpc_stats *stats_of(const struct kl_gpc *c)
+{
+	return &c->vm->stats.gpc[c->kind];
 }
 
 /* Invalid, and no holder is left. Context: c->lock; the calling thread does not hold it. */
@@ -201,7 +208,7 @@ static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
 		return -EINVAL;
 	if (!doubted && kl_gpc_check(c, len))
 		return 0;
-	kl_stat_add(&c->vm->stats.gpc_refreshes, 1);
+	kl_stat_add(&stats_of(c)->refreshes, 1);
 	l = look_up(c);
 	*hva = l.hva;
 	racepoint("gpc-looked-up");
@@ -284,7 +291,7 @@ static int refresh(struct kl_gpc *c, size_t len, bool doubted)
 		kl_mutex_unlock(&c->lock);
 		if (r <= 0)
 			return r;
-		kl_stat_add(&c->vm->stats.gpc_retries, 1);
+		kl_stat_add(&stats_of(c)->retries, 1);
 		if (r == AFTER_BRACKETS)
 			wait_for_brackets(hva);
 		else if (r == AFTER_SLOTS)
@@ -386,22 +393,25 @@ int kl_gpc_lock_slow(struct kl_gpc *c, size_t len, void **p)
 	return kl_gpc_lock_many(&c, &len, p, 1);
 }
 
-bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p)
-{
-	if (!kl_bias_enter(t, &c->bias))
-		return false;
-	*p = kl_gpc_pointer(c, t, len);
-	if (!*p)
-		kl_bias_leave(t, &c->bias);
-	return *p;
-}
-
-void kl_gpc_enlarge_area(struct kl_gpc *c, size_t len)
+static void enlarge_area(struct kl_gpc *c, size_t len)
 {
 	size_t old = atomic_load_explicit(&c->area, memory_order_relaxed);
 
 	while (old < len && !atomic_compare_exchange_weak(&c->area, &old, len))
 		;
+}
+
+bool kl_gpc_try(struct kl_gpc *c, struct kl_bias_thread *t, size_t len, void **p)
+{
+	if (!kl_bias_enter(t, &c->bias))
+		return false;
+	*p = fits(atomic_load_explicit(&c->khva, memory_order_relaxed), len) ? kl_gpc_pointer(c, t)
+									     : NULL;
+	if (*p)
+		enlarge_area(c, len);
+	else
+		kl_bias_leave(t, &c->bias);
+	return *p;
 }
 
 /* Written, and some page of the VM is tracked (T1). */
@@ -512,8 +522,8 @@ static bool drain_range(struct kl_vm *vm, const struct kl_notifier_range *r)
 int kl_gpc_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 {
 	bool drain = false;
+	uint64_t now, closed[KL_NR_GPC_KINDS] = {0};
 	struct kl_gpc_walk w;
-	uint64_t now, n = 0;
 
 	kl_for_each_gpc (&w, vm, r->start, r->end) {
 		bool was_open = kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN;
@@ -521,15 +531,16 @@ int kl_gpc_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 		if (!r->may_block)
 			atomic_store(&w.c->undo, was_open ? now : 0);
 		drain |= !(now & KL_BIAS_DRAINED);
-		n += was_open;
+		closed[w.c->kind] += was_open;
 	}
 	racepoint("gpc-invalidated");
 	if (drain && !drain_range(vm, r)) {
 		undo_range(vm, r->start, r->end);
 		return -EAGAIN;
 	}
-	if (n)
-		kl_stat_add(&vm->stats.gpc_invalidations, n);
+	for (unsigned i = 0; i < KL_NR_GPC_KINDS; i++)
+		if (closed[i])
+			kl_stat_add(&vm->stats.gpc[i].invalidations, closed[i]);
 	return 0;
 }
 
@@ -553,7 +564,7 @@ void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
  */
 static void close_caches(struct kl_vm *vm, uint64_t start, uint64_t end)
 {
-	uint64_t now, n = 0;
+	uint64_t now;
 	int token = kl_srcu_read_lock(&vm->srcu);
 	struct kl_gpc_walk w;
 	bool wait = false;
@@ -561,7 +572,8 @@ static void close_caches(struct kl_vm *vm, uint64_t start, uint64_t end)
 	kl_for_each_gpc (&w, vm, start, end) {
 		if (w.c->hva_based) /* G11 */
 			continue;
-		n += kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN;
+		if (kl_bias_close(&w.c->bias, &now) & KL_BIAS_OPEN)
+			kl_stat_add(&stats_of(w.c)->invalidations, 1);
 		wait |= !(now & KL_BIAS_DRAINED);
 	}
 	racepoint("gpc-slot-closed");
@@ -572,8 +584,6 @@ static void close_caches(struct kl_vm *vm, uint64_t start, uint64_t end)
 				kl_bias_wait(&w.c->bias);
 	}
 	kl_srcu_read_unlock(&vm->srcu, token);
-	if (n)
-		kl_stat_add(&vm->stats.gpc_invalidations, n);
 }
 
 /*
@@ -605,9 +615,12 @@ void kl_gpc_close_all(struct kl_vm *vm)
 void kl_gpc_count_hits(struct kl_vm *vm)
 {
 	struct kl_gpcs *g = atomic_load(&vm->gpcs);
-	uint64_t sum = 0;
 
-	for (unsigned i = 0; g && i < KL_GPC_COUNTERS; i++)
-		sum += kl_stat_get(&g->counter[i].hits);
-	atomic_store_explicit(&vm->stats.gpc_hits, sum, memory_order_relaxed);
+	for (unsigned kind = 0; g && kind < KL_NR_GPC_KINDS; kind++) {
+		uint64_t sum = 0;
+
+		for (unsigned i = 0; i < KL_GPC_COUNTERS; i++)
+			sum += kl_stat_get(&g->counter[i].hits[kind]);
+		atomic_store_explicit(&vm->stats.gpc[kind].hits, sum, memory_order_relaxed);
+	}
 }

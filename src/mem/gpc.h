@@ -51,12 +51,14 @@ struct kl_gpc {
 	_Atomic(struct kl_dirty_log *) log;        /* of the slot, or NULL (G13) */
 	uint64_t log_index;
 	_Atomic size_t area; /* the most bytes that were ever locked here: what is reported (T1) */
-	struct kl_gpcs *gpcs;
-	struct kl_vm *vm; /* with as_id: the immutable owner */
+	kl_stat_t *hits;     /* of thread 0: kl_gpc_pointer() */
+	struct kl_vm *vm;    /* with as_id, kind and gpcs: the immutable owner */
 
 	/* c->lock */
 	struct kl_mutex lock;
+	struct kl_gpcs *gpcs;
 	unsigned as_id;
+	enum kl_gpc_kind kind;
 	bool active;
 	_Atomic bool hva_based; /* read by changes of slots; only changes outside the index */
 	_Atomic uint64_t addr;  /* gpa or hva, as hva_based says; holders may read it */
@@ -70,7 +72,8 @@ struct kl_gpc {
 } KL_CACHELINE;
 
 /* The immutable owner. 0 or -ENOMEM. */
-int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id) KL_MUST_CHECK;
+int kl_gpc_init(struct kl_gpc *c, struct kl_vm *vm, unsigned as_id,
+		enum kl_gpc_kind kind) KL_MUST_CHECK;
 /* Nobody uses @c any more. */
 void kl_gpc_destroy(struct kl_gpc *c);
 
@@ -99,14 +102,11 @@ KL_INLINE bool kl_gpc_check(const struct kl_gpc *c, size_t len)
 	       len - 1 < KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK);
 }
 
-void kl_gpc_enlarge_area(struct kl_gpc *c, size_t len);
-
 /*
- * Of a cache that the thread has published and found open, its pointer; NULL: not for @len bytes,
- * or its tag is old, or memory that went without an event is found here, and not by the holder
- * (N7).
+ * Of a cache that the thread has published and found open, its pointer; NULL: its tag is old, or
+ * memory that went without an event is found here, and not by the holder (N7).
  */
-KL_INLINE void *kl_gpc_pointer(struct kl_gpc *c, struct kl_bias_thread *t, size_t len)
+KL_INLINE void *kl_gpc_pointer(struct kl_gpc *c, struct kl_bias_thread *t)
 {
 	uint64_t khva = atomic_load_explicit(&c->khva, memory_order_relaxed);
 
@@ -114,12 +114,10 @@ KL_INLINE void *kl_gpc_pointer(struct kl_gpc *c, struct kl_bias_thread *t, size_
 	if (KL_UNLIKELY(
 		    atomic_load_explicit(&c->generation, memory_order_relaxed) !=
 			    atomic_load(atomic_load_explicit(&c->current, memory_order_relaxed)) ||
-		    len - 1 >= KL_PAGE_SIZE - (khva & ~KL_PAGE_MASK) ||
 		    !kl_guard_probe((void *)(uintptr_t)khva)))
 		return NULL;
-	if (KL_UNLIKELY(len > atomic_load_explicit(&c->area, memory_order_relaxed)))
-		kl_gpc_enlarge_area(c, len);
-	kl_stat_own_add(&c->gpcs->counter[t->index].hits, 1);
+	kl_stat_own_add((kl_stat_t *)((char *)c->hits + t->index * sizeof(struct kl_gpc_counter)),
+			1);
 	return (void *)(uintptr_t)khva;
 }
 
@@ -138,9 +136,12 @@ KL_INLINE bool kl_gpc_try_fast(struct kl_gpc *c, size_t len, void **p)
 
 	if (KL_UNLIKELY(!t || kl_bias_first(t) || !kl_bias_enter_first(t, &c->bias)))
 		return false;
-	*p = kl_gpc_pointer(c, t, len);
-	if (KL_LIKELY(*p))
-		return true;
+	/* What was locked before fits in the page. */
+	if (KL_LIKELY(len - 1 < atomic_load_explicit(&c->area, memory_order_relaxed))) {
+		*p = kl_gpc_pointer(c, t);
+		if (KL_LIKELY(*p))
+			return true;
+	}
 	kl_bias_leave_first(t);
 	return false;
 }
@@ -162,6 +163,8 @@ bool kl_gpc_unlock_one(struct kl_gpc *c, bool written);
 
 /*
  * @written: the area, since it was locked. The usual case only; else false, and it is held still.
+ * What would be a call in here, and in kl_gpc_try_fast(), is left to the slow way: registers that
+ * are saved for it are stores that the next exchange waits for.
  */
 KL_INLINE bool kl_gpc_unlock_fast(struct kl_gpc *c, bool written)
 {
@@ -169,12 +172,10 @@ KL_INLINE bool kl_gpc_unlock_fast(struct kl_gpc *c, bool written)
 
 	if (KL_UNLIKELY(!t || kl_bias_first(t) != &c->bias))
 		return false;
-	if (written) {
-		/* It is held still: kl_gpc_close_page() waits, if this looked too early. */
-		if (KL_UNLIKELY(atomic_load(&c->vm->tracked_pages)))
-			return false;
-		kl_gpc_mark_dirty(c);
-	}
+	/* It is held still: kl_gpc_close_page() waits, if this looked too early. */
+	if (written && KL_UNLIKELY(atomic_load(&c->vm->tracked_pages) ||
+				   atomic_load_explicit(&c->log, memory_order_relaxed)))
+		return false;
 	kl_bias_leave_first(t);
 	return true;
 }
@@ -194,5 +195,5 @@ KL_INLINE bool kl_gpc_is_at(const struct kl_gpc *c, kl_gpa_t gpa)
 	return !c->hva_based && atomic_load_explicit(&c->addr, memory_order_relaxed) == gpa;
 }
 
-/* Bring vm->stats.gpc_hits up to date: threads count for themselves. */
+/* Bring the hits in vm->stats.gpc up to date: threads count for themselves. */
 void kl_gpc_count_hits(struct kl_vm *vm);

@@ -28,10 +28,10 @@ struct kl_gpc_link {
 	struct kl_gpc *next, *prev;
 };
 
-/* Hits are counted by thread (base/bias.h). */
+/* Hits are counted by thread (base/bias.h), and by kind of cache. */
 #define KL_GPC_COUNTERS KL_BIAS_INDEXES
 struct kl_gpc_counter {
-	kl_stat_t hits;
+	kl_stat_t hits[KL_NR_GPC_KINDS];
 } KL_CACHELINE;
 
 /* What a VM that has caches has. */

@@ -55,7 +55,7 @@ KL_EXPORT int kvmlet_gpc_init(struct kvmlet_vm *vm, unsigned as, struct kvmlet_g
 	if (!gpc)
 		return -ENOMEM;
 	kl_engine_enter();
-	r = kl_gpc_init(&gpc->c, &vm->vm, as);
+	r = kl_gpc_init(&gpc->c, &vm->vm, as, KL_GPC_USER);
 	kl_engine_leave();
 	gpc->vm = vm;
 	if (r)

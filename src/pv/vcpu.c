@@ -63,13 +63,13 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	kl_not_leaked(pv);
 	memset(pv, 0, sizeof(*pv));
 	pv->poll_control = 1;
-	r = kl_gpc_init(&pv->clock, &v->kvm->mem, 0);
+	r = kl_gpc_init(&pv->clock, &v->kvm->mem, 0, KL_GPC_CLOCK);
 	if (r)
 		goto out_free;
-	r = kl_gpc_init(&pv->steal, &v->kvm->mem, 0);
+	r = kl_gpc_init(&pv->steal, &v->kvm->mem, 0, KL_GPC_STEAL);
 	if (r)
 		goto out_clock;
-	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0);
+	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0, KL_GPC_ONCE);
 	if (r)
 		goto out_steal;
 	pv->v = v;

@@ -27,7 +27,7 @@ static struct kl_xen_vm *xen_of(struct kl_x86_vm *vm)
 int kl_xen_vm_init(struct kl_x86_vm *vm)
 {
 	struct kl_xen_vm *xen = xen_of(vm);
-	int r = kl_gpc_init(&xen->shinfo, &vm->mem, 0);
+	int r = kl_gpc_init(&xen->shinfo, &vm->mem, 0, KL_GPC_SHARED_INFO);
 
 	if (r)
 		return r;

@@ -11,9 +11,11 @@ int kl_xen_vcpu_init(struct kl_vcpu *v)
 {
 	struct kl_xen_vcpu *xv = &v->pv->xen;
 	struct kl_gpc *c[] = {&xv->info, &xv->time, &xv->runstate[0], &xv->runstate[1]};
+	static const enum kl_gpc_kind kind[] = {KL_GPC_VCPU_INFO, KL_GPC_TIME_INFO, KL_GPC_RUNSTATE,
+						KL_GPC_RUNSTATE};
 
 	for (unsigned i = 0; i < KL_ARRAY_SIZE(c); i++) {
-		int r = kl_gpc_init(c[i], &v->kvm->mem, 0);
+		int r = kl_gpc_init(c[i], &v->kvm->mem, 0, kind[i]);
 
 		if (r) {
 			while (i--)

@@ -221,7 +221,7 @@ void kl_stats_after_fork(void)
 struct out {
 	int fd;
 	size_t n;
-	char buf[4096];
+	char buf[8192];
 };
 
 /* @n: what snprintf() returned. */

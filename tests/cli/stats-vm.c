@@ -31,6 +31,11 @@
 #define IRQ    0x20
 #define ROUNDS 50
 
+/* What the engine writes into the guest's memory, each in a page from here on. */
+#define SHARED 0x30000ul
+enum { CLOCK, STEAL, EOI, WALL_CLOCK, VCPU_INFO, TIME_INFO, RUNSTATE, SHARED_INFO, NR_SHARED };
+#define PAGE(which) (SHARED + (which)*4096ul)
+
 /* Guest: each OUT names the step that is done, in %al. */
 __asm__(".pushsection .rodata\n"
 	"guest:	mov $1, %al; out %al, $0x10\n"
@@ -264,6 +269,59 @@ static void spin(void)
 	pthread_join(thread, NULL);
 }
 
+static void set_msr(uint32_t index, uint64_t data)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
+
+	if (CALL(vcpu, KVM_SET_MSRS, &m) != 1)
+		warnx("no MSR %#x", index); /* steal time: not on every host */
+}
+
+static void set_xen(uint16_t type, uint64_t gpa)
+{
+	struct kvm_xen_vcpu_attr a = {.type = type, .u.gpa = gpa};
+
+	if (ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &a))
+		warn("Xen's attribute %u", type);
+}
+
+/* KVM_RUN up to the next exit: the caches are written when it begins. */
+static void run_once(void)
+{
+	struct kvm_regs regs;
+
+	CALL(vcpu, KVM_GET_REGS, &regs);
+	regs.rip = CODE; /* the first OUT */
+	CALL(vcpu, KVM_SET_REGS, &regs);
+	run_to_step(1);
+}
+
+/* Caches: each is written, loses its page, and is written again. */
+static void use_caches(void)
+{
+	struct kvm_xen_hvm_attr shared = {.type = KVM_XEN_ATTR_TYPE_SHARED_INFO,
+					  .u.shared_info.gfn = PAGE(SHARED_INFO) / 4096};
+	struct kvm_xen_hvm_config xen = {.msr = 0x40000000};
+
+	set_msr(0x4b564d01, PAGE(CLOCK) | 1);
+	set_msr(0x4b564d03, PAGE(STEAL) | 1);
+	set_msr(0x4b564d04, PAGE(EOI) | 1);
+	set_msr(0x4b564d00, PAGE(WALL_CLOCK));
+	run_once();
+	CALL(vm, KVM_XEN_HVM_CONFIG, &xen);
+	set_xen(KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, PAGE(VCPU_INFO));
+	set_xen(KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, PAGE(TIME_INFO));
+	set_xen(KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, PAGE(RUNSTATE));
+	CALL(vm, KVM_XEN_HVM_SET_ATTR, &shared);
+	run_once();
+	if (mprotect(ram + SHARED, NR_SHARED * 4096ul, PROT_READ | PROT_WRITE))
+		err(1, "mprotect");
+	run_once();
+}
+
 static void print_stats(const char *who, int fd)
 {
 	struct kvm_stats_header head;
@@ -293,6 +351,7 @@ int main(void)
 
 	setup();
 	run_to_step(1);
+	use_caches();
 	run_until(KVM_EXIT_MMIO);
 	run_to_step(2);
 	inject(IRQ);

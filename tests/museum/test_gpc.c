@@ -32,7 +32,8 @@ static int gpc_setup(void **state)
 		mmap(NULL, NPAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	return f->ram == MAP_FAILED || kl_vm_init(&f->vm) ||
 	       kl_vcpu_core_add(&f->vm, &f->vcpu, 0) || set(&f->vm, 0, 0, 0, NPAGES * PG, f->ram) ||
-	       kl_gpc_init(&g->a, &f->vm, 0) || kl_gpc_init(&g->b, &f->vm, 0);
+	       kl_gpc_init(&g->a, &f->vm, 0, KL_GPC_USER) ||
+	       kl_gpc_init(&g->b, &f->vm, 0, KL_GPC_USER);
 }
 
 static unsigned indexed(struct gpc_fixture *g)
@@ -274,7 +275,7 @@ static void bracket_during_refresh(void **state)
 	kl_racepoint_release("gpc-populated");
 	assert_int_equal(join(&c), -EFAULT);
 	assert_false(kl_gpc_check(&g->a, 8));
-	assert_true(kl_stat_get(&g->f.vm.stats.gpc_retries) > 0);
+	assert_true(kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].retries) > 0);
 }
 
 /* B2, G8: the count first, the sequence second: a bracket that ends between the two looks is seen.
@@ -652,7 +653,7 @@ static void only_activate_moves(void **state)
 	int (*lock)(struct kl_gpc *, size_t, void **) = kl_gpc_lock_slow;
 
 	assert_int_equal(kl_gpc_activate(&g->a, PG, 8), 0);
-	refreshes = kl_stat_get(&g->f.vm.stats.gpc_refreshes);
+	refreshes = kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].refreshes);
 	for (int i = 0; i < 50; i++) {
 		start(&c[0]);
 		start(&c[1]);
@@ -662,7 +663,7 @@ static void only_activate_moves(void **state)
 		assert_int_equal(lock(&g->a, 8, &c[0].p), 0);
 		assert_true(kl_gpc_unlock(&g->a, false));
 	}
-	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc_refreshes), refreshes);
+	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].refreshes), refreshes);
 }
 
 /* ---- the dirty log ------------------------------------------------------------------------- */
@@ -842,7 +843,7 @@ static void unrelated_bracket(void **state)
 	assert_int_equal(kl_bias_state(&g->a.bias), bias);
 	assert_true(kl_gpc_check(&g->a, 8));
 	assert_true(kl_gpc_unlock(&g->a, false));
-	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc_invalidations), 0);
+	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].invalidations), 0);
 }
 
 /* N5, G15, B28: may_block=false: EAGAIN with the cache as it was if it is held, else done. */
@@ -855,7 +856,7 @@ static void nonblocking_bracket(void **state)
 
 	assert_int_equal(kl_gpc_activate(&g->a, PG, 8), 0);
 	assert_int_equal(kl_gpc_activate_hva(&g->b, kl_hva(g->f.ram + 2 * PG), 8), 0);
-	refreshes = kl_stat_get(&g->f.vm.stats.gpc_refreshes);
+	refreshes = kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].refreshes);
 	assert_int_equal(kl_gpc_lock(&g->a, 8, &p), 0);
 	b.r = range_of(g->f.ram, 4 * PG);
 	b.r.may_block = false;
@@ -868,8 +869,8 @@ static void nonblocking_bracket(void **state)
 	assert_true(kl_gpc_unlock(&g->a, false));
 	assert_int_equal(use(&g->a, 8, &p), 0);
 	assert_int_equal(use(&g->b, 8, &p), 0);
-	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc_refreshes), refreshes);
-	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc_invalidations), 0);
+	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].refreshes), refreshes);
+	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].invalidations), 0);
 	/* Stage 2 refuses: the caches are as they were, too. */
 	assert_int_equal(kl_mmu_fault(&g->f.vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
 	kl_vcpu_enter_guest(&g->f.vcpu);
@@ -1201,7 +1202,7 @@ static void many_caches(void **state)
 	unsigned invalid = 0;
 
 	for (unsigned i = 0; i < N; i++) {
-		assert_int_equal(kl_gpc_init(&c[i], &g->f.vm, 0), 0);
+		assert_int_equal(kl_gpc_init(&c[i], &g->f.vm, 0, KL_GPC_USER), 0);
 		/* Two on each page. */
 		assert_int_equal(kl_gpc_activate_hva(&c[i], kl_hva(m + i / 2 * PG + i % 2 * 8), 8),
 				 0);
@@ -1215,7 +1216,7 @@ static void many_caches(void **state)
 		assert_int_equal(valid, i < 200 || i >= 300);
 	}
 	assert_int_equal(invalid, 100);
-	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc_invalidations), 100);
+	assert_int_equal(kl_stat_get(&g->f.vm.stats.gpc[KL_GPC_USER].invalidations), 100);
 	/* In another order than they came. */
 	for (unsigned i = 0; i < N; i++)
 		kl_gpc_destroy(&c[(i * 7919) % N]);

@@ -89,7 +89,7 @@ static int start_timers(struct life *l)
 
 static int create_cache(struct life *l)
 {
-	return kl_gpc_init(&l->gpc, &l->vm, 0);
+	return kl_gpc_init(&l->gpc, &l->vm, 0, KL_GPC_USER);
 }
 
 static int refresh_cache(struct life *l)

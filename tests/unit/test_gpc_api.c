@@ -312,8 +312,8 @@ static void statistics(void **state)
 		kvmlet_gpc_unlock(a, 1);
 	}
 	kl_gpc_count_hits(&f->vm->vm);
-	assert_int_equal(kl_stat_get(&s->gpc_hits), 5);
-	assert_int_equal(kl_stat_get(&s->gpc_refreshes), 1);
+	assert_int_equal(kl_stat_get(&s->gpc[KL_GPC_USER].hits), 5);
+	assert_int_equal(kl_stat_get(&s->gpc[KL_GPC_USER].refreshes), 1);
 	for (int i = 0; i < 3; i++) {
 		unmap(f->ram + PG, PG);
 		mprotect(f->ram + PG, PG, PROT_READ | PROT_WRITE);
@@ -321,12 +321,12 @@ static void statistics(void **state)
 		kvmlet_gpc_unlock(a, 1);
 	}
 	kl_gpc_count_hits(&f->vm->vm);
-	assert_int_equal(kl_stat_get(&s->gpc_hits), 8);
-	assert_int_equal(kl_stat_get(&s->gpc_refreshes), 4);
-	assert_int_equal(kl_stat_get(&s->gpc_invalidations), 3);
-	assert_int_equal(kl_stat_get(&s->gpc_retries), 0);
+	assert_int_equal(kl_stat_get(&s->gpc[KL_GPC_USER].hits), 8);
+	assert_int_equal(kl_stat_get(&s->gpc[KL_GPC_USER].refreshes), 4);
+	assert_int_equal(kl_stat_get(&s->gpc[KL_GPC_USER].invalidations), 3);
+	assert_int_equal(kl_stat_get(&s->gpc[KL_GPC_USER].retries), 0);
 	kl_gpc_count_hits(&other->vm);
-	assert_int_equal(kl_stat_get(&other->vm.stats.gpc_hits), 0);
+	assert_int_equal(kl_stat_get(&other->vm.stats.gpc[KL_GPC_USER].hits), 0);
 	kvmlet_gpc_destroy(a);
 	kvmlet_vm_destroy(other);
 }
