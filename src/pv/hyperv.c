@@ -113,12 +113,14 @@ void kl_hv_supported_cpuid(const struct kl_vcpu *v, struct kvm_cpuid_entry2 e[KL
 	e[1].eax = INTERFACE;
 	e[2].eax = 0x3839; /* of 2016 */
 	e[2].ebx = 0xa0000;
-	e[3].eax = KL_HV_HAS_VP_RUNTIME | KL_HV_HAS_TIME_REF_COUNT | KL_HV_HAS_HYPERCALL |
-		   KL_HV_HAS_VP_INDEX | KL_HV_HAS_RESET | KL_HV_HAS_REFERENCE_TSC |
-		   KL_HV_HAS_FREQUENCIES | KL_HV_HAS_REENLIGHTENMENT | KL_HV_HAS_TSC_INVARIANT;
+	e[3].eax = KL_HV_HAS_VP_RUNTIME | KL_HV_HAS_TIME_REF_COUNT | KL_HV_HAS_APIC |
+		   KL_HV_HAS_HYPERCALL | KL_HV_HAS_VP_INDEX | KL_HV_HAS_RESET |
+		   KL_HV_HAS_REFERENCE_TSC | KL_HV_HAS_FREQUENCIES | KL_HV_HAS_REENLIGHTENMENT |
+		   KL_HV_HAS_TSC_INVARIANT;
 	e[3].ebx = KL_HV_MAY_SIGNAL_EVENTS | KL_HV_MAY_CALL_EXTENDED;
 	e[3].edx = KL_HV_XMM_INPUT | KL_HV_FREQUENCIES | KL_HV_CRASH_MSRS | KL_HV_GVA_RANGES;
-	e[4].eax = KL_HV_REMOTE_FLUSH | KL_HV_RELAXED_TIMING | KL_HV_NO_AUTO_EOI | KL_HV_EX_MASKS;
+	e[4].eax = KL_HV_REMOTE_FLUSH | KL_HV_APIC_MSRS | KL_HV_RELAXED_TIMING | KL_HV_NO_AUTO_EOI |
+		   KL_HV_EX_MASKS;
 	if (!v || v->apic)
 		e[4].eax |= KL_HV_CLUSTER_IPI;
 	if (!smt_possible())
@@ -197,6 +199,7 @@ static bool offered(const struct kl_hv_vcpu *hv, uint32_t index)
 	case KL_HV_EOI:
 	case KL_HV_ICR:
 	case KL_HV_TPR:
+	case KL_HV_VP_ASSIST_PAGE:
 		return hv->features_eax & KL_HV_HAS_APIC;
 	case KL_HV_TSC_FREQUENCY:
 	case KL_HV_APIC_FREQUENCY:
@@ -282,6 +285,9 @@ static bool get(struct kl_vcpu *v, uint32_t index, uint64_t *data)
 	switch (index) {
 	case KL_HV_VP_INDEX:
 		*data = kl_hv_vp_index(v);
+		return true;
+	case KL_HV_VP_ASSIST_PAGE:
+		*data = v->pv->hv.assist_page;
 		return true;
 	case KL_HV_VP_RUNTIME:
 		*data = thread_runtime() + v->pv->hv.runtime_offset;
@@ -419,6 +425,24 @@ static bool set_vp_index(struct kl_vcpu *v, uint64_t data, bool host)
 	return true;
 }
 
+/*
+ * Of the page the first word is used, as that of PV EOI. What else it holds stays: it may have come
+ * with a migration. As set_hypercall().
+ */
+static int set_assist_page(struct kl_vcpu *v, uint64_t data)
+{
+	uint32_t none = 0;
+	int r = 0;
+
+	if (data & ENABLED)
+		r = kl_pv_place(v, data & KL_PAGE_MASK, &none, sizeof(none));
+	if (!r)
+		r = kl_pv_eoi_set(v, data & ENABLED ? (data & KL_PAGE_MASK) | ENABLED : 0);
+	if (!r)
+		v->pv->hv.assist_page = data;
+	return r;
+}
+
 /* As set_hypercall(). */
 static int set(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
 {
@@ -428,6 +452,8 @@ static int set(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
 	switch (index) {
 	case KL_HV_HYPERCALL:
 		return set_hypercall(v, data);
+	case KL_HV_VP_ASSIST_PAGE:
+		return set_assist_page(v, data);
 	case KL_HV_VP_INDEX:
 		return !set_vp_index(v, data, host);
 	case KL_HV_VP_RUNTIME:

@@ -34,6 +34,7 @@ enum kl_hv_msr {
 	KL_HV_EOI = 0x40000070,
 	KL_HV_ICR = 0x40000071,
 	KL_HV_TPR = 0x40000072,
+	KL_HV_VP_ASSIST_PAGE = 0x40000073,
 	KL_HV_SINT15 = 0x4000009f, /* the last of the first range */
 	KL_HV_STIMER0_CONFIG = 0x400000b0,
 	KL_HV_STIMER3_COUNT = 0x400000b7,
@@ -114,6 +115,7 @@ struct kl_hv_vcpu {
 	uint32_t features_eax, features_ebx, features_edx, hints_eax, hints_ebx;
 	_Atomic uint32_t vp_index; /* UINT32_MAX: the vCPU's place among all of them */
 	uint64_t runtime_offset;
+	uint64_t assist_page; /* the MSR */
 };
 
 void kl_hv_vm_init(struct kl_x86_vm *vm);

@@ -92,7 +92,7 @@ int kl_pv_copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool writ
 	return r ? r : end;
 }
 
-static bool is_ram(struct kl_vm *vm, kl_gfn_t gfn)
+bool kl_pv_is_ram(struct kl_vm *vm, kl_gfn_t gfn)
 {
 	const struct kl_memslot *slot;
 	bool yes;
@@ -108,7 +108,7 @@ int kl_pv_place(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len)
 {
 	int r = kl_pv_copy(v, gpa, buf, len, true);
 
-	return r && (r == -EINTR || is_ram(&v->kvm->mem, gpa >> KL_PAGE_SHIFT)) ? r : !!r;
+	return r && (r == -EINTR || kl_pv_is_ram(&v->kvm->mem, gpa >> KL_PAGE_SHIFT)) ? r : !!r;
 }
 
 enum kl_pv_result kl_pv_placed(struct kl_vcpu *v, int r, bool host)

@@ -56,6 +56,7 @@ enum kl_pv_todo {
 	KL_PV_XEN_EVENTS = 1 << 8, /* words for vcpu_info */
 	KL_PV_XEN_TIMER = 1 << 9,
 	KL_PV_XEN_APIC = 1 << 10, /* it was enabled */
+	KL_PV_EOI_MOVED = 1 << 11,
 };
 
 struct kl_pv_vcpu {
@@ -76,6 +77,9 @@ struct kl_pv_vcpu {
 	uint64_t run_delay_read; /* the host's TSC then */
 	pid_t steal_tid;         /* of the thread that steal_fd tells of; 0: none */
 	int steal_fd;
+
+	uint64_t eoi_msr;
+	struct kl_gpc eoi;
 
 	uint64_t poll_control;
 	struct kl_xen_vcpu xen;
@@ -112,6 +116,8 @@ int kl_pv_copy(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len, bool writ
  * -errno of KVM_RUN, because that the host lacks a page is not the guest's fault. [B26]
  */
 int kl_pv_place(struct kl_vcpu *v, uint64_t gpa, void *buf, size_t len) KL_MUST_CHECK;
+/* Is there a slot that can be written? */
+bool kl_pv_is_ram(struct kl_vm *vm, kl_gfn_t gfn);
 /* What becomes of that MSR write, @r being the above; may leave the instruction. */
 enum kl_pv_result kl_pv_placed(struct kl_vcpu *v, int r, bool host);
 /* An interrupt for @v alone. Any thread, any lock. */
@@ -133,6 +139,10 @@ uint64_t kl_pv_clock_ns(struct kl_x86_vm *vm);
 uint64_t kl_pv_wall_epoch(struct kl_x86_vm *vm);
 /* KVM_KVMCLOCK_CTRL: 0, or -EINVAL: the guest has no clock page. */
 int kl_pv_guest_stopped(struct kl_vcpu *v) KL_MUST_CHECK;
+
+/* eoi.c: the MSR, KL_PV_OK or KL_PV_REFUSED; its area. */
+enum kl_pv_result kl_pv_eoi_set(struct kl_vcpu *v, uint64_t msr);
+int kl_pv_eoi_moved(struct kl_vcpu *v) KL_MUST_CHECK;
 
 /* steal.c */
 bool kl_pv_steal_supported(void);

@@ -69,9 +69,12 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	r = kl_gpc_init(&pv->steal, &v->kvm->mem, 0, KL_GPC_STEAL);
 	if (r)
 		goto out_clock;
-	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0, KL_GPC_ONCE);
+	r = kl_gpc_init(&pv->eoi, &v->kvm->mem, 0, KL_GPC_EOI);
 	if (r)
 		goto out_steal;
+	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0, KL_GPC_ONCE);
+	if (r)
+		goto out_eoi;
 	pv->v = v;
 	v->pv = pv;
 	kl_hv_vcpu_init(v);
@@ -79,6 +82,8 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	if (!r)
 		return 0;
 	kl_gpc_destroy(&pv->once);
+out_eoi:
+	kl_gpc_destroy(&pv->eoi);
 out_steal:
 	kl_gpc_destroy(&pv->steal);
 out_clock:
@@ -93,6 +98,7 @@ void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 	kl_xen_vcpu_destroy(v);
 	kl_pv_steal_close(v->pv);
 	kl_gpc_destroy(&v->pv->once);
+	kl_gpc_destroy(&v->pv->eoi);
 	kl_gpc_destroy(&v->pv->steal);
 	kl_gpc_destroy(&v->pv->clock);
 	free(v->pv);
@@ -100,8 +106,8 @@ void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 
 void kl_pv_vcpu_reset(struct kl_vcpu *v)
 {
-	v->pv->clock_msr = v->pv->steal_msr = 0;
-	kl_pv_ask(v, KL_PV_CLOCK_MOVED | KL_PV_STEAL_MOVED);
+	v->pv->clock_msr = v->pv->steal_msr = v->pv->eoi_msr = 0;
+	kl_pv_ask(v, KL_PV_CLOCK_MOVED | KL_PV_STEAL_MOVED | KL_PV_EOI_MOVED);
 }
 
 /* ---- CPUID ------------------------------------------------------------------------------ */
@@ -109,8 +115,8 @@ void kl_pv_vcpu_reset(struct kl_vcpu *v)
 uint32_t kl_pv_supported_features(void)
 {
 	uint32_t f = 1u << KL_PV_CLOCKSOURCE | 1u << KL_PV_NOP_IO_DELAY | 1u << KL_PV_CLOCKSOURCE2 |
-		     1u << KL_PV_UNHALT | 1u << KL_PV_TLB_FLUSH | 1u << KL_PV_SEND_IPI |
-		     1u << KL_PV_POLL_CONTROL | 1u << KL_PV_SCHED_YIELD |
+		     1u << KL_PV_EOI | 1u << KL_PV_UNHALT | 1u << KL_PV_TLB_FLUSH |
+		     1u << KL_PV_SEND_IPI | 1u << KL_PV_POLL_CONTROL | 1u << KL_PV_SCHED_YIELD |
 		     1u << KL_PV_CLOCKSOURCE_STABLE;
 
 	return kl_pv_steal_supported() ? f | 1u << KL_PV_STEAL_TIME : f;
@@ -144,6 +150,9 @@ static enum kl_pv_result known(struct kl_vcpu *v, uint32_t index)
 	case KL_MSR_KVM_STEAL_TIME:
 		f = KL_PV_STEAL_TIME;
 		break;
+	case KL_MSR_KVM_PV_EOI:
+		f = KL_PV_EOI;
+		break;
 	case KL_MSR_KVM_POLL_CONTROL:
 		f = KL_PV_POLL_CONTROL;
 		break;
@@ -171,6 +180,9 @@ enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *dat
 	case KL_MSR_KVM_STEAL_TIME:
 		*data = v->pv->steal_msr;
 		break;
+	case KL_MSR_KVM_PV_EOI:
+		*data = v->pv->eoi_msr;
+		break;
 	default:
 		*data = v->pv->poll_control;
 	}
@@ -192,6 +204,18 @@ static void set_system_time(struct kl_vcpu *v, uint64_t data, bool old, bool hos
 	kl_pv_ask(v, KL_PV_CLOCK_MOVED | KL_PV_CLOCK);
 	if (changed)
 		kl_pv_ask_all(v->kvm);
+}
+
+static enum kl_pv_result set_eoi(struct kl_vcpu *v, uint64_t data, bool host)
+{
+	enum kl_pv_result r;
+
+	if (!host)
+		kl_guest_pause(v);
+	r = kl_pv_eoi_set(v, data);
+	if (!host)
+		kl_guest_resume(v);
+	return r;
 }
 
 enum kl_pv_result kl_pv_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
@@ -216,6 +240,8 @@ enum kl_pv_result kl_pv_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data
 		v->pv->steal_msr = data;
 		kl_pv_ask(v, KL_PV_STEAL_MOVED | KL_PV_STEAL);
 		break;
+	case KL_MSR_KVM_PV_EOI:
+		return set_eoi(v, data, host);
 	default:
 		if (data & ~1ull)
 			return KL_PV_REFUSED;
@@ -354,6 +380,10 @@ void kl_pv_enter(struct kl_vcpu *v)
 
 void kl_pv_leave(struct kl_vcpu *v)
 {
+	/* So that the program sees what is in service. If a signal comes first, the next KVM_RUN
+	 * sees. */
+	if (v->pv_eoi_pending)
+		(void)kl_pv_eoi_from_guest(v);
 	if (!atomic_load_explicit(&v->kvm->xen_msr, memory_order_relaxed))
 		kl_pv_steal_leave(v);
 }
@@ -373,6 +403,7 @@ int kl_pv_update(struct kl_vcpu *v)
 	} steps[] = {
 		{KL_PV_CLOCK_MOVED, kl_pv_clock_moved},
 		{KL_PV_STEAL_MOVED, kl_pv_steal_moved},
+		{KL_PV_EOI_MOVED, kl_pv_eoi_moved},
 		{KL_PV_CLOCK, kl_pv_clock_update},
 		{KL_PV_STEAL, kl_pv_steal_update},
 		{KL_PV_WALL_CLOCK, kl_pv_wall_clock_update},

@@ -239,6 +239,15 @@ static void eoi_rtc(struct kl_ioapic *io, struct kl_vcpu *v, unsigned vector)
 	io->rtc.pending_eois--;
 }
 
+bool kl_ioapic_has_vector(struct kl_x86_vm *vm, unsigned vector)
+{
+	struct kl_ioapic *io = vm->ioapic;
+
+	return io && (atomic_load_explicit(&io->vectors[vector / 64], memory_order_acquire) >>
+			      vector % 64 &
+		      1);
+}
+
 void kl_ioapic_eoi(struct kl_x86_vm *vm, struct kl_vcpu *v, unsigned vector, bool level)
 {
 	struct kl_ioapic *io = vm->ioapic;
@@ -247,9 +256,7 @@ void kl_ioapic_eoi(struct kl_x86_vm *vm, struct kl_vcpu *v, unsigned vector, boo
 	 * The vector of an interrupt that the pin has delivered is in the table, or the guest has
 	 * taken it out since, and its EOI does not concern the pin any more.
 	 */
-	if (!io || !(atomic_load_explicit(&io->vectors[vector / 64], memory_order_acquire) >>
-			     (vector % 64) &
-		     1))
+	if (!kl_ioapic_has_vector(vm, vector))
 		return;
 	kl_mutex_lock(&io->lock);
 	eoi_rtc(io, v, vector);

@@ -50,6 +50,9 @@ void kl_irqchip_destroy(struct kl_x86_vm *vm);
  */
 void kl_ioapic_eoi(struct kl_x86_vm *vm, struct kl_vcpu *v, unsigned vector, bool level);
 
+/* Has a pin of the engine's I/O APIC this vector? */
+bool kl_ioapic_has_vector(struct kl_x86_vm *vm, unsigned vector);
+
 /*
  * Split irqchip: must the EOI of @vector on @v (@level: its TMR bit) be told to the program
  * (KVM_EXIT_IOAPIC_EOI)? True if a route of one of the program's pins sends it there

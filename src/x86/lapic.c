@@ -161,6 +161,30 @@ static void end_of_interrupt(struct kl_lapic *a)
 	broadcast_eoi(a, (unsigned)vector);
 }
 
+void kl_apic_end_of_interrupt(struct kl_vcpu *v)
+{
+	end_of_interrupt(v->apic);
+}
+
+int kl_apic_quiet_in_service(struct kl_vcpu *v)
+{
+	struct kl_lapic *a = v->apic;
+	int vector;
+
+	if (!kl_apic_hw_enabled(a) || atomic_load(&a->irr_pending))
+		return -1;
+	vector = highest(a, APIC_ISR);
+	return vector >= 0 && !kl_apic_test(a, APIC_TMR, (unsigned)vector) ? vector : -1;
+}
+
+/* Before an access of the guest: it may have ended an interrupt without one. */
+static void see_pv_eoi(struct kl_vcpu *v)
+{
+	/* After a signal the loop does it, before the next interrupt. */
+	if (KL_UNLIKELY(v->pv_eoi_pending))
+		(void)kl_pv_eoi_from_guest(v);
+}
+
 /* ---- CR8 ---- */
 
 uint64_t kl_x86_get_cr8(struct kl_vcpu *v)
@@ -419,6 +443,7 @@ int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool
 			memset(data, 0xff, len);
 		return 0;
 	}
+	see_pv_eoi(v);
 	if (!write) {
 		(void)read_reg(a, (unsigned)offset, len, data);
 	} else if (len == 4 && !(offset & 0xf)) {
@@ -449,6 +474,7 @@ bool kl_apic_wide_read(struct kl_vcpu *v, unsigned reg, uint64_t *data)
 	struct kl_lapic *a = v->apic;
 	uint32_t val;
 
+	see_pv_eoi(v);
 	if (reg > APIC_SELF_IPI || !read_reg(a, reg, 4, &val))
 		return false;
 	*data = val;
@@ -461,6 +487,7 @@ bool kl_apic_wide_write(struct kl_vcpu *v, unsigned reg, uint64_t data)
 {
 	struct kl_lapic *a = v->apic;
 
+	see_pv_eoi(v);
 	if (reg == APIC_ICR) {
 		if (data & X2APIC_ICR_RESERVED)
 			return false;

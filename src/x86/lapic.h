@@ -89,7 +89,7 @@ void kl_apic_set_cmci(struct kl_vcpu *v, bool cmci);
 
 /* An access to the register page. -EOPNOTSUPP: it is not there. */
 int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool write);
-/* x2APIC: MSRs 0x800 to 0x8ff. False: #GP. */
+/* x2APIC: MSRs 0x800 to 0x8ff. False: #GP. To read, too, OUTSIDE while PV EOI is pending. */
 bool kl_apic_msr_read(struct kl_vcpu *v, uint32_t index, uint64_t *data);
 bool kl_apic_msr_write(struct kl_vcpu *v, uint32_t index, uint64_t data);
 /* A register as MSRs have it, in any mode; the ICR is one of 64 bits. False: #GP. There is an APIC.
@@ -103,6 +103,10 @@ void kl_apic_set_tsc_deadline(struct kl_vcpu *v, uint64_t tsc);
 int kl_apic_interrupt(struct kl_vcpu *v);
 /* It is: from IRR to ISR. */
 void kl_apic_ack(struct kl_vcpu *v, unsigned vector);
+/* The guest ends the interrupt in service. */
+void kl_apic_end_of_interrupt(struct kl_vcpu *v);
+/* The vector in service, if it is edge-triggered and none is requested meanwhile; else -1. */
+int kl_apic_quiet_in_service(struct kl_vcpu *v);
 bool kl_apic_accepts_extint(struct kl_vcpu *v);
 /* The timer has expired and its interrupt is to be made. */
 bool kl_apic_timer_due(struct kl_vcpu *v);

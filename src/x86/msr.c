@@ -72,6 +72,7 @@ const uint32_t kl_x86_msr_list[] = {
 	KL_MSR_KVM_WALL_CLOCK_NEW,
 	KL_MSR_KVM_SYSTEM_TIME_NEW,
 	KL_MSR_KVM_STEAL_TIME,
+	KL_MSR_KVM_PV_EOI,
 	KL_MSR_KVM_POLL_CONTROL,
 	/* Hyper-V's (pv/hyperv.h) */
 	0x40000000, /* GUEST_OS_ID */
@@ -89,6 +90,7 @@ const uint32_t kl_x86_msr_list[] = {
 	0x40000003, /* RESET */
 	0x40000002, /* VP_INDEX */
 	0x40000010, /* VP_RUNTIME */
+	0x40000073, /* VP_ASSIST_PAGE */
 	0x40000106, /* REENLIGHTENMENT_CONTROL */
 	0x40000107, /* TSC_EMULATION_CONTROL */
 	0x40000108, /* TSC_EMULATION_STATUS */
@@ -210,6 +212,18 @@ static enum result get_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data
 	}
 	*data = index == KL_MSR_TSC_RATIO ? KL_TSC_ONE : v->msr_virt_spec_ctrl;
 	return host ? OK : REFUSED;
+}
+
+static enum result get_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
+{
+	bool outside = !host && v->pv_eoi_pending, ok;
+
+	if (outside)
+		kl_guest_pause(v);
+	ok = kl_apic_msr_read(v, index, data);
+	if (outside)
+		kl_guest_resume(v);
+	return ok ? OK : REFUSED;
 }
 
 static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
@@ -375,7 +389,7 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 	case 0xc001102c: /* EX_CFG */
 		break;
 	case KL_MSR_X2APIC ... KL_MSR_X2APIC + 0xff:
-		return kl_apic_msr_read(v, index, data) ? OK : REFUSED;
+		return get_apic_msr(v, index, data, host);
 	case KL_MSR_TSC_DEADLINE:
 		*data = kl_apic_tsc_deadline(v);
 		break;

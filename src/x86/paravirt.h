@@ -16,6 +16,7 @@ enum kl_pv_feature {
 	KL_PV_NOP_IO_DELAY = 1,
 	KL_PV_CLOCKSOURCE2 = 3,
 	KL_PV_STEAL_TIME = 5,
+	KL_PV_EOI = 6,
 	KL_PV_UNHALT = 7,
 	KL_PV_TLB_FLUSH = 9,
 	KL_PV_SEND_IPI = 11,
@@ -47,6 +48,10 @@ enum kl_pv_result kl_pv_xen_set_msr(struct kl_vcpu *v, uint64_t data, bool host)
 /* Xen: any hypercall. True: it is done; false: v->exit has what the program is asked. IN_GUEST;
  * may leave. */
 bool kl_pv_xen_hypercall(struct kl_vcpu *v);
+/* PV EOI: has the guest ended its interrupt; may it? OUTSIDE, may sleep. The first: 0 or -EINTR. */
+int kl_pv_eoi_from_guest(struct kl_vcpu *v);
+void kl_pv_eoi_to_guest(struct kl_vcpu *v);
+
 /* Hyper-V: are there hypercalls of its kind? */
 bool kl_pv_hv_enabled(struct kl_vcpu *v);
 /* Any of them, as kl_pv_xen_hypercall(); and what the guest gets. */

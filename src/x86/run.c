@@ -693,6 +693,8 @@ void kl_x86_wait(struct kl_vcpu *v, const _Atomic bool *waiting)
 {
 	uint32_t old = mp_state(v);
 
+	if (v->pv_eoi_pending)
+		(void)kl_pv_eoi_from_guest(v);
 	set_mp_state(v, KVM_MP_STATE_HALTED);
 	for (;;) {
 		if ((kl_vcpu_requests(&v->core) &
@@ -782,6 +784,8 @@ static int loop(struct kl_vcpu *v)
 		if (KL_UNLIKELY(v->bp.trap) && kl_debug_take(v))
 			return STEP_EXIT;
 		if (v->apic) {
+			if (KL_UNLIKELY(v->pv_eoi_pending) && kl_pv_eoi_from_guest(v))
+				return interrupted(v);
 			poll_apic(v);
 			if (KL_UNLIKELY(v->eoi_exit >= 0)) {
 				v->exit.reason = KVM_EXIT_IOAPIC_EOI;
@@ -815,8 +819,11 @@ static int loop(struct kl_vcpu *v)
 		else if (v->request_interrupt_window && kl_x86_ready_for_interrupt(v)) {
 			v->exit.reason = KVM_EXIT_IRQ_WINDOW_OPEN;
 			return STEP_EXIT;
-		} else
+		} else {
+			if (KL_UNLIKELY(v->pv_eoi))
+				kl_pv_eoi_to_guest(v);
 			r = must_step(v) ? step(v) : run_guest(v);
+		}
 		if (r == STEP_ON && mp_state(v) == KVM_MP_STATE_HALTED)
 			r = halted(v);
 		if (r != STEP_ON)

@@ -377,8 +377,9 @@ struct kl_vcpu {
 	_Atomic uint32_t mp_state; /* KVM_MP_STATE_* */
 	_Atomic bool unhalted;     /* kicked: the next HLT is over at once. Any thread */
 	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */
-	uint32_t system_events;    /* that the program is to be told: bit per KVM_SYSTEM_EVENT_* */
-	int eoi_exit;              /* the program's I/O APIC is to be told of this vector; or -1 */
+	bool pv_eoi, pv_eoi_pending; /* PV EOI is on; the guest may end the interrupt (pv/eoi.c) */
+	uint32_t system_events; /* that the program is to be told: bit per KVM_SYSTEM_EVENT_* */
+	int eoi_exit;           /* the program's I/O APIC is to be told of this vector; or -1 */
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */
 	struct kl_breakpoints bp;
 	struct kl_task_undo task_undo;
