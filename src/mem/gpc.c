@@ -8,9 +8,11 @@
 #include "base/racepoint.h"
 #include "host/guard.h"
 #include "host/populate.h"
+#include "mem/gmem.h"
 #include "mem/gpc.h"
 #include "mem/notifier.h"
 #include "mem/notifier_gate.h"
+#include "mem/private.h"
 #include "mem/subscribers.h"
 #include "mem/vm.h"
 
@@ -114,8 +116,28 @@ struct lookup {
 	uint64_t generation;
 	struct kl_dirty_log *log; /* or NULL */
 	uint64_t log_index;
-	bool changing; /* the slot, or the set */
+	bool changing;               /* the slot, the set, or what backs some frames */
+	struct kl_gmem_inode *inode; /* a reference, if the page is in a guest_memfd */
 };
+
+/* F7; 0: nothing is there. Context: reader section. */
+static uint64_t page_address(struct kl_vm *vm, const struct kl_memslot *slot, kl_gfn_t gfn,
+			     struct kl_gmem_inode **inode)
+{
+	unsigned uniform;
+	bool private;
+
+	switch (kl_backing_of(vm, slot, gfn, &private, &uniform)) {
+	case KL_BACKED_BY_HVA:
+		return kl_memslot_hva(slot, gfn).addr;
+	case KL_BACKED_BY_GMEM:
+		*inode = slot->gmem->inode;
+		kl_gmem_inode_get(*inode);
+		return kl_gmem_hva(slot->gmem, gfn);
+	default:
+		return 0;
+	}
+}
 
 static struct lookup look_up(struct kl_gpc *c)
 {
@@ -131,10 +153,12 @@ static struct lookup look_up(struct kl_gpc *c)
 	token = kl_srcu_read_lock(&c->vm->srcu);
 	l.generation = kl_generation(c->vm, c->as_id); /* before the set (S5) */
 	slot = kl_memslot_find(kl_memslots(c->vm, c->as_id), gfn);
-	l.changing = (l.generation & 1) || (slot && slot->invalid);
+	/* Before what backs the frame. */
+	l.changing = (l.generation & 1) || (slot && slot->invalid) || kl_gfn_changing(c->vm);
+	racepoint("gpc-not-changing");
 	/* As KVM, which maps what it caches writable. */
 	if (slot && !slot->invalid && !(slot->flags & KVM_MEM_READONLY)) {
-		l.hva = kl_memslot_hva(slot, gfn).addr | (c->addr & ~KL_PAGE_MASK);
+		l.hva = page_address(c->vm, slot, gfn, &l.inode) | (c->addr & ~KL_PAGE_MASK);
 		l.log = slot->log;
 		l.log_index = gfn - slot->base_gfn;
 	}
@@ -194,12 +218,70 @@ static bool in_bracket(uint64_t hva)
 	return kl_notifier_in_flight(hva & KL_PAGE_MASK, (hva & KL_PAGE_MASK) + KL_PAGE_SIZE);
 }
 
-/* One attempt, from lookup to open. 0: valid; the waits above; -errno. Context: c->lock. */
+static void put_lookup(const struct lookup *l)
+{
+	if (l->inode)
+		kl_gmem_inode_put(l->inode);
+}
+
+/*
+ * What backs the frame may have changed since it was looked up, and when the address was not in the
+ * index yet, so that the change did not find it. PAIR(gfn-change) 0, or a wait.
+ */
+static int look_again(struct kl_gpc *c, uint64_t hva)
+{
+	struct lookup l;
+
+	if (c->hva_based || !c->vm->gmem_slots)
+		return 0;
+	l = look_up(c);
+	put_lookup(&l);
+	return l.changing ? AFTER_SLOTS : l.hva != hva ? AT_ONCE : 0;
+}
+
+/* From a lookup that found something, to open. 0: valid; the waits above; -errno. Context: c->lock.
+ */
+static int make_valid(struct kl_gpc *c, const struct lookup *l)
+{
+	uint64_t state;
+	int r;
+
+	if (page_of(l->hva) != c->page) {
+		r = kl_gpc_index_move(c, page_of(l->hva));
+		if (r)
+			return r;
+	}
+	racepoint("gpc-indexed");
+	/* After the address is in the index. [B32] */
+	state = kl_bias_state(&c->bias);
+	r = look_again(c, l->hva);
+	if (r)
+		return r;
+	racepoint("gpc-populate");
+	r = populate(l->hva);
+	racepoint("gpc-populated");
+	if (!r)
+		set_fields(c, l);
+	/*
+	 * First what is in flight, then what has been: end() raises the sequence, then takes its
+	 * range back. [B2] Inside a bracket the memory may be in any state, so that a failure says
+	 * nothing.
+	 */
+	if ((!r || r == -EFAULT) && in_bracket(l->hva))
+		return AFTER_BRACKETS;
+	racepoint("gpc-not-in-flight");
+	if (r)
+		return r == -EFAULT && kl_bias_state(&c->bias) != state ? AT_ONCE : r;
+	if (!kl_bias_open(&c->bias, state))
+		return AT_ONCE;
+	return 0;
+}
+
+/* One attempt. 0: valid; the waits above; -errno. Context: c->lock. */
 static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
 {
 	struct lookup l;
-	uint64_t state;
-	int r;
+	int r = 0;
 
 	if (atomic_load(&c->vm->dead))
 		return -EIO;
@@ -212,42 +294,20 @@ static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
 	l = look_up(c);
 	*hva = l.hva;
 	racepoint("gpc-looked-up");
-	if (l.changing)
-		return AFTER_SLOTS;
-	if (!doubted && retag(c, &l))
-		return 0;
-	/* From here on check fails, until the end. [B1] */
-	quiesce(c);
-	if (!page_of(l.hva)) {
-		take_out_of_index(c);
-		return -EFAULT;
+	if (l.changing) {
+		r = AFTER_SLOTS;
+	} else if (doubted || !retag(c, &l)) {
+		/* From here on check fails, until the end. [B1] */
+		quiesce(c);
+		if (page_of(l.hva)) {
+			r = make_valid(c, &l);
+		} else {
+			take_out_of_index(c);
+			r = -EFAULT;
+		}
 	}
-	if (page_of(l.hva) != c->page) {
-		r = kl_gpc_index_move(c, page_of(l.hva));
-		if (r)
-			return r;
-	}
-	racepoint("gpc-indexed");
-	/* After the address is in the index. [B32] */
-	state = kl_bias_state(&c->bias);
-	racepoint("gpc-populate");
-	r = populate(l.hva);
-	racepoint("gpc-populated");
-	if (!r)
-		set_fields(c, &l);
-	/*
-	 * First what is in flight, then what has been: end() raises the sequence, then takes its
-	 * range back. [B2] Inside a bracket the memory may be in any state, so that a failure says
-	 * nothing.
-	 */
-	if ((!r || r == -EFAULT) && in_bracket(l.hva))
-		return AFTER_BRACKETS;
-	racepoint("gpc-not-in-flight");
-	if (r)
-		return r == -EFAULT && kl_bias_state(&c->bias) != state ? AT_ONCE : r;
-	if (!kl_bias_open(&c->bias, state))
-		return AT_ONCE;
-	return 0;
+	put_lookup(&l);
+	return r;
 }
 
 /* Sleeps until no bracket over the page is in flight; those that come next queue. */
@@ -320,6 +380,7 @@ static int activate_locked(struct kl_gpc *c, bool hva_based, uint64_t addr, size
 	c->addr = addr;
 	atomic_store_explicit(&c->area, len, memory_order_relaxed);
 	l = look_up(c);
+	put_lookup(&l);
 	racepoint("gpc-activate-looked-up");
 	if (page_of(l.hva)) {
 		int r = kl_gpc_index_move(c, page_of(l.hva));
@@ -564,10 +625,10 @@ void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
  */
 static void close_caches(struct kl_vm *vm, uint64_t start, uint64_t end)
 {
-	uint64_t now;
 	int token = kl_srcu_read_lock(&vm->srcu);
 	struct kl_gpc_walk w;
 	bool wait = false;
+	uint64_t now;
 
 	kl_for_each_gpc (&w, vm, start, end) {
 		if (w.c->hva_based) /* G11 */
@@ -586,13 +647,42 @@ static void close_caches(struct kl_vm *vm, uint64_t start, uint64_t end)
 	kl_srcu_read_unlock(&vm->srcu, token);
 }
 
+/* Frames [@first, @last) of @slot. */
+static void zap_part(struct kl_vm *vm, const struct kl_memslot *slot, kl_gfn_t first, kl_gfn_t last)
+{
+	uint64_t start = kl_memslot_hva(slot, first).addr, size = (last - first) << KL_PAGE_SHIFT;
+
+	close_caches(vm, start, start + size);
+	if (slot->gmem) {
+		start = kl_gmem_hva(slot->gmem, first);
+		close_caches(vm, start, start + size);
+	}
+}
+
 /*
  * No tag is current, so whom it waits for was there before; a cache that is opened meanwhile, by a
  * refresh that had looked the slot up before, has a tag that is old.
  */
 void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot)
 {
-	close_caches(vm, slot->hva, slot->hva + (slot->npages << KL_PAGE_SHIFT));
+	zap_part(vm, slot, slot->base_gfn, slot->base_gfn + slot->npages);
+}
+
+void kl_gpc_zap_gfns(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
+{
+	const struct kl_memslot *slot;
+
+	if (!atomic_load(&vm->gpcs)) /* PAIR(gfn-change) */
+		return;
+	for (unsigned as = 0; as < KL_NR_AS; as++) {
+		uint64_t cursor = 0, key;
+
+		for (; (slot = kl_btree_overlap(&kl_memslots(vm, as)->by_gfn, cursor, last, first,
+						&key));
+		     cursor = key + 1)
+			zap_part(vm, slot, kl_max(first, slot->base_gfn),
+				 kl_min(last, slot->base_gfn + slot->npages));
+	}
 }
 
 /* Who holds a cache that is opened meanwhile finds vm->tracked_pages set when he leaves. */

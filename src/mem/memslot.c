@@ -28,6 +28,7 @@
 #include "host/sys.h"
 #include "host/thread.h"
 #include "mem/dirty.h"
+#include "mem/gmem.h"
 #include "mem/notifier.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -45,9 +46,14 @@ uint64_t kl_generation(struct kl_vm *vm, unsigned as_id)
 	return atomic_load_explicit(&vm->generation[as_id], memory_order_acquire);
 }
 
+static uint64_t size_of(const struct kl_memslot *slot)
+{
+	return slot->npages << KL_PAGE_SHIFT;
+}
+
 static uint64_t hva_end(const struct kl_memslot *slot)
 {
-	return slot->hva + (slot->npages << KL_PAGE_SHIFT);
+	return slot->hva + size_of(slot);
 }
 
 /* Slots may share host memory: the id makes keys unique. */
@@ -59,17 +65,24 @@ static uint64_t hva_key(uint64_t hva, unsigned id)
 void kl_overlap_next(struct kl_overlap *o)
 {
 	const struct kl_memslot *slot;
-	uint64_t key;
+	uint64_t key, hva;
 
-	slot = kl_btree_overlap(&o->set->by_hva, o->cursor, hva_key(o->end + ~KL_PAGE_MASK, 0),
-				o->start, &key);
+	slot = kl_btree_overlap(o->in_gmem ? &o->set->by_gmem : &o->set->by_hva, o->cursor,
+				hva_key(o->end + ~KL_PAGE_MASK, 0), o->start, &key);
 	o->slot = slot;
-	if (!slot)
+	if (!slot) {
+		if (o->in_gmem || !o->set->by_gmem.n)
+			return;
+		o->in_gmem = true;
+		o->cursor = 0;
+		kl_overlap_next(o);
 		return;
+	}
+	hva = o->in_gmem ? slot->gmem->hva : slot->hva;
 	o->cursor = key + 1;
-	o->first = slot->base_gfn + ((kl_max(o->start, slot->hva) - slot->hva) >> KL_PAGE_SHIFT);
+	o->first = slot->base_gfn + ((kl_max(o->start, hva) - hva) >> KL_PAGE_SHIFT);
 	o->last = slot->base_gfn +
-		  ((kl_min(o->end, hva_end(slot)) - slot->hva + ~KL_PAGE_MASK) >> KL_PAGE_SHIFT);
+		  ((kl_min(o->end, hva + size_of(slot)) - hva + ~KL_PAGE_MASK) >> KL_PAGE_SHIFT);
 }
 
 void kl_overlap_first(struct kl_overlap *o, const struct kl_memslots *s, uint64_t start,
@@ -86,11 +99,16 @@ static void set_edit(struct kl_memslots *s, const struct kl_memslot *del,
 	if (del) {
 		kl_btree_remove(&s->by_gfn, del->base_gfn);
 		kl_btree_remove(&s->by_hva, hva_key(del->hva, del->id));
+		if (del->gmem)
+			kl_btree_remove(&s->by_gmem, hva_key(del->gmem->hva, del->id));
 	}
 	if (add) {
 		kl_btree_insert(&s->by_gfn, add->base_gfn, add->base_gfn + add->npages,
 				(void *)add);
 		kl_btree_insert(&s->by_hva, hva_key(add->hva, add->id), hva_end(add), (void *)add);
+		if (add->gmem)
+			kl_btree_insert(&s->by_gmem, hva_key(add->gmem->hva, add->id),
+					add->gmem->hva + size_of(add), (void *)add);
 	}
 }
 
@@ -103,7 +121,7 @@ static struct kl_memslots *hidden_set(struct kl_vm *vm, unsigned as)
 }
 
 /*
- * A slot keeps its host memory for life, so @del and @add cover the same.
+ * A slot keeps its host memory and its guest_memfd for life, so @del and @add cover the same.
  * Context: slots_lock, no bracket of this thread.
  */
 static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
@@ -114,6 +132,10 @@ static void publish(struct kl_vm *vm, unsigned as, const struct kl_memslot *del,
 	struct kl_memslots *set = hidden_set(vm, as);
 	struct kl_notifier_update u = {.start = either->hva, .end = hva_end(either)};
 
+	if (either->gmem) {
+		u.start2 = either->gmem->hva;
+		u.end2 = u.start2 + size_of(either);
+	}
 	kl_assert_held(&vm->slots_lock);
 	set_edit(set, del, add);
 	racepoint("memslots-publish");
@@ -178,6 +200,8 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 	if (invalid)
 		kl_track_slot_gone(vm, old, counts);
 	free(invalid);
+	if (change == DELETE && old->gmem)
+		kl_gmem_unbind(old->gmem);
 	if (old && old->log && !(slot && slot->log))
 		kl_dirty_log_free(vm, old->log);
 	free((void *)old);
@@ -199,7 +223,8 @@ static bool overlaps(const struct kl_memslots *s, kl_gfn_t base, uint64_t npages
 }
 
 static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
-			     const struct kl_uapi_memory_region2 *r)
+			     const struct kl_uapi_memory_region2 *r, struct kl_gmem *file,
+			     int file_error)
 {
 	const struct kl_memslots *now = kl_memslots(vm, as);
 	const struct kl_memslot *old = vm->slot_by_id[as][id];
@@ -214,8 +239,10 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 	if (!old) {
 		change = CREATE;
 	} else {
-		if (r->userspace_addr != old->hva || npages != old->npages ||
-		    ((r->flags ^ old->flags) & KVM_MEM_READONLY))
+		/* What is bound to a guest_memfd can only be deleted. */
+		if ((r->flags & KVM_MEM_GUEST_MEMFD) || r->userspace_addr != old->hva ||
+		    npages != old->npages ||
+		    ((r->flags ^ old->flags) & (KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD)))
 			return -EINVAL;
 		if (base != old->base_gfn)
 			change = MOVE;
@@ -228,11 +255,8 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		return -EEXIST;
 	if (change == MOVE && kl_track_forbids_move(vm))
 		return -EINVAL;
-	if (change != FLAGS_ONLY && base + npages - 1 > KL_MAX_GFN)
-		return -EINVAL;
-	if (change == CREATE && now->by_gfn.n >= KL_USER_MEM_SLOTS)
-		return -EINVAL;
-
+	if ((r->flags & KVM_MEM_GUEST_MEMFD) && !file)
+		return file_error;
 	slot = new_slot();
 	if (!slot)
 		return -ENOMEM;
@@ -245,6 +269,16 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		.id = (uint16_t)id,
 		.as_id = (uint8_t)as,
 	};
+	if (r->flags & KVM_MEM_GUEST_MEMFD) {
+		ret = kl_gmem_bind(vm, file, r->guest_memfd_offset, base, npages, &slot->gmem);
+		if (ret)
+			goto fail;
+	}
+	ret = -EINVAL;
+	if (change != FLAGS_ONLY && base + npages - 1 > KL_MAX_GFN)
+		goto fail;
+	if (change == CREATE && now->by_gfn.n >= KL_USER_MEM_SLOTS)
+		goto fail;
 	if (r->flags & KVM_MEM_LOG_DIRTY_PAGES) {
 		slot->log = old && old->log ? old->log : kl_dirty_log_new(vm, as, id, npages);
 		ret = -ENOMEM;
@@ -258,11 +292,30 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 fail:
 	if (slot->log && !(old && old->log))
 		kl_dirty_log_free(vm, slot->log);
+	if (slot->gmem)
+		kl_gmem_unbind(slot->gmem);
 	free(slot);
 	return ret;
 }
 
+/*
+ * As KVM: no dirty log of private memory; and no read-only slots, since a write to one is MMIO,
+ * which there is none of on private memory.
+ */
+static uint32_t valid_flags(const struct kl_vm *vm, uint32_t flags)
+{
+	uint32_t valid = KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES;
+
+	return vm->gmem_slots && (flags & KVM_MEM_GUEST_MEMFD) ? KVM_MEM_GUEST_MEMFD : valid;
+}
+
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r)
+{
+	return kl_set_memory_region_gmem(vm, r, NULL, -EBADF);
+}
+
+int kl_set_memory_region_gmem(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r,
+			      struct kl_gmem *file, int error)
 {
 	unsigned as = r->slot >> 16, id = r->slot & 0xffff;
 	const struct kl_memslot *old;
@@ -272,14 +325,18 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	/* The order of checks decides which errno a program sees that is wrong twice. */
 	if (id >= KL_USER_MEM_SLOTS)
 		return -EINVAL;
-	if (r->flags & ~(uint32_t)(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES))
+	if (r->flags & ~valid_flags(vm, r->flags))
 		return -EINVAL;
 	if ((r->memory_size | r->guest_phys_addr | r->userspace_addr) & ~KL_PAGE_MASK)
 		return -EINVAL;
 	if (r->userspace_addr > USER_ADDRESS_END ||
 	    r->memory_size > USER_ADDRESS_END - r->userspace_addr)
 		return -EINVAL;
-	if (as >= KL_NR_AS)
+	if ((r->flags & KVM_MEM_GUEST_MEMFD) &&
+	    ((r->guest_memfd_offset & ~KL_PAGE_MASK) ||
+	     r->guest_memfd_offset + r->memory_size < r->guest_memfd_offset))
+		return -EINVAL;
+	if (as >= kl_nr_as(vm))
 		return -EINVAL;
 	if (r->guest_phys_addr + r->memory_size < r->guest_phys_addr)
 		return -EINVAL;
@@ -297,7 +354,7 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	old = vm->slot_by_id[as][id];
 	hva = old ? old->hva : 0;
 	size = old ? old->npages << KL_PAGE_SHIFT : 0;
-	ret = set_region_locked(vm, as, id, r);
+	ret = set_region_locked(vm, as, id, r, file, error);
 	kl_mutex_unlock(&vm->slots_lock);
 	if (kl_uffd_source_on()) {
 		/* Once more: another slot over the same memory may have gone before ours was in. */
@@ -316,12 +373,12 @@ int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *
 	return ret;
 }
 
-/* The index by id and two sets of two trees, in one mapping. */
+/* The index by id and two sets of three trees, in one mapping. */
 #define BY_ID_BYTES (KL_BTREE_MAX * sizeof(void *))
 
 static size_t store_size(void)
 {
-	return BY_ID_BYTES + 4 * kl_btree_arena_size();
+	return BY_ID_BYTES + 6 * kl_btree_arena_size();
 }
 
 _Static_assert(KL_USER_MEM_SLOTS <= KL_BTREE_MAX, "a set of slots fits into a tree");
@@ -338,8 +395,9 @@ int kl_memslots_init(struct kl_vm *vm)
 		for (unsigned i = 0; i < 2; i++) {
 			struct kl_memslots *s = &vm->memslot_sets[as][i];
 
-			kl_btree_init(&s->by_gfn, p + 2 * i * kl_btree_arena_size());
-			kl_btree_init(&s->by_hva, p + (2 * i + 1) * kl_btree_arena_size());
+			kl_btree_init(&s->by_gfn, p + 3 * i * kl_btree_arena_size());
+			kl_btree_init(&s->by_hva, p + (3 * i + 1) * kl_btree_arena_size());
+			kl_btree_init(&s->by_gmem, p + (3 * i + 2) * kl_btree_arena_size());
 		}
 		atomic_init(&vm->memslots[as], &vm->memslot_sets[as][0]);
 		atomic_init(&vm->generation[as], KL_FIRST_GENERATION(as));
@@ -351,6 +409,8 @@ static void free_slot(const struct kl_memslot *slot)
 {
 	if (slot->log)
 		kl_sys_unmap(slot->log, slot->log->size);
+	if (slot->gmem)
+		kl_gmem_unbind(slot->gmem);
 	free((void *)slot);
 }
 

@@ -16,6 +16,12 @@
 
 struct kl_vm;
 struct kl_dirty_log;
+struct kl_gmem;
+struct kl_gmem_binding;
+
+#ifndef KVM_MEM_GUEST_MEMFD
+#define KVM_MEM_GUEST_MEMFD (1UL << 2)
+#endif
 
 #define KL_NR_AS          2     /* address spaces; the second is that of SMM */
 #define KL_USER_MEM_SLOTS 32764 /* as KVM: SHRT_MAX - 3 */
@@ -41,8 +47,9 @@ struct kl_memslot {
 	uint32_t flags; /* KVM_MEM_* */
 	uint16_t id;
 	uint8_t as_id;
-	bool invalid;             /* being deleted or moved (S4): faults retry */
-	struct kl_dirty_log *log; /* NULL without KVM_MEM_LOG_DIRTY_PAGES */
+	bool invalid;                 /* being deleted or moved (S4): faults retry */
+	struct kl_dirty_log *log;     /* NULL without KVM_MEM_LOG_DIRTY_PAGES */
+	struct kl_gmem_binding *gmem; /* NULL without KVM_MEM_GUEST_MEMFD; mem/gmem.h */
 } KL_CACHELINE;
 
 /*
@@ -55,9 +62,12 @@ struct kl_memslot {
  */
 uint64_t kl_generation(struct kl_vm *vm, unsigned as_id);
 
-/* One set: the same slots in the order of their gfns and of their host addresses. */
+/*
+ * One set: the same slots in the order of their gfns and of their host addresses; those that are
+ * bound to a guest_memfd also in the order of their addresses in the engine's mapping of it.
+ */
 struct kl_memslots {
-	struct kl_btree by_gfn, by_hva;
+	struct kl_btree by_gfn, by_hva, by_gmem;
 };
 
 /* Context: reader section of vm->srcu, or vm->slots_lock. */
@@ -71,7 +81,8 @@ KL_INLINE const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, 
 }
 
 /*
- * Walk the slots of @s that overlap host memory [@start, @end), invalid ones included:
+ * Walk the slots of @s that overlap host memory [@start, @end), invalid ones included, and be it by
+ * their guest_memfd; one that does by both comes twice:
  *
  *     struct kl_overlap o;
  *     kl_for_each_overlap (&o, s, start, end)
@@ -80,6 +91,7 @@ KL_INLINE const struct kl_memslot *kl_memslot_find(const struct kl_memslots *s, 
 struct kl_overlap {
 	const struct kl_memslot *slot; /* NULL: no more */
 	kl_gfn_t first, last;
+	bool in_gmem; /* that is where it overlaps */
 	/* private */
 	const struct kl_memslots *set;
 	uint64_t start, end, cursor;
@@ -103,6 +115,13 @@ KL_INLINE kl_hva_t kl_memslot_hva(const struct kl_memslot *s, kl_gfn_t gfn)
  * the set is as it was (S2).
  */
 int kl_set_memory_region(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r) KL_MUST_CHECK;
+
+/*
+ * The same, for flags with KVM_MEM_GUEST_MEMFD: @file is what r->guest_memfd stands for. NULL: it
+ * stands for none, and @error says why.
+ */
+int kl_set_memory_region_gmem(struct kl_vm *vm, const struct kl_uapi_memory_region2 *r,
+			      struct kl_gmem *file, int error) KL_MUST_CHECK;
 
 /* Is there any slot? Context: slots_lock. */
 bool kl_memslots_any(struct kl_vm *vm);

@@ -187,7 +187,9 @@ static bool update_overlaps(const struct kl_notifier_update *u, uint64_t range)
 
 	if (!range)
 		return false;
-	return u->vm ? vm_overlaps(u->vm, start, end) : start < u->end && end > u->start;
+	if (u->vm)
+		return vm_overlaps(u->vm, start, end);
+	return (start < u->end && end > u->start) || (start < u->end2 && end > u->start2);
 }
 
 static bool bracket_in_flight(const struct kl_notifier_update *u)
@@ -251,6 +253,8 @@ void kl_notifier_update_begin(struct kl_notifier_update *u)
 	kl_mutex_lock(&gate);
 	announce(u);
 	widen(u->start, u->end);
+	if (u->end2)
+		widen(u->start2, u->end2);
 }
 
 void kl_notifier_cover(uint64_t start, uint64_t end)
@@ -568,9 +572,12 @@ void kl_notifier_walk_slots(uint64_t start, uint64_t end, void (*fn)(uint64_t, u
 		struct kl_overlap o;
 
 		for (unsigned as = 0; as < KL_NR_AS; as++)
-			kl_for_each_overlap (&o, kl_memslots(vm, as), start, end)
+			kl_for_each_overlap (&o, kl_memslots(vm, as), start, end) {
+				if (o.in_gmem) /* the engine's own mapping */
+					continue;
 				fn(kl_memslot_hva(o.slot, o.first).addr,
 				   kl_memslot_hva(o.slot, o.last).addr);
+			}
 		kl_srcu_read_unlock(&vm->srcu, token);
 	}
 	kl_srcu_read_unlock(&vms_srcu, list);

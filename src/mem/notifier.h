@@ -55,6 +55,7 @@ int kl_notifier_clear_young(uint64_t start, uint64_t end);
  */
 struct kl_notifier_update {
 	uint64_t start, end;
+	uint64_t start2, end2; /* and this; may be empty */
 	/* private */
 	struct kl_vm *vm;
 	struct kl_notifier_update *next;

@@ -38,6 +38,11 @@ void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
  * left it when this returns. Context: as a refresh of the caches.
  */
 void kl_gpc_close_page(struct kl_vm *vm, uint64_t hva);
+/*
+ * gpc: what backs the frames [@first, @last) is about to change (mem/private.h): caches over their
+ * memory become invalid, and holders are waited for. Context: slots_lock; kl_gfn_changing().
+ */
+void kl_gpc_zap_gfns(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last);
 
 /* mmu: birth and death with the VM. 0 or -ENOMEM. */
 int kl_mmu_create(struct kl_vm *vm) KL_MUST_CHECK;
@@ -53,6 +58,13 @@ void kl_mmu_destroy(struct kl_vm *vm);
  */
 int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r);
 void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r);
+
+/*
+ * mmu: the same for frames: begin() raises in_progress over [@first, @last), zaps what is there,
+ * also that nothing is, flushes and waits. Context: slots_lock.
+ */
+void kl_mmu_change_begin(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last, const char *cause);
+void kl_mmu_change_end(struct kl_vm *vm);
 
 /* mmu: the slot is invalid in the published set and readers have left: zap and flush (S4). */
 void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);

@@ -112,8 +112,10 @@ void kl_uffd_source_vm_gone(struct kl_vm *vm)
 
 	for (unsigned as = 0; as < KL_NR_AS; as++)
 		kl_for_each_overlap (&o, kl_memslots(vm, as), 0, KL_PAGE_MASK)
-			kl_uffd_source_unwatch(o.slot->hva,
-					       o.slot->hva + (o.slot->npages << KL_PAGE_SHIFT));
+			if (!o.in_gmem)
+				kl_uffd_source_unwatch(o.slot->hva,
+						       o.slot->hva +
+							       (o.slot->npages << KL_PAGE_SHIFT));
 }
 
 /* ---- the helper ----------------------------------------------------------------------------- */

@@ -61,6 +61,9 @@ struct kl_vcpu_core {
 	bool alone;                           /* own thread: it has stopped the others */
 	struct kl_slot_log log;               /* own thread */
 	_Atomic(struct kl_dirty_ring *) ring; /* NULL: none */
+	/* Own thread: the last stage-2 fault failed for KVM_EXIT_MEMORY_FAULT's reason, there. */
+	bool memory_fault, memory_fault_private;
+	uint64_t memory_fault_gpa;
 	struct kl_vcpu_stats stats;
 };
 

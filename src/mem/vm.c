@@ -8,6 +8,7 @@
 #include "host/guard.h"
 #include "host/maps.h"
 #include "host/timer.h"
+#include "mem/gmem.h"
 #include "mem/gpc.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
@@ -43,15 +44,24 @@ int kl_vm_init(struct kl_vm *vm)
 	return 0;
 }
 
+/* KVM zaps all when a slot goes for VMs of the default type only. */
+void kl_vm_make_private(struct kl_vm *vm)
+{
+	vm->private_mem = vm->gmem_slots = true;
+	atomic_init(&vm->slot_zap_all_quirk, false);
+}
+
 void kl_vm_destroy(struct kl_vm *vm)
 {
 	kl_notifier_remove_vm(vm);
+	kl_gmem_vm_gone(vm); /* who closes a file of it is not done before */
 	if (kl_uffd_source_on())
 		kl_uffd_source_vm_gone(vm);
 	kl_gpcs_destroy(vm);
 	kl_mmu_destroy(vm);
 	kl_track_destroy(vm);
 	kl_memslots_destroy(vm);
+	kl_attr_destroy(&vm->attrs);
 	kl_srcu_destroy(&vm->srcu);
 	kl_mutex_destroy(&vm->vcpus_lock);
 	kl_mutex_destroy(&vm->slots_lock);
@@ -80,6 +90,7 @@ void kl_vms_after_fork(void)
 {
 	kl_notifier_after_fork();
 	kl_gpcs_after_fork();
+	kl_gmem_after_fork();
 	kl_bias_after_fork();
 	kl_uffd_source_after_fork();
 	kl_maps_after_fork();

@@ -7,6 +7,7 @@
 #include "base/lock.h"
 #include "base/srcu.h"
 #include "base/stats.h"
+#include "mem/attr.h"
 #include "mem/memslot.h"
 #include "mem/vcpu_core.h"
 
@@ -15,6 +16,7 @@
 
 struct kl_mmu;
 struct kl_gpcs;
+struct kl_gmem;
 struct kl_track;
 
 struct kl_vm {
@@ -34,6 +36,16 @@ struct kl_vm {
 	uint32_t dirty_ring_size;       /* bytes, or 0; set once, before there is a vCPU */
 	bool dirty_ring_with_bitmap;    /* slots_lock; set once, before there is a slot */
 	_Atomic bool dirty_left_over;
+
+	/*
+	 * Private memory. private_mem and gmem_slots are set before anybody else knows the VM:
+	 * there are attributes, and one address space (as KVM: no SMM); slots may be bound to
+	 * guest_memfds.
+	 */
+	bool private_mem, gmem_slots;
+	_Atomic bool gfn_change; /* what backs some frames is being changed; mem/private.h */
+	struct kl_attrs attrs;
+	struct kl_gmem *gmem_files; /* mem/gmem.c */
 
 	/* Invalidations in flight; see mmu/invalidate.c. */
 	_Atomic int mmu_invalidate_in_progress;            /* raised under mmu_lock for writing */
@@ -63,8 +75,16 @@ struct kl_vm {
 	_Atomic(struct kl_vm *) next; /* list of VMs that notifiers walk; mem/notifier.c */
 };
 
+/* Address spaces: KVM has no SMM where there is private memory. */
+KL_INLINE unsigned kl_nr_as(const struct kl_vm *vm)
+{
+	return vm->private_mem ? 1 : KL_NR_AS;
+}
+
 /* 0 or -ENOMEM. */
 int kl_vm_init(struct kl_vm *vm) KL_MUST_CHECK;
+/* KVM_X86_SW_PROTECTED_VM. Nobody else knows @vm yet. */
+void kl_vm_make_private(struct kl_vm *vm);
 /* No vCPU runs and nobody else uses @vm. Waits for brackets in flight. */
 void kl_vm_destroy(struct kl_vm *vm);
 

@@ -8,6 +8,7 @@
  *   - the range is being unmapped               in_progress covers the gfn
  *   - it was unmapped and the bracket is over    mmu_invalidate_seq moved
  *   - the slot was deleted, moved, or changed    the generation moved, or is odd  [B31]
+ *   - its frame became private, or shared, or the guest_memfd was closed: as for an unmapping
  * What happens after the SPTE is in is caught by the zap, which takes the lock for writing.
  */
 #include <errno.h>
@@ -19,6 +20,8 @@
 #include "host/uffd.h"
 #include "mem/dirty.h"
 #include "mem/dirty_ring.h"
+#include "mem/gmem.h"
+#include "mem/private.h"
 #include "mem/vm.h"
 #include "mmu/huge.h"
 #include "mmu/mmu.h"
@@ -71,9 +74,32 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
 struct lookup {
 	uint64_t generation;
 	kl_hva_t hva;
-	enum { NO_SLOT, INVALID, READONLY, WRITABLE } slot;
+	enum { NO_SLOT, INVALID, READONLY, WRITABLE, NOT_BACKED } slot;
+	bool private;
+	struct kl_gmem_inode *inode; /* a reference, if the page is in a guest_memfd */
 	unsigned id, max_level;
 };
+
+/* What a guest_memfd or attributes change of what the slot says. Context: reader section. */
+static void look_up_backing(struct kl_vm *vm, const struct kl_memslot *slot, kl_gfn_t gfn,
+			    struct lookup *l)
+{
+	unsigned uniform;
+	enum kl_backing b = kl_backing_of(vm, slot, gfn, &l->private, &uniform);
+
+	if (l->slot == INVALID)
+		return;
+	if (b == KL_BACKED_BY_NONE) {
+		l->slot = NOT_BACKED;
+	} else if (b == KL_BACKED_BY_GMEM) {
+		l->inode = slot->gmem->inode;
+		kl_gmem_inode_get(l->inode);
+		l->hva.addr = kl_gmem_hva(slot->gmem, gfn);
+		l->max_level = kl_huge_slot_level(slot, l->hva, gfn);
+	}
+	/* What is not uniform is not mapped as one (M1). */
+	l->max_level = kl_min(l->max_level, uniform + 1);
+}
 
 static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 {
@@ -88,8 +114,10 @@ static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 							    : WRITABLE;
 		l.hva = kl_memslot_hva(slot, gfn);
 		l.id = slot->id;
-		l.max_level = kl_huge_slot_level(slot, gfn);
+		l.max_level = kl_huge_slot_level(slot, l.hva, gfn);
 	}
+	if (KL_UNLIKELY(vm->gmem_slots))
+		look_up_backing(vm, slot, gfn, &l);
 	kl_srcu_read_unlock(&vm->srcu, token);
 	return l;
 }
@@ -165,7 +193,8 @@ static int install(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct loo
 				return 0;
 			new = old | want;
 		} else {
-			new = kl_spte_leaf(l->hva, gfn, *level, writable);
+			new = kl_spte_leaf(l->hva, gfn, *level, writable) |
+			      (l->inode ? KL_SPTE_GMEM : 0);
 			if (*level == 1 && kl_track_in_leaf(vm, as, l->id, gfn, 1))
 				new |= KL_SPTE_TRACKED;
 		}
@@ -192,7 +221,8 @@ static bool may_make_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
  * The MMIO entry only caches "no slot": if it cannot be made now (an update is under way, no
  * memory) the access is MMIO all the same, because the lookup said so.
  */
-static void install_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t generation)
+static void install_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t seq,
+			 uint64_t generation)
 {
 	unsigned level = 1;
 	kl_spte_t *p;
@@ -202,6 +232,7 @@ static void install_mmio(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, uint64_t g
 	racepoint("fault-mmio-tag");
 	kl_read_lock(&vm->mmu->lock);
 	if (kl_generation(vm, as) == generation && may_make_mmio(vm, as, gfn) &&
+	    (!vm->private_mem || !must_retry(vm, as, gfn, seq, generation)) &&
 	    (p = kl_stage2_make(vm->mmu, as, gfn, &level))) {
 		uint64_t old = atomic_load_explicit(p, memory_order_relaxed);
 
@@ -261,18 +292,52 @@ static int map(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, const struct lookup 
 	return r;
 }
 
+/* With the page of @l, if there is one: populate, then install. */
+static int fault_in(struct kl_vcpu_core *c, kl_gfn_t gfn, const struct lookup *l, uint64_t seq,
+		    unsigned access, struct kl_fault_report *rep)
+{
+	/* As KVM, whatever the access: the page is allocated, and may be written. */
+	bool write = (access & KL_ACC_WRITE) || l->inode, writable = false;
+	struct kl_vm *vm = c->vm;
+	unsigned as = c->as_id;
+	int r;
+
+	racepoint("fault-populate");
+	r = kl_host_populate(l->hva, write, &writable);
+	if (r) {
+		if (r != -EINTR)
+			drop_refuted(vm, as, gfn, write);
+		return r;
+	}
+	racepoint("fault-populated");
+	r = map(vm, as, gfn, l, seq, writable && l->slot == WRITABLE, rep);
+	if (rep->retry)
+		sched_yield();
+	else if (!r)
+		kl_stat_own_add(&c->stats.pf_fixed, 1);
+	return r; /* after a retry the caller looks again and finds nothing */
+}
+
+/* Who asks is told more than an errno: KVM_EXIT_MEMORY_FAULT (F5). */
+static int memory_fault(struct kl_vcpu_core *c, kl_gfn_t gfn, const struct lookup *l, int r)
+{
+	c->memory_fault = true;
+	c->memory_fault_private = l->private;
+	c->memory_fault_gpa = gfn << KL_PAGE_SHIFT;
+	return r;
+}
+
 static int fault(struct kl_vcpu_core *c, kl_gfn_t gfn, unsigned access, struct kl_fault_report *rep)
 {
 	struct kl_vm *vm = c->vm;
 	unsigned as = c->as_id;
 	bool write = access & KL_ACC_WRITE;
-	bool writable = false;
 	struct lookup l;
 	uint64_t seq;
+	struct kl_dirty_ring *ring = atomic_load_explicit(&c->ring, memory_order_relaxed);
 	int r;
 
-	struct kl_dirty_ring *ring = atomic_load_explicit(&c->ring, memory_order_relaxed);
-
+	c->memory_fault = false;
 	if (gfn > KL_MAX_GFN)
 		return KL_FAULT_MMIO;
 	if (KL_UNLIKELY(ring) && write && kl_dirty_ring_full(ring))
@@ -281,8 +346,10 @@ static int fault(struct kl_vcpu_core *c, kl_gfn_t gfn, unsigned access, struct k
 	l = look_up(vm, as, gfn);
 	switch (l.slot) {
 	case NO_SLOT:
-		install_mmio(vm, as, gfn, l.generation);
+		install_mmio(vm, as, gfn, seq, l.generation);
 		return KL_FAULT_MMIO;
+	case NOT_BACKED:
+		return memory_fault(c, gfn, &l, -EFAULT);
 	case INVALID:
 		rep->retry = KL_RETRY_SLOTS;
 		sched_yield(); /* the update that marked it will be over soon */
@@ -295,20 +362,13 @@ static int fault(struct kl_vcpu_core *c, kl_gfn_t gfn, unsigned access, struct k
 		break;
 	}
 
-	racepoint("fault-populate");
-	r = kl_host_populate(l.hva, write, &writable);
-	if (r) {
-		if (r != -EINTR)
-			drop_refuted(vm, as, gfn, write);
-		return r;
+	r = fault_in(c, gfn, &l, seq, access, rep);
+	if (KL_UNLIKELY(l.inode != NULL)) {
+		kl_gmem_inode_put(l.inode);
+		if (r < 0 && r != -EINTR)
+			r = memory_fault(c, gfn, &l, r);
 	}
-	racepoint("fault-populated");
-	r = map(vm, as, gfn, &l, seq, writable && l.slot == WRITABLE, rep);
-	if (rep->retry)
-		sched_yield();
-	else if (!r)
-		kl_stat_own_add(&c->stats.pf_fixed, 1);
-	return r; /* after a retry the caller looks again and finds nothing */
+	return r;
 }
 
 int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)

@@ -14,9 +14,9 @@
 #include "host/mapping.h"
 #include "mmu/huge.h"
 
-unsigned kl_huge_slot_level(const struct kl_memslot *slot, kl_gfn_t gfn)
+unsigned kl_huge_slot_level(const struct kl_memslot *slot, kl_hva_t hva, kl_gfn_t gfn)
 {
-	uint64_t skew = (slot->hva >> KL_PAGE_SHIFT) ^ slot->base_gfn;
+	uint64_t skew = (hva.addr >> KL_PAGE_SHIFT) ^ gfn;
 
 	for (unsigned level = KL_PT_LEAF_LEVEL; level > 1; level--) {
 		uint64_t span = kl_pt_span(level);

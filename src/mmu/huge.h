@@ -6,8 +6,11 @@
 
 #include "mmu/stage2.h"
 
-/* The highest level whose leaf around @gfn lies in @slot, with addresses that are congruent. */
-unsigned kl_huge_slot_level(const struct kl_memslot *slot, kl_gfn_t gfn);
+/*
+ * The highest level whose leaf around @gfn, the page of which is at @hva, lies in @slot, with
+ * addresses that are congruent.
+ */
+unsigned kl_huge_slot_level(const struct kl_memslot *slot, kl_hva_t hva, kl_gfn_t gfn);
 
 /*
  * The highest level, @goal at most, whose leaf around @gfn (host page @hva, which is present) lies

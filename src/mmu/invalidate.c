@@ -35,8 +35,12 @@ static void raise_in_progress(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 static struct kl_sweep sweep_of(struct kl_vm *vm, unsigned as, const struct kl_overlap *o,
 				enum kl_sweep_what what)
 {
-	return (struct kl_sweep){
-		.vm = vm, .as = as, .next = o->first, .last = o->last, .what = what};
+	return (struct kl_sweep){.vm = vm,
+				 .as = as,
+				 .next = o->first,
+				 .last = o->last,
+				 .what = what,
+				 .only = o->in_gmem ? KL_SWEEP_GMEM : KL_SWEEP_HVA};
 }
 
 /* Would a zap of @r have to wait for a vCPU? Context: lock held for writing. */
@@ -129,13 +133,45 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 	return ret;
 }
 
-void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
+static void invalidation_over(struct kl_vm *vm)
 {
 	atomic_fetch_add(&vm->mmu_invalidate_seq, 1); /* PAIR(inval-seq) */
 	racepoint("mmu-end-seq");
 	KL_BUG_ON(atomic_fetch_sub(&vm->mmu_invalidate_in_progress, 1) <= 0, vm);
+}
+
+void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
+{
+	invalidation_over(vm);
 	if (KL_UNLIKELY(vm->mmu->trace))
 		kl_mmu_trace_end(vm, r);
+}
+
+void kl_mmu_change_begin(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last, const char *cause)
+{
+	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_now_ns() : 0};
+
+	/* Attributes may be set where no guest can reach. */
+	first = kl_min(first, KL_MAX_GFN + 1);
+	last = kl_min(last, KL_MAX_GFN + 1);
+	kl_write_lock(&vm->mmu->lock);
+	raise_in_progress(vm, first, last);
+	for (unsigned as = 0; as < KL_NR_AS; as++) {
+		struct kl_sweep s = {
+			.vm = vm, .as = as, .next = first, .last = last, .what = KL_SWEEP_ZAP};
+
+		kl_mmu_sweep_locked(&s, &f);
+	}
+	kl_write_unlock(&vm->mmu->lock);
+	kl_graveyard_reap(&vm->mmu->graveyard, 2);
+	if (KL_UNLIKELY(vm->mmu->trace))
+		kl_mmu_trace_begin(vm, NULL, cause, first, last, &f);
+}
+
+/* Whether there is a slot or not. [B18] */
+void kl_mmu_change_end(struct kl_vm *vm)
+{
+	invalidation_over(vm);
 }
 
 /*

@@ -4,9 +4,10 @@
  *
  *   not present  0
  *   table        host address of the next table | PRESENT | TABLE
- *   leaf         host address of the first page | PRESENT | level | ACCESSED? | WRITABLE? |
- * TRACKED? MMIO         generation << 12 | MMIO                       ("no slot here", S6) none of
- * the flags: a table that is being unlinked; not present to whoever walks
+ *   leaf         host address of the first page | PRESENT | level | ACCESSED? | WRITABLE?
+ *                | TRACKED? | GMEM?
+ *   MMIO         generation << 12 | MMIO                       ("no slot here", S6)
+ *   none of the flags: a table that is being unlinked; not present to whoever walks
  *
  * A leaf of level 1, 2 or 3 maps 4 KiB, 2 MiB or 1 GiB (M1). MMIO entries are of level 1.
  */
@@ -23,6 +24,7 @@ typedef _Atomic uint64_t kl_spte_t;
 #define KL_SPTE_MMIO        (1ull << 3)
 #define KL_SPTE_ACCESSED    (1ull << 4) /* looked up since it was made or last aged (N6, M7) */
 #define KL_SPTE_TRACKED     (1ull << 5) /* level 1: who writes all the same reports it (T3) */
+#define KL_SPTE_GMEM        (1ull << 6) /* of a leaf: the address is in a guest_memfd's mapping (F3) */
 #define KL_SPTE_LEVEL_SHIFT 8           /* of a leaf; two bits */
 #define KL_SPTE_ADDR        0x0000fffffffff000ull
 #define KL_SPTE_GEN_SHIFT   12

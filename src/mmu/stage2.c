@@ -95,9 +95,18 @@ static bool zap_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte)
 	return true;
 }
 
+/* An event on the one memory of a slot is none on the other (F3). */
+static bool concerned(const struct kl_sweep *s, uint64_t spte)
+{
+	return s->only == KL_SWEEP_BOTH || !kl_spte_is_leaf(spte) ||
+	       !(spte & KL_SPTE_GMEM) == (s->only == KL_SWEEP_HVA);
+}
+
 /* True if the entry counts as a hit. */
 static bool sweep_entry(struct kl_sweep *s, kl_spte_t *p, uint64_t spte)
 {
+	if (!concerned(s, spte))
+		return false;
 	switch (s->what) {
 	case KL_SWEEP_ZAP:
 		return zap_entry(s, p, spte);

@@ -91,6 +91,7 @@ struct kl_sweep {
 	unsigned as;
 	kl_gfn_t next, last;
 	enum kl_sweep_what what;
+	enum { KL_SWEEP_BOTH, KL_SWEEP_HVA, KL_SWEEP_GMEM } only; /* leaves by what backs them */
 	bool keep_tables; /* who may not wait for vCPUs cannot free tables */
 	bool hit;
 	unsigned budget;                       /* entries that may still be looked at */

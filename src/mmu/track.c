@@ -7,6 +7,7 @@
 #include "base/racepoint.h"
 #include "host/guard.h"
 #include "host/sys.h"
+#include "mem/gmem.h"
 #include "mem/subscribers.h"
 #include "mmu/track.h"
 #include "mmu/zap.h"
@@ -203,7 +204,7 @@ static int remove_locked(struct kl_vm *vm, unsigned as, struct kl_track_counts *
 struct place {
 	unsigned id;
 	kl_gfn_t base;
-	uint64_t npages, hva;
+	uint64_t npages, hva, gmem_hva; /* 0: not bound to a guest_memfd */
 };
 
 /* Context: reader section. */
@@ -214,7 +215,8 @@ static bool find_place(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, struct place
 	/* Nothing is added to what is on its way out: its counts may be gone. */
 	if (!slot || slot->invalid)
 		return false;
-	*p = (struct place){slot->id, slot->base_gfn, slot->npages, kl_memslot_hva(slot, gfn).addr};
+	*p = (struct place){slot->id, slot->base_gfn, slot->npages, kl_memslot_hva(slot, gfn).addr,
+			    slot->gmem ? kl_gmem_hva(slot->gmem, gfn) : 0};
 	return true;
 }
 
@@ -289,6 +291,8 @@ int kl_track_add(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 	 */
 	if (!r && first)
 		kl_gpc_close_page(vm, p.hva);
+	if (!r && first && p.gmem_hva)
+		kl_gpc_close_page(vm, p.gmem_hva);
 	return r;
 }
 

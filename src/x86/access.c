@@ -847,6 +847,21 @@ int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writa
 	return st == KL_WALK_OK ? 0 : -EFAULT;
 }
 
+/* A page of a guest_memfd is reported by its guest address: there is no other. */
+static void poisoned(struct kl_vcpu *v, uint64_t page)
+{
+	struct kl_vm *vm = v->core.vm;
+	int idx = kl_srcu_read_lock(&vm->srcu);
+	struct kl_overlap o;
+
+	kl_for_each_overlap (&o, kl_memslots(vm, v->core.as_id), page, page + KL_PAGE_SIZE)
+		if (o.in_gmem) {
+			v->core.memory_fault = v->core.memory_fault_private = true;
+			v->core.memory_fault_gpa = o.first << KL_PAGE_SHIFT;
+		}
+	kl_srcu_read_unlock(&vm->srcu, idx);
+}
+
 /*
  * The slots that hold the page, in the address space that the vCPU runs in, decide: a fault on each
  * of their frames populates the page again or says why not. A page that is there, read populated,
@@ -860,8 +875,10 @@ int kl_host_page_vanished(struct kl_vcpu *v, uint64_t addr, bool poison)
 	struct kl_overlap o;
 	int idx;
 
-	if (poison)
+	if (poison) {
+		poisoned(v, page);
 		return -EHWPOISON;
+	}
 	if (v->guard_addr == page && v->guard_insn == v->insn_count) {
 		v->guard_repeat++;
 	} else {

@@ -11,11 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "base/pool.h"
 #include "host/timer.h"
+#include "mem/gmem.h"
 #include "mem/gpc.h"
+#include "mem/private.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
 #include "mmu/track.h"
@@ -30,6 +33,8 @@ struct life {
 	struct kl_vm vm;
 	struct kl_vcpu_core vcpu;
 	struct kl_gpc gpc;
+	struct kl_gmem *file, *link;
+	int memfd;
 	bool alive;
 	int expected; /* errno of the failing step; 0: nothing is armed */
 	int failures;
@@ -79,6 +84,8 @@ static int create_vm(struct life *l)
 	int r = kl_vm_init(&l->vm);
 
 	l->alive = !r;
+	if (!r)
+		kl_vm_make_private(&l->vm);
 	return r;
 }
 
@@ -145,6 +152,39 @@ static int delete_slot(struct life *l)
 	return set(l, 0, 0, 0, 0);
 }
 
+static int create_file(struct life *l)
+{
+	return kl_gmem_create(&l->vm, l->memfd, NPAGES * PG, 0, &l->file);
+}
+
+static int link_file(struct life *l)
+{
+	return kl_gmem_link(l->file, &l->vm, &l->link);
+}
+
+static int create_bound_slot(struct life *l)
+{
+	struct kl_uapi_memory_region2 r = {
+		2, KVM_MEM_GUEST_MEMFD, 0x20000000, NPAGES * PG, (uint64_t)ram, 0, 0, 0, {0}};
+
+	return kl_set_memory_region_gmem(&l->vm, &r, l->link, 0);
+}
+
+static int convert(struct life *l)
+{
+	return kl_set_private(&l->vm, 0x20001, 0x20003, true);
+}
+
+static int private_fault(struct life *l)
+{
+	return kl_mmu_fault(&l->vcpu, 0x20001000, KL_ACC_READ);
+}
+
+static int delete_bound_slot(struct life *l)
+{
+	return set(l, 2, 0, 0, 0);
+}
+
 static void step(struct life *l, int (*op)(struct life *l))
 {
 	struct snapshot before, after;
@@ -183,6 +223,17 @@ static void live(struct life *l)
 	assert_int_equal(kl_track_remove(&l->vm, 0, 1), 0);
 	step(l, move_slot);
 	step(l, delete_slot);
+	l->memfd = memfd_create("test-gmem", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(l->memfd, NPAGES * PG), 0);
+	step(l, create_file);
+	step(l, link_file);
+	step(l, create_bound_slot);
+	step(l, convert);
+	step(l, private_fault);
+	step(l, delete_bound_slot);
+	kl_gmem_close(l->file);
+	kl_gmem_close(l->link);
+	close(l->memfd);
 	kl_timer_put();
 	kl_vm_destroy(&l->vm);
 	assert_int_equal(kl_pages_in_use(), pages);
@@ -196,6 +247,8 @@ static int errno_of(const char *name)
 		return -EHWPOISON;
 	if (!strcmp(name, "timer-thread"))
 		return -EAGAIN;
+	if (!strcmp(name, "gmem-open"))
+		return -EMFILE;
 	return -ENOMEM;
 }
 
