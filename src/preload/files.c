@@ -29,22 +29,29 @@ static const char *changes_pages(int mode)
 	return NULL;
 }
 
-/* Of kvmlet's own, statistics files are not open for writing. */
-static int refuse(int fd, off_t off, off_t len)
+/* Of kvmlet's own. */
+static long own_fallocate(int fd, int mode, off_t off, off_t len)
 {
 	struct kl_object *obj;
-	int r = -ENODEV;
+	struct kl_entry e;
+	long r = -EBADF;
 
-	if (off < 0 || len <= 0)
-		return -EINVAL;
-	kl_engine_enter();
+	kl_pl_enter(&e);
 	obj = kl_fd_get(fd);
 	if (obj) {
-		r = obj->kind == KL_OBJ_STATS ? -EBADF : -ENODEV;
+		r = kl_uapi_fallocate(obj, mode, off, len);
 		kl_fd_put(fd, obj);
 	}
-	kl_engine_leave();
+	kl_pl_leave(&e);
 	return r;
+}
+
+/* libc goes on with reading and writing where the file system cannot allocate. */
+static int own_posix_fallocate(int fd, off_t off, off_t len)
+{
+	long r = own_fallocate(fd, 0, off, len);
+
+	return r == -EOPNOTSUPP ? ESPIPE : (int)-r;
 }
 
 static void begin_file(struct kl_bracket *b, const struct stat *st, uint64_t off, uint64_t len,
@@ -73,7 +80,7 @@ WRAP(int, fallocate, (int fd, int mode, off_t off, off_t len))
 	long r;
 
 	if (kl_fd_known(fd))
-		return (int)kl_ret(refuse(fd, off, len));
+		return (int)kl_ret(own_fallocate(fd, mode, off, len));
 	if (!kl_notifier_active() || !cause)
 		return REAL(fallocate)(fd, mode, off, len);
 	/* Shifted ranges change everything behind them too. */
@@ -88,7 +95,8 @@ WRAP_ALIAS(int, fallocate64, fallocate, (int fd, int mode, off_t off, off_t len)
 
 WRAP(int, posix_fallocate, (int fd, off_t off, off_t len))
 {
-	return kl_fd_known(fd) ? -refuse(fd, off, len) : REAL(posix_fallocate)(fd, off, len);
+	return kl_fd_known(fd) ? own_posix_fallocate(fd, off, len)
+			       : REAL(posix_fallocate)(fd, off, len);
 }
 WRAP_ALIAS(int, posix_fallocate64, posix_fallocate, (int fd, off_t off, off_t len));
 

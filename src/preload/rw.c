@@ -20,7 +20,8 @@ static long refuse(struct kl_object *obj, int fd, enum io io, bool at, off_t off
 
 	if (at && off < 0)
 		return -EINVAL;
-	if (at && (obj->kind == KL_OBJ_VM || obj->kind == KL_OBJ_VCPU || (stats && io == IO_WRITE)))
+	if (at && (obj->kind == KL_OBJ_VM || obj->kind == KL_OBJ_VCPU || obj->kind == KL_OBJ_GMEM ||
+		   (stats && io == IO_WRITE)))
 		return -ESPIPE;
 	if (stats)
 		return io == IO_WRITE ? -EBADF : 0;
@@ -212,7 +213,8 @@ static bool is_kind(int fd, enum kl_object_kind kind)
 WRAP(ssize_t, sendfile, (int out, int in, off_t *off, size_t n))
 {
 	if (kl_fd_known(in))
-		return kl_ret(off && (is_kind(in, KL_OBJ_VM) || is_kind(in, KL_OBJ_VCPU))
+		return kl_ret(off && (is_kind(in, KL_OBJ_VM) || is_kind(in, KL_OBJ_VCPU) ||
+				      is_kind(in, KL_OBJ_GMEM))
 				      ? -ESPIPE
 				      : -EINVAL);
 	if (kl_fd_known(out))

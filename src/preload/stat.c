@@ -104,9 +104,14 @@ static void fix_fstat(int fd, struct stat *st)
 
 	if (!obj)
 		return;
-	st->st_mode = obj->kind == KL_OBJ_SYSTEM ? S_IFCHR | 0666 : 0600;
+	st->st_mode = obj->kind == KL_OBJ_SYSTEM ? S_IFCHR | 0666
+		      : obj->kind == KL_OBJ_GMEM ? S_IFREG | 0600
+						 : 0600;
 	st->st_rdev = obj->kind == KL_OBJ_SYSTEM ? makedev(MISC_MAJOR, KVM_MINOR) : 0;
-	st->st_size = 0;
+	if (obj->kind == KL_OBJ_GMEM)
+		st->st_blksize = KL_PAGE_SIZE;
+	else
+		st->st_size = 0;
 	st->st_blocks = 0;
 	kl_engine_enter();
 	kl_fd_put(fd, obj);

@@ -9,6 +9,7 @@
 #include <linux/kvm.h>
 
 #include "base/compiler.h"
+#include "mem/attr.h"
 #include "mem/memslot.h"
 
 #ifndef KVM_SET_USER_MEMORY_REGION2
@@ -19,12 +20,42 @@ _Static_assert(sizeof(struct kvm_userspace_memory_region) ==
 		       offsetof(struct kl_uapi_memory_region2, guest_memfd_offset),
 	       "the old structure is a prefix of the new one");
 
-#ifndef KVM_MEM_GUEST_MEMFD
-#define KVM_MEM_GUEST_MEMFD (1UL << 2)
-#endif
 #ifndef KVM_CAP_USER_MEMORY2
 #define KVM_CAP_USER_MEMORY2 231
 #endif
+#ifndef KVM_CAP_MEMORY_FAULT_INFO
+#define KVM_CAP_MEMORY_FAULT_INFO    232
+#define KVM_EXIT_MEMORY_FAULT        39
+#define KVM_MEMORY_EXIT_FLAG_PRIVATE (1ULL << 3)
+/* In struct kvm_run's union, as its member memory_fault. */
+struct kl_uapi_memory_fault {
+	__u64 flags;
+	__u64 gpa;
+	__u64 size;
+};
+#endif
+#ifndef KVM_CAP_MEMORY_ATTRIBUTES
+#define KVM_CAP_MEMORY_ATTRIBUTES    233
+#define KVM_SET_MEMORY_ATTRIBUTES    _IOW(KVMIO, 0xd2, struct kvm_memory_attributes)
+#define KVM_MEMORY_ATTRIBUTE_PRIVATE (1ULL << 3)
+struct kvm_memory_attributes {
+	__u64 address;
+	__u64 size;
+	__u64 attributes;
+	__u64 flags;
+};
+#endif
+_Static_assert(KVM_MEMORY_ATTRIBUTE_PRIVATE == KL_ATTR_PRIVATE, "one bit, two layers");
+#ifndef KVM_CAP_GUEST_MEMFD
+#define KVM_CAP_GUEST_MEMFD    234
+#define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
+struct kvm_create_guest_memfd {
+	__u64 size;
+	__u64 flags;
+	__u64 reserved[6];
+};
+#endif
+_Static_assert(sizeof(struct kvm_create_guest_memfd) == 64, "ABI");
 #ifndef KVM_CAP_VM_TYPES
 #define KVM_CAP_VM_TYPES 235
 #endif
@@ -48,6 +79,9 @@ _Static_assert(sizeof(struct kvm_dirty_gfn) == 16, "ABI");
 #endif
 #ifndef KVM_X86_DEFAULT_VM
 #define KVM_X86_DEFAULT_VM 0
+#endif
+#ifndef KVM_X86_SW_PROTECTED_VM
+#define KVM_X86_SW_PROTECTED_VM 1
 #endif
 #ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
 #define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7)

@@ -39,7 +39,7 @@ static const int caps[] = {
 	[KVM_CAP_CHECK_EXTENSION_VM] = 1,
 	[KVM_CAP_ENABLE_CAP] = 1,
 	[KVM_CAP_ENABLE_CAP_VM] = 1,
-	[KVM_CAP_VM_TYPES] = 1 << KVM_X86_DEFAULT_VM,
+	[KVM_CAP_VM_TYPES] = 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM,
 	[KVM_CAP_BINARY_STATS_FD] = 1,
 	[KVM_CAP_DISABLE_QUIRKS] = 1,
 	[KVM_CAP_DISABLE_QUIRKS2] = QUIRKS,
@@ -53,6 +53,9 @@ static const int caps[] = {
 	[KVM_CAP_READONLY_MEM] = 1,
 	[KVM_CAP_SYNC_MMU] = 1,
 	[KVM_CAP_MULTI_ADDRESS_SPACE] = KL_NR_AS,
+	[KVM_CAP_MEMORY_FAULT_INFO] = 1,
+	[KVM_CAP_MEMORY_ATTRIBUTES] = KVM_MEMORY_ATTRIBUTE_PRIVATE,
+	[KVM_CAP_GUEST_MEMFD] = 1,
 	[KVM_CAP_PRE_FAULT_MEMORY] = 1,
 	[KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2] = DIRTY_LOG_MANUAL,
 	[KVM_CAP_MMU_SHADOW_CACHE_CONTROL] = 1,
@@ -153,16 +156,30 @@ static int nr_online_cpus(void)
 	return n;
 }
 
+/* What a VM answers otherwise than /dev/kvm. */
+static int vm_extension(const struct kl_vm *mem, long cap)
+{
+	switch (cap) {
+	case KVM_CAP_MULTI_ADDRESS_SPACE:
+		return (int)kl_nr_as(mem);
+	case KVM_CAP_MEMORY_ATTRIBUTES:
+		return mem->private_mem ? caps[cap] : 0;
+	case KVM_CAP_GUEST_MEMFD:
+		return mem->gmem_slots;
+	default:
+		return caps[cap];
+	}
+}
+
 int kl_check_extension(struct kl_uvm *vm, long cap)
 {
-	(void)vm; /* nothing depends on the VM yet: there is one type */
 	if (cap == KVM_CAP_NR_VCPUS)
 		return nr_online_cpus();
 	if (cap == KVM_CAP_XEN_HVM)
 		return kl_xen_capability();
 	if (cap < 0 || cap >= (long)KL_ARRAY_SIZE(caps))
 		return 0;
-	return caps[cap];
+	return vm ? vm_extension(&vm->kvm.mem, cap) : caps[cap];
 }
 
 /* ---- KVM_ENABLE_CAP ---------------------------------------------------------------- */

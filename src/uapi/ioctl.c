@@ -132,6 +132,8 @@ off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence)
 	(void)off;
 	if (whence < SEEK_SET || whence > SEEK_HOLE)
 		return -EINVAL;
+	if (obj->kind == KL_OBJ_GMEM)
+		return -ESPIPE;
 	if (obj->kind != KL_OBJ_STATS || is_foreign(obj))
 		return 0;
 	kl_mutex_lock(&kl_ustats(obj)->lock);

@@ -146,6 +146,9 @@ static void destroy(struct kl_object *obj)
 		/* The vCPU itself stays with its VM. */
 		kl_object_put(&kl_uvcpu(obj)->vm->obj);
 		break;
+	case KL_OBJ_GMEM:
+		kl_ugmem_destroy(kl_ugmem(obj));
+		break;
 	case KL_OBJ_STATS: {
 		struct kl_uvm *vm = kl_ustats(obj)->vm;
 

@@ -3,8 +3,8 @@
  * The objects behind KVM's descriptors, and what the files of src/uapi share.
  *
  * Lifetimes, as in KVM
- *   - A VM lives while its descriptors, its vCPUs' descriptors or statistics files live: each
- *     vCPU and statistics object holds one reference to the VM.
+ *   - A VM lives while its descriptors, or those of its vCPUs, statistics files or guest_memfds
+ * live: each of these objects holds one reference to the VM.
  *   - struct kl_uvcpu lives as long as its VM, even when all its descriptors are closed (its
  *     id stays taken); only its kl_object dies before.
  *   - After fork, the child's copies of the parent's objects are never destroyed: their locks
@@ -33,6 +33,7 @@ struct kl_exit_counts {
 };
 
 struct kl_uvcpu;
+struct kl_gmem;
 struct kl_irqfd;
 struct kl_resampler;
 
@@ -72,6 +73,13 @@ struct kl_ustats {
 	off_t pos;
 };
 
+struct kl_ugmem {
+	struct kl_object obj; /* first */
+	struct kl_uvm *vm;    /* with a reference */
+	struct kl_gmem *file;
+	uint64_t size;
+};
+
 KL_INLINE struct kl_uvm *kl_uvm(struct kl_object *o)
 {
 	return (struct kl_uvm *)o;
@@ -83,6 +91,11 @@ KL_INLINE struct kl_uvcpu *kl_uvcpu(struct kl_object *o)
 KL_INLINE struct kl_ustats *kl_ustats(struct kl_object *o)
 {
 	return (struct kl_ustats *)o;
+}
+
+KL_INLINE struct kl_ugmem *kl_ugmem(struct kl_object *o)
+{
+	return (struct kl_ugmem *)o;
 }
 
 /* A field of kvm_run, read or written exactly once. */
@@ -128,6 +141,13 @@ int kl_xen_capability(void);
 long kl_vm_xen_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg);
 long kl_vcpu_xen_attr(struct kl_uvcpu *vc, unsigned long arg, bool set);
 
+/* gmem.c */
+long kl_vm_create_gmem(struct kl_uvm *vm, unsigned long arg, struct kl_object **new_obj);
+void kl_ugmem_destroy(struct kl_ugmem *g);
+int kl_vm_set_gmem_region(struct kl_uvm *vm,
+			  const struct kl_uapi_memory_region2 *region) KL_MUST_CHECK;
+long kl_vm_set_memory_attributes(struct kl_uvm *vm, unsigned long arg);
+
 /* irqfd.c */
 long kl_vm_irqfd(struct kl_uvm *vm, unsigned long arg);
 /* The VM is about to go: take all of them off. */
@@ -136,6 +156,8 @@ void kl_irqfd_after_fork(void);
 
 /* run.c. Context: vc->lock. */
 int kl_uvcpu_run(struct kl_uvcpu *vc) KL_MUST_CHECK;
+/* KVM_EXIT_MEMORY_FAULT, as the vCPU's last stage-2 fault says. */
+void kl_memory_fault_out(struct kvm_run *run, const struct kl_vcpu *v);
 
 /* caps.c. @vm NULL: /dev/kvm. */
 int kl_check_extension(struct kl_uvm *vm, long cap);

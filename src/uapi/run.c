@@ -152,6 +152,18 @@ static void internal_out(struct kvm_run *run, const struct kl_exit *e)
 	memcpy(run->internal.data, e->internal.data, n * sizeof(run->internal.data[0]));
 }
 
+void kl_memory_fault_out(struct kvm_run *run, const struct kl_vcpu *v)
+{
+	const struct kl_uapi_memory_fault m = {
+		.flags = v->core.memory_fault_private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0,
+		.gpa = v->core.memory_fault_gpa,
+		.size = KL_PAGE_SIZE,
+	};
+
+	run->exit_reason = KVM_EXIT_MEMORY_FAULT;
+	memcpy(run->padding, &m, sizeof(m)); /* the union */
+}
+
 static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 {
 	run->exit_reason = e->reason;
@@ -311,7 +323,7 @@ static int enter(struct kl_uvcpu *vc)
 		take_answer(v, run);
 	}
 	r = kl_x86_run(v);
-	if (r == -EHWPOISON && kl_thread_poisoned(kl_self.fault_addr))
+	if (r == -EHWPOISON && !v->core.memory_fault && kl_thread_poisoned(kl_self.fault_addr))
 		r = -EINTR;
 	if (KL_LIKELY(!r)) {
 		exit_out(run, &v->exit);
@@ -325,7 +337,9 @@ static int enter(struct kl_uvcpu *vc)
 		}
 	} else if (r != -EAGAIN) {
 		run->exit_reason = KVM_EXIT_UNKNOWN;
-		kl_stat_own_add(&vc->counts.by_reason[KVM_EXIT_UNKNOWN], 1);
+		if (v->core.memory_fault)
+			kl_memory_fault_out(run, v);
+		kl_stat_own_add(&vc->counts.by_reason[run->exit_reason], 1);
 	}
 	if (KL_UNLIKELY(kl_trace_on))
 		trace_exit(vc, r);
@@ -343,6 +357,7 @@ int kl_uvcpu_run(struct kl_uvcpu *vc)
 	if (KL_UNLIKELY(masked))
 		kl_thread_mask_begin(vc->sigmask, &old_mask);
 	vc->run->flags = 0;
+	vc->v->core.memory_fault = false;
 	r = enter(vc);
 	state_out(vc);
 	if (KL_UNLIKELY(masked))

@@ -140,6 +140,7 @@ const char *kl_exit_name(uint32_t reason)
 		[KVM_EXIT_X86_RDMSR] = "X86_RDMSR",
 		[KVM_EXIT_X86_WRMSR] = "X86_WRMSR",
 		[KVM_EXIT_XEN] = "XEN",
+		[KVM_EXIT_MEMORY_FAULT] = "MEMORY_FAULT",
 	};
 
 	return reason < KL_NR_EXIT_REASONS && names[reason] ? names[reason] : "?";

@@ -18,14 +18,14 @@
 
 #include "base/compiler.h"
 
-enum kl_object_kind { KL_OBJ_SYSTEM, KL_OBJ_VM, KL_OBJ_VCPU, KL_OBJ_STATS };
+enum kl_object_kind { KL_OBJ_SYSTEM, KL_OBJ_VM, KL_OBJ_VCPU, KL_OBJ_STATS, KL_OBJ_GMEM };
 
 struct kl_object {
 	enum kl_object_kind kind;
 	_Atomic unsigned refs;
 	uint64_t ino; /* of the memfd that stands for it, and its device: identity of a fd */
 	uint64_t dev;
-	pid_t owner;                 /* process that made it; elsewhere: -EIO (VM, vCPU, stats) */
+	pid_t owner;                 /* process that made it; elsewhere: -EIO (all but system) */
 	struct kl_object *hash_next; /* object.c */
 };
 
@@ -66,6 +66,8 @@ long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t 
  * (A statistics file is not open for writing: write(2) is EBADF there, EINVAL elsewhere.)
  */
 ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos);
+/* fallocate(2) */
+long kl_uapi_fallocate(struct kl_object *obj, int mode, off_t off, off_t len);
 /* lseek(2): moves nothing and returns the position, as KVM's files do. */
 off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence);
 

@@ -337,10 +337,13 @@ static long pre_fault_memory(struct kl_uvcpu *vc, unsigned long arg)
 		return -EFAULT;
 	gpa = r.gpa;
 	size = r.size;
+	vc->v->core.memory_fault = false;
 	if (r.flags || ((gpa | size) & ~KL_PAGE_MASK) || gpa + size <= gpa)
 		ret = -EINVAL;
 	else
 		ret = LOCKED(vc, kl_x86_pre_fault(vc->v, &gpa, &size));
+	if (ret < 0 && vc->v->core.memory_fault)
+		kl_memory_fault_out(vc->run, vc->v); /* as KVM, there too */
 	if (size != r.size)
 		ret = 0;
 	r.gpa = gpa;

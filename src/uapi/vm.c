@@ -81,7 +81,7 @@ int kl_uvm_create(unsigned long type, struct kl_object **new_obj)
 	struct kl_uvm *vm;
 	int r, fd;
 
-	if (type != KVM_X86_DEFAULT_VM)
+	if (type != KVM_X86_DEFAULT_VM && type != KVM_X86_SW_PROTECTED_VM)
 		return -EINVAL;
 	vm = kl_failpoint("vm-alloc") ? NULL : calloc(1, sizeof(*vm));
 	if (!vm)
@@ -92,6 +92,8 @@ int kl_uvm_create(unsigned long type, struct kl_object **new_obj)
 	r = kl_x86_vm_init(&vm->kvm);
 	if (r)
 		goto out_ring;
+	if (type == KVM_X86_SW_PROTECTED_VM)
+		kl_vm_make_private(&vm->kvm.mem);
 	kl_iobus_init(&vm->bus, vm->ring);
 	vm->kvm.io_write = io_write;
 	fd = kl_object_open(&vm->obj, KL_OBJ_VM, "kvm-vm", 0, O_RDWR | O_CLOEXEC);
@@ -147,7 +149,7 @@ static long set_memory_region(struct kl_uvm *vm, unsigned long arg, bool v2)
 		return -EFAULT;
 	if (!v2 && (r.flags & ~v1_flags))
 		return -EINVAL;
-	return kl_set_memory_region(&vm->kvm.mem, &r);
+	return kl_vm_set_gmem_region(vm, &r);
 }
 
 static long get_dirty_log(struct kl_uvm *vm, unsigned long arg)
@@ -280,6 +282,10 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 		return set_memory_region(vm, arg, false);
 	case KVM_SET_USER_MEMORY_REGION2:
 		return set_memory_region(vm, arg, true);
+	case KVM_SET_MEMORY_ATTRIBUTES:
+		return kl_vm_set_memory_attributes(vm, arg);
+	case KVM_CREATE_GUEST_MEMFD:
+		return kl_vm_create_gmem(vm, arg, new_obj);
 	case KVM_GET_DIRTY_LOG:
 		return get_dirty_log(vm, arg);
 	case KVM_CLEAR_DIRTY_LOG:
