@@ -177,7 +177,7 @@ static int64_t flush_tlb(struct call *c)
 	bool ex = c->code == FLUSH_SPACE_EX || c->code == FLUSH_LIST_EX, nobody = false;
 	bool list = c->code == FLUSH_LIST || c->code == FLUSH_LIST_EX;
 	uint64_t entry[MAX_ENTRIES];
-	struct processors p;
+	struct processors p = {0};
 	int64_t r;
 
 	if ((!ex && c->var) || (list ? !c->reps || c->start : c->reps || c->start))
@@ -227,9 +227,9 @@ static int64_t send_ipi(struct call *c)
 {
 	struct kl_x86_vm *vm = c->v->kvm;
 	unsigned n = atomic_load(&vm->mem.nr_vcpus);
-	struct processors p;
+	struct processors p = {0};
 	bool nobody = false;
-	uint32_t vector;
+	uint32_t vector = 0;
 	int64_t r;
 
 	if ((c->code == SEND_IPI && c->var) || c->reps || c->start || !c->v->apic)
