@@ -239,35 +239,45 @@ static int look_again(struct kl_gpc *c, uint64_t hva)
 	return l.changing ? AFTER_SLOTS : l.hva != hva ? AT_ONCE : 0;
 }
 
-/* From a lookup that found something, to open. 0: valid; the waits above; -errno. Context: c->lock.
- */
-static int make_valid(struct kl_gpc *c, const struct lookup *l)
+/* From a lookup to open. 0: valid; the waits above; -errno. Context: c->lock. */
+static int attempt_with(struct kl_gpc *c, bool doubted, struct lookup l)
 {
 	uint64_t state;
-	int r;
+	int r, again;
 
-	if (page_of(l->hva) != c->page) {
-		r = kl_gpc_index_move(c, page_of(l->hva));
+	racepoint("gpc-looked-up");
+	if (l.changing)
+		return AFTER_SLOTS;
+	if (!doubted && retag(c, &l))
+		return 0;
+	/* From here on check fails, until the end. [B1] */
+	quiesce(c);
+	if (!page_of(l.hva)) {
+		take_out_of_index(c);
+		return -EFAULT;
+	}
+	if (page_of(l.hva) != c->page) {
+		r = kl_gpc_index_move(c, page_of(l.hva));
 		if (r)
 			return r;
 	}
 	racepoint("gpc-indexed");
 	/* After the address is in the index. [B32] */
 	state = kl_bias_state(&c->bias);
-	r = look_again(c, l->hva);
-	if (r)
-		return r;
 	racepoint("gpc-populate");
-	r = populate(l->hva);
+	r = populate(l.hva);
 	racepoint("gpc-populated");
 	if (!r)
-		set_fields(c, l);
+		set_fields(c, &l);
+	again = look_again(c, l.hva);
+	if (again)
+		return again;
 	/*
 	 * First what is in flight, then what has been: end() raises the sequence, then takes its
 	 * range back. [B2] Inside a bracket the memory may be in any state, so that a failure says
 	 * nothing.
 	 */
-	if ((!r || r == -EFAULT) && in_bracket(l->hva))
+	if ((!r || r == -EFAULT) && in_bracket(l.hva))
 		return AFTER_BRACKETS;
 	racepoint("gpc-not-in-flight");
 	if (r)
@@ -277,11 +287,10 @@ static int make_valid(struct kl_gpc *c, const struct lookup *l)
 	return 0;
 }
 
-/* One attempt. 0: valid; the waits above; -errno. Context: c->lock. */
 static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
 {
 	struct lookup l;
-	int r = 0;
+	int r;
 
 	if (atomic_load(&c->vm->dead))
 		return -EIO;
@@ -293,19 +302,7 @@ static int attempt(struct kl_gpc *c, size_t len, bool doubted, uint64_t *hva)
 	kl_stat_add(&stats_of(c)->refreshes, 1);
 	l = look_up(c);
 	*hva = l.hva;
-	racepoint("gpc-looked-up");
-	if (l.changing) {
-		r = AFTER_SLOTS;
-	} else if (doubted || !retag(c, &l)) {
-		/* From here on check fails, until the end. [B1] */
-		quiesce(c);
-		if (page_of(l.hva)) {
-			r = make_valid(c, &l);
-		} else {
-			take_out_of_index(c);
-			r = -EFAULT;
-		}
-	}
+	r = attempt_with(c, doubted, l);
 	put_lookup(&l);
 	return r;
 }
