@@ -59,7 +59,7 @@ KL_EXPORT const char *kvmlet_version(void)
 	return KVMLET_VERSION;
 }
 
-KL_EXPORT int kvmlet_vm_create(struct kvmlet_vm **out)
+static int create(struct kvmlet_vm **out, bool private)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct kvmlet_vm *vm = malloc(sizeof(*vm));
@@ -71,12 +71,24 @@ KL_EXPORT int kvmlet_vm_create(struct kvmlet_vm **out)
 	kl_engine_enter();
 	vm->forks = kl_api_forks;
 	r = kl_vm_init(&vm->vm);
+	if (!r && private)
+		kl_vm_make_private(&vm->vm);
 	kl_engine_leave();
 	if (r)
 		free(vm);
 	else
 		*out = vm;
 	return r;
+}
+
+KL_EXPORT int kvmlet_vm_create(struct kvmlet_vm **out)
+{
+	return create(out, false);
+}
+
+KL_EXPORT int kvmlet_vm_create_private(struct kvmlet_vm **out)
+{
+	return create(out, true);
 }
 
 KL_EXPORT void kvmlet_vm_destroy(struct kvmlet_vm *vm)
