@@ -5,8 +5,9 @@
  * Invariants
  *   - A host pointer that came from stage 2 or from a vCPU TLB is used only while the
  *     vCPU's mode is IN_GUEST, by its own thread.
- *   - The vCPU thread goes OUTSIDE before it takes any engine lock, opens a reader section,
- *     sleeps, or runs anything that can wait for another vCPU.
+ *   - The vCPU thread goes OUTSIDE before it takes any engine lock but a dirty ring's, sleeps, or
+ *     runs anything that can wait for another vCPU. A reader section in guest mode ends before
+ *     guest code goes on (mem/dirty.c).
  *   - Entering: mode = IN_GUEST, then read requests (both sequentially consistent). A
  *     flusher: set request, then read mode. One of the two sees the other.  PAIR(vcpu-mode)
  *   - A flusher returns when, for each vCPU, mode left IN_GUEST or KL_REQ_TLB_FLUSH was

@@ -35,6 +35,8 @@
 
 #define DIRTY_LOG_MANUAL (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)
 
+#define DIRTY_RING_MAX (KL_DIRTY_RING_MAX_ENTRIES * sizeof(struct kvm_dirty_gfn))
+
 static const int caps[] = {
 	[KVM_CAP_CHECK_EXTENSION_VM] = 1,
 	[KVM_CAP_ENABLE_CAP] = 1,
@@ -58,6 +60,9 @@ static const int caps[] = {
 	[KVM_CAP_GUEST_MEMFD] = 1,
 	[KVM_CAP_PRE_FAULT_MEMORY] = 1,
 	[KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2] = DIRTY_LOG_MANUAL,
+	[KVM_CAP_DIRTY_LOG_RING] = DIRTY_RING_MAX,
+	[KVM_CAP_DIRTY_LOG_RING_ACQ_REL] = DIRTY_RING_MAX,
+	[KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP] = 1,
 	[KVM_CAP_MMU_SHADOW_CACHE_CONTROL] = 1,
 	[KVM_CAP_SET_TSS_ADDR] = 1,
 	[KVM_CAP_SET_IDENTITY_MAP_ADDR] = 1,
@@ -254,12 +259,24 @@ static int set_manual_dirty_log(struct kl_x86_vm *kvm, uint64_t flags)
 	return 0;
 }
 
+static int set_dirty_ring(struct kl_uvm *vm, uint64_t bytes)
+{
+	int r;
+
+	kl_mutex_lock(&vm->kvm.lock);
+	r = kl_dirty_rings_enable(&vm->kvm.mem, bytes, vm->nr_vcpus);
+	kl_mutex_unlock(&vm->kvm.lock);
+	return r;
+}
+
 int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 {
 	struct kl_x86_vm *kvm = &vm->kvm;
 	uint64_t arg = cap->args[0];
 
-	if (cap->flags)
+	/* The two that never had any flags checked, and so take whatever there is. */
+	if (cap->flags && cap->cap != KVM_CAP_DIRTY_LOG_RING &&
+	    cap->cap != KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
 		return -EINVAL;
 	switch (cap->cap) {
 	case KVM_CAP_DISABLE_QUIRKS2:
@@ -268,6 +285,11 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return disable_quirks(kvm, arg & QUIRKS);
 	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
 		return set_manual_dirty_log(kvm, arg);
+	case KVM_CAP_DIRTY_LOG_RING:
+	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+		return set_dirty_ring(vm, arg);
+	case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+		return kl_dirty_rings_with_bitmap(&kvm->mem);
 	case KVM_CAP_SPLIT_IRQCHIP:
 		return kl_vm_split_irqchip(vm, arg);
 	case KVM_CAP_X2APIC_API:

@@ -46,18 +46,29 @@ static inline void guest_regs(struct guest *g)
 	assert_int_equal(dev_ioctl_p(&g->vcpu, KVM_SET_REGS, &regs), 0);
 }
 
-static inline void guest_make(struct guest *g, bool irqchip)
+/* Two steps, for what must be set between them: the VM; its vCPU and RAM. */
+static inline void guest_make_vm(struct guest *g)
 {
 	g->kvm = open_kvm();
 	g->vm = make_vm(&g->kvm);
-	if (irqchip)
-		assert_int_equal(dev_ioctl(&g->vm, KVM_CREATE_IRQCHIP, 0), 0);
+}
+
+static inline void guest_make_rest(struct guest *g)
+{
 	g->vcpu = make_vcpu(&g->vm, 0);
 	g->run = map_run(&g->vcpu);
 	g->ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_true(g->ram != MAP_FAILED);
 	assert_int_equal(set_slot(g, 0, 0, 0, RAM, g->ram), 0);
 	guest_regs(g);
+}
+
+static inline void guest_make(struct guest *g, bool irqchip)
+{
+	guest_make_vm(g);
+	if (irqchip)
+		assert_int_equal(dev_ioctl(&g->vm, KVM_CREATE_IRQCHIP, 0), 0);
+	guest_make_rest(g);
 }
 
 static inline void guest_free(struct guest *g)
