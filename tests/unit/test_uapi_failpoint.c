@@ -59,6 +59,7 @@ static void live(struct life *l)
 	struct kvm_irq_routing_entry routes[2] = {{.gsi = 3, .type = KVM_IRQ_ROUTING_MSI}};
 	struct kvm_irq_routing *routing = (void *)l->ram;
 	struct kvm_pit_config pit = {0};
+	struct kvm_hyperv_eventfd event = {.conn_id = 1, .fd = l->efd[0]};
 	struct kvm_irqfd irqfd = {
 		.fd = (uint32_t)l->efd[0],
 		.gsi = 5,
@@ -73,6 +74,7 @@ static void live(struct life *l)
 	step(l, &vm, KVM_CREATE_PIT2, (unsigned long)&pit, NULL);
 	step(l, &vm, KVM_SET_GSI_ROUTING, (unsigned long)routing, NULL);
 	step(l, &vm, KVM_IRQFD, (unsigned long)&irqfd, NULL);
+	step(l, &vm, KVM_HYPERV_EVENTFD, (unsigned long)&event, NULL);
 	step(l, &vm, KVM_CREATE_VCPU, 0, &vcpu);
 	step(l, &vm, KVM_SET_USER_MEMORY_REGION, (unsigned long)&slot, NULL);
 	slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
@@ -96,7 +98,7 @@ static void fail_each_in_turn(void **state)
 		"ioapic-alloc",     "pit-alloc",       "irq-routing-alloc", "irq-table-alloc",
 		"irq-routing-copy", "irqfd-alloc",     "irqfd-epoll",       "irqfd-stop",
 		"irqfd-thread",     "irqfd-resampler", "irqfd-watch",       "timer-thread",
-		"apic-alloc"};
+		"apic-alloc",       "hv-event"};
 	struct life l = {.ram = mmap(NULL, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
 				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
 			 .efd = {eventfd(0, 0), eventfd(0, 0)}};
