@@ -204,11 +204,13 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 	struct kl_x86_vm *vm = v->kvm;
 	struct kl_pv_moment at;
 	struct kl_pvclock c = {0}, xen;
+	uint64_t changes;
+	bool page_due = kl_hv_tsc_page_due(vm, &changes);
 	int r;
 
 	kl_pvclock_scale(v->tsc_khz, &c);
 	kl_cpuid_set_xen_clock(v, c.tsc_to_system_mul, c.tsc_shift);
-	if (!(v->pv->clock_msr & 1) && !xen_has_clock(v) && !kl_hv_tsc_page_due(vm))
+	if (!(v->pv->clock_msr & 1) && !xen_has_clock(v) && !page_due)
 		return 0;
 	at = kl_pv_now();
 	kl_mutex_lock(&vm->pv->lock);
@@ -228,7 +230,7 @@ int kl_pv_clock_update(struct kl_vcpu *v)
 		v->pv->stopped = false;
 	if (r != -EINTR)
 		r = xen_clock_update(v, xen);
-	return r == -EINTR ? r : kl_hv_tsc_page_update(v, &xen);
+	return r == -EINTR ? r : kl_hv_tsc_page_update(v, &xen, changes);
 }
 
 int kl_pv_clock_moved(struct kl_vcpu *v)

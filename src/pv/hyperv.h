@@ -140,9 +140,14 @@ uint64_t kl_hv_reference_count(struct kl_vcpu *v);
 /* The page's MSR; the clock that all vCPUs share has changed. */
 void kl_hv_tsc_page_moved(struct kl_vcpu *v, uint64_t data, bool host);
 void kl_hv_clock_changed(struct kl_x86_vm *vm);
-bool kl_hv_tsc_page_due(struct kl_x86_vm *vm);
-/* Write it, from the clock of @v. OUTSIDE, may sleep. 0 or -EINTR. */
-int kl_hv_tsc_page_update(struct kl_vcpu *v, const struct kl_pvclock *c) KL_MUST_CHECK;
+/* Is it to be written? *@changes: how often that changed; asked for before the clock is read. */
+bool kl_hv_tsc_page_due(struct kl_x86_vm *vm, uint64_t *changes);
+/*
+ * Write it, from the clock of @v. If there have been more changes than @changes, once more when
+ * KL_PV_CLOCK is done next. OUTSIDE, may sleep. 0 or -EINTR.
+ */
+int kl_hv_tsc_page_update(struct kl_vcpu *v, const struct kl_pvclock *c,
+			  uint64_t changes) KL_MUST_CHECK;
 
 /* Signal the eventfd of @conn_id. False: there is none. */
 bool kl_hv_signal(struct kl_x86_vm *vm, uint32_t conn_id);

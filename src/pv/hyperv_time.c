@@ -91,13 +91,14 @@ static bool due(const struct kl_hv_vm *hv)
 	       hv->tsc_status == KL_HV_TSC_CHANGED_BY_HOST;
 }
 
-bool kl_hv_tsc_page_due(struct kl_x86_vm *vm)
+bool kl_hv_tsc_page_due(struct kl_x86_vm *vm, uint64_t *changes)
 {
 	struct kl_hv_vm *hv = hv_of(vm);
 	bool yes;
 
 	kl_mutex_lock(&hv->lock);
 	yes = due(hv);
+	*changes = hv->tsc_changes;
 	kl_mutex_unlock(&hv->lock);
 	return yes;
 }
@@ -139,11 +140,11 @@ static int write_page(struct kl_vcpu *v, uint64_t gpa, bool keep, const struct k
 	return r ? r : kl_pv_copy(v, gpa, &sequence, sizeof(sequence), true);
 }
 
-int kl_hv_tsc_page_update(struct kl_vcpu *v, const struct kl_pvclock *c)
+int kl_hv_tsc_page_update(struct kl_vcpu *v, const struct kl_pvclock *c, uint64_t changes)
 {
 	struct kl_hv_vm *hv = hv_of(v->kvm);
 	struct page p = {0};
-	uint64_t changes, gpa;
+	uint64_t gpa;
 	bool keep;
 	int r;
 
@@ -153,7 +154,6 @@ int kl_hv_tsc_page_update(struct kl_vcpu *v, const struct kl_pvclock *c)
 		return 0;
 	}
 	hv->tsc_writing = true;
-	changes = hv->tsc_changes;
 	gpa = hv->tsc_page & KL_PAGE_MASK;
 	keep = must_stay(hv);
 	kl_mutex_unlock(&hv->lock);

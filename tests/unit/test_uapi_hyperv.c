@@ -537,23 +537,35 @@ static void *enable_page(void *arg)
  * X3: the clock is set between the moment that a vCPU has taken it and the moment that the page is
  * valid. The page must not stay what it would have been.
  */
-static void clock_set_meanwhile(void **state)
+static void set_clock_at(const char *place)
 {
 	struct kvm_clock_data d = {.clock = 3600ull * 1000000000};
 	pthread_t t;
 
-	(void)state;
 	if (!kl_racepoints_enabled())
 		skip();
-	kl_racepoint_arm("hv-tsc-page", 1);
+	kl_racepoint_arm(place, 1);
 	pthread_create(&t, NULL, enable_page, NULL);
-	assert_true(kl_racepoint_wait("hv-tsc-page", WAIT_MS));
+	assert_true(kl_racepoint_wait(place, WAIT_MS));
 	assert_int_equal(page()->sequence, 0);
 	assert_int_equal(dev_ioctl_p(&g.vm, KVM_SET_CLOCK, &d), 0);
-	kl_racepoint_release("hv-tsc-page");
+	kl_racepoint_release(place);
 	pthread_join(t, NULL);
 	page_agrees();
 	assert_true(get_msr(TIME_REF_COUNT) >= d.clock / 100);
+}
+
+static void clock_set_meanwhile(void **state)
+{
+	(void)state;
+	set_clock_at("hv-tsc-page");
+}
+
+/* X3: the same, between the moment that it has read the clock and the moment that it begins. */
+static void clock_set_before(void **state)
+{
+	(void)state;
+	set_clock_at("pv-clock");
 }
 
 int main(void)
@@ -571,6 +583,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(enforced, setup, teardown),
 		cmocka_unit_test_setup_teardown(reference_time, setup, teardown),
 		cmocka_unit_test_setup_teardown(clock_set_meanwhile, setup, teardown),
+		cmocka_unit_test_setup_teardown(clock_set_before, setup, teardown),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));
