@@ -106,12 +106,22 @@ bool kl_hv_tsc_page_due(struct kl_x86_vm *vm, uint64_t *changes)
 /* kvmclock's factors as the page has them. False: they have no room there, or TSCs differ. */
 static bool compute(const struct kl_pvclock *c, struct page *p)
 {
+	uint64_t tsc = c->tsc_timestamp, ns = c->system_time;
+
 	if (!(c->flags & KL_PVCLOCK_TSC_STABLE) ||
 	    c->tsc_to_system_mul >= (unsigned __int128)NS_PER_UNIT << (32 - c->tsc_shift))
 		return false;
+	/*
+	 * All vCPUs' clocks may start from before this one's TSC was 0. A product of that would not
+	 * be the guest's, less something: it starts from 0, then.
+	 */
+	if ((int64_t)tsc < 0) {
+		ns = kl_pvclock_ns(c, 0);
+		tsc = 0;
+	}
 	p->scale = (uint64_t)(((unsigned __int128)c->tsc_to_system_mul << (32 + c->tsc_shift)) /
 			      NS_PER_UNIT);
-	p->offset = c->system_time / NS_PER_UNIT - mul_high(c->tsc_timestamp, p->scale);
+	p->offset = ns / NS_PER_UNIT - mul_high(tsc, p->scale);
 	return true;
 }
 

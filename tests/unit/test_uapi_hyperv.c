@@ -488,6 +488,18 @@ static void page_agrees(void)
 	assert_in_range(t, before, get_msr(TIME_REF_COUNT));
 }
 
+/* The counter is kvmclock, up to a microsecond. */
+static void counter_is_the_clock(void)
+{
+	struct kvm_clock_data before, after;
+	uint64_t t;
+
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_GET_CLOCK, &before), 0);
+	t = get_msr(TIME_REF_COUNT);
+	assert_int_equal(dev_ioctl_p(&g.vm, KVM_GET_CLOCK, &after), 0);
+	assert_in_range(t + 10, before.clock / 100, after.clock / 100 + 20);
+}
+
 /* X3: the guest's time from the page and the counter agree, also after the clock is set. */
 static void reference_time(void **state)
 {
@@ -500,6 +512,7 @@ static void reference_time(void **state)
 	assert_true(guest_wrmsr(REFERENCE_TSC, PAGE_AT | ENABLED));
 	assert_int_not_equal(page()->sequence, 0);
 	page_agrees();
+	counter_is_the_clock();
 	offset = page()->offset;
 	n = page()->sequence;
 	assert_int_equal(dev_ioctl_p(&g.vm, KVM_SET_CLOCK, &d), 0);
@@ -553,6 +566,7 @@ static void set_clock_at(const char *place)
 	pthread_join(t, NULL);
 	page_agrees();
 	assert_true(get_msr(TIME_REF_COUNT) >= d.clock / 100);
+	counter_is_the_clock();
 }
 
 static void clock_set_meanwhile(void **state)
