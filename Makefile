@@ -78,6 +78,7 @@ bench: build
 	@bench/run-mem $(BUILD)
 	@$(BUILD)/bench/gpc-bench
 	@bench/run-cpu $(BUILD)
+	@bench/run-linux $(BUILD)
 
 install: build
 	@DESTDIR=$(DESTDIR) $(MESON) install -C $(BUILD) --no-rebuild

@@ -3,6 +3,7 @@
  * Work for a guest's kernel, which checks what it gets. It runs on any Linux.
  *
  *   stress SECONDS   a process for each CPU forks, maps, protects, faults and sends, at random
+ *   stress work N    one process does N such rounds, always the same
  *   stress churn     writes 96 MiB over and over, and checks what was written the time before:
  *                    for migration; never ends
  */
@@ -204,15 +205,22 @@ static void exchange(void)
 	munmap((void *)m, PAGE);
 }
 
+static void (*const rounds[])(void) = {protections, copies, pipes, threads, exchange};
+
+static int work(unsigned n)
+{
+	seed = 0x123456789abcdef;
+	while (n--)
+		rounds[rnd() % 5]();
+	printf("kvmlet-stress: right\n");
+	return 0;
+}
+
 static int stress(unsigned seconds)
 {
-	static void (*const rounds[])(void) = {protections, copies, pipes, threads, exchange};
-	struct sigaction sa = {.sa_handler = faulted};
 	unsigned cpus = (unsigned)sysconf(_SC_NPROCESSORS_ONLN), bad = 0;
 	time_t end = time(NULL) + seconds;
 
-	sigaction(SIGSEGV, &sa, NULL);
-	sigaction(SIGBUS, &sa, NULL);
 	for (unsigned c = 0; c <= cpus; c++) {
 		unsigned long n = 0;
 
@@ -261,10 +269,16 @@ static _Noreturn void churn(void)
 
 int main(int argc, char **argv)
 {
+	struct sigaction sa = {.sa_handler = faulted};
+
+	sigaction(SIGSEGV, &sa, NULL);
+	sigaction(SIGBUS, &sa, NULL);
+	if (argc == 3 && !strcmp(argv[1], "work"))
+		return work((unsigned)atoi(argv[2]));
 	if (argc == 2 && !strcmp(argv[1], "churn"))
 		churn();
 	if (argc == 2 && atoi(argv[1]) > 0)
 		return stress((unsigned)atoi(argv[1]));
-	fprintf(stderr, "usage: stress SECONDS|churn\n");
+	fprintf(stderr, "usage: stress SECONDS|work N|churn\n");
 	return 2;
 }
