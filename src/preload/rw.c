@@ -232,11 +232,25 @@ WRAP(ssize_t, splice, (int in, off_t *off_in, int out, off_t *off_out, size_t n,
 	return REAL(splice)(in, off_in, out, off_out, n, flags);
 }
 
+static bool is_regular(int fd)
+{
+	struct stat st;
+
+	return !kl_fd_known(fd) && !kl_sys(SYS_fstat, fd, &st) && S_ISREG(st.st_mode);
+}
+
+/* A guest_memfd is a regular file, on a file system of its own. */
+static bool crosses_files(int in, int out)
+{
+	return (is_kind(in, KL_OBJ_GMEM) && is_regular(out)) ||
+	       (is_kind(out, KL_OBJ_GMEM) && is_regular(in));
+}
+
 WRAP(ssize_t, copy_file_range,
      (int in, off_t *off_in, int out, off_t *off_out, size_t n, unsigned flags))
 {
 	if (kl_fd_known(in) || kl_fd_known(out))
-		return kl_ret(-EINVAL);
+		return kl_ret(crosses_files(in, out) ? -EXDEV : -EINVAL);
 	return REAL(copy_file_range)(in, off_in, out, off_out, n, flags);
 }
 
