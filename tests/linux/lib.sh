@@ -5,6 +5,7 @@
 linux=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$linux/../.." && pwd)
 cache=${KVMLET_CACHE:-$HOME/.cache/kvmlet}/linux
+initrds=$cache # made from this tree
 
 # What is booted: the packages that name the current kernels
 kernels=(6.1 6.12 i386-pae i386)
@@ -129,14 +130,15 @@ modules_of()
 		"$dir/lib/modules/$version/modules.dep"
 }
 
-# make_initrd NAME: $cache/NAME/initrd.gz, of what guest/ has now
+# make_initrd NAME: $initrds/NAME/initrd.gz, of what guest/ has now
 make_initrd()
 {
-	local name=$1 arch dir=$cache/$1 version path root
+	local name=$1 arch dir=$cache/$1 made=$initrds/$1/initrd version path root
 	arch=$(arch_of "$name")
 	version=$(cat "$dir/version")
-	[ -f "$dir/initrd.gz" ] &&
-		[ -z "$(find "$linux/guest" "$linux/lib.sh" -newer "$dir/initrd.gz")" ] && return
+	[ -f "$made.gz" ] &&
+		[ -z "$(find "$linux/guest" "$linux/lib.sh" -newer "$made.gz")" ] && return
+	mkdir -p "$initrds/$name" || return
 	root=$(mktemp -d) || return
 	mkdir -p "$root"/{bin,proc,sys,dev,tmp,mnt,modules}
 	cp "$cache/busybox-$arch" "$root/bin/busybox"
@@ -155,9 +157,9 @@ make_initrd()
 	fi
 	chmod -R go+rX "$root"
 	(cd "$root" && find . | "$cache/busybox-amd64" cpio -o -H newc 2> /dev/null | gzip -1) \
-		> "$dir/initrd.new" || return
+		> "$made.new" || return
 	rm -rf "$root"
-	mv "$dir/initrd.new" "$dir/initrd.gz"
+	mv "$made.new" "$made.gz"
 }
 
 # prepare NAME...: everything that boots these kernels
@@ -203,7 +205,7 @@ make_disk()
 		> "$config"
 	truncate -s 64M "$dir/disk.img" &&
 		"$cache/busybox-amd64" mkdosfs "$dir/disk.img" > /dev/null &&
-		MTOOLS_SKIP_CHECK=1 mcopy -i "$dir/disk.img" "$dir/vmlinuz" "$dir/initrd.gz" :: &&
+		MTOOLS_SKIP_CHECK=1 mcopy -i "$dir/disk.img" "$dir/vmlinuz" "$initrds/$1/initrd.gz" :: &&
 		MTOOLS_SKIP_CHECK=1 mcopy -i "$dir/disk.img" "$config" ::syslinux.cfg &&
 		syslinux --install "$dir/disk.img"
 	local status=$?

@@ -13,7 +13,7 @@ live_start()
 	mkfifo "$fifo/in" "$fifo/out"
 	setsid "${under[@]}" "${qemu[@]}" -accel "$accel" -qmp stdio \
 		-chardev "file,id=console,path=$log,append=on" -serial chardev:console \
-		-kernel "$cache/$kernel/vmlinuz" -initrd "$cache/$kernel/initrd.gz" \
+		-kernel "$cache/$kernel/vmlinuz" -initrd "$initrds/$kernel/initrd.gz" \
 		-append 'console=ttyS0 panic=-1 kvmlet.job=churn' "$@" \
 		< "$fifo/in" > "$fifo/out" 2>> "$log.qemu" &
 	live_pid[$name]=$!
