@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/config.h"
 #include "base/log.h"
@@ -11,6 +12,13 @@ static bool env_set(const char *name)
 	const char *v = getenv(name);
 
 	return v && *v && !(v[0] == '0' && !v[1]);
+}
+
+static bool env_is(const char *name, const char *value)
+{
+	const char *v = getenv(name);
+
+	return v && !strcmp(v, value);
 }
 
 static const char *env_path(const char *name)
@@ -32,5 +40,6 @@ void kl_config_init(void)
 	kl_config.stats = env_set("KVMLET_STATS");
 	kl_config.keep_seccomp = env_set("KVMLET_KEEP_SECCOMP");
 	kl_config.uffd_events = env_set("KVMLET_UFFD_EVENTS");
+	kl_config.abi_6_18 = env_is("KVMLET_ABI", "6.18");
 	kl_log_init();
 }

@@ -9,6 +9,7 @@
  *   KVMLET_STATS=1      table at exit, on stderr
  *   KVMLET_UFFD_EVENTS=1  brackets from userfaultfd events, too
  *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
+ *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
  */
 #pragma once
 
@@ -20,6 +21,7 @@ struct kl_config {
 	bool stats;
 	bool keep_seccomp;
 	bool uffd_events;
+	bool abi_6_18;
 };
 
 extern struct kl_config kl_config;

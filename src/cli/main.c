@@ -24,6 +24,7 @@ static const char help_run[] =
 	"                   invalidations, instructions, MIPS\n"
 	"  --log FILE       write warnings and errors to FILE instead of stderr\n"
 	"  --trace FILE     write every ioctl, exit and memory event to FILE, one per line\n"
+	"  --abi=6.18       also KVM interfaces that Linux 6.12 lacks (default: 6.12)\n"
 	"  --keep-seccomp   install the program's own seccomp filters (default: accept and\n"
 	"                   leave out, because they lack system calls that kvmlet needs)\n"
 	"  --uffd-events    learn of changes of guest memory that bypass the C library from\n"

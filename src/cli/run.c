@@ -165,7 +165,16 @@ static int set_uffd_events(void)
 	return setenv("KVMLET_UFFD_EVENTS", "1", 1) ? EXIT_CANNOT_RUN : 0;
 }
 
-enum { OPT_LOG = 1, OPT_STATS, OPT_TRACE, OPT_KEEP_SECCOMP, OPT_UFFD_EVENTS };
+static int set_abi(const char *version)
+{
+	if (strcmp(version, "6.12") && strcmp(version, "6.18")) {
+		complain("--abi is 6.12 or 6.18, not '%s'; see 'kvmlet help run'", version);
+		return EXIT_USAGE;
+	}
+	return setenv("KVMLET_ABI", version, 1) ? EXIT_CANNOT_RUN : 0;
+}
+
+enum { OPT_LOG = 1, OPT_STATS, OPT_TRACE, OPT_KEEP_SECCOMP, OPT_UFFD_EVENTS, OPT_ABI };
 
 static const struct option options[] = {
 	{"log", required_argument, NULL, OPT_LOG},
@@ -173,6 +182,7 @@ static const struct option options[] = {
 	{"trace", required_argument, NULL, OPT_TRACE},
 	{"keep-seccomp", no_argument, NULL, OPT_KEEP_SECCOMP},
 	{"uffd-events", no_argument, NULL, OPT_UFFD_EVENTS},
+	{"abi", required_argument, NULL, OPT_ABI},
 	{"help", no_argument, NULL, 'h'},
 	{0},
 };
@@ -199,9 +209,12 @@ static int parse(int argc, char **argv)
 		case OPT_UFFD_EVENTS:
 			err = set_uffd_events();
 			break;
+		case OPT_ABI:
+			err = set_abi(optarg);
+			break;
 		case ':':
-			complain("option '%s' needs a file name; see 'kvmlet help run'",
-				 argv[optind - 1]);
+			complain("option '%s' needs %s; see 'kvmlet help run'", argv[optind - 1],
+				 optopt == OPT_ABI ? "a version" : "a file name");
 			return EXIT_USAGE;
 		default:
 			complain(

@@ -29,31 +29,6 @@ static const char *changes_pages(int mode)
 	return NULL;
 }
 
-/* Of kvmlet's own. */
-static long own_fallocate(int fd, int mode, off_t off, off_t len)
-{
-	struct kl_object *obj;
-	struct kl_entry e;
-	long r = -EBADF;
-
-	kl_pl_enter(&e);
-	obj = kl_fd_get(fd);
-	if (obj) {
-		r = kl_uapi_fallocate(obj, mode, off, len);
-		kl_fd_put(fd, obj);
-	}
-	kl_pl_leave(&e);
-	return r;
-}
-
-/* libc goes on with reading and writing where the file system cannot allocate. */
-static int own_posix_fallocate(int fd, off_t off, off_t len)
-{
-	long r = own_fallocate(fd, 0, off, len);
-
-	return r == -EOPNOTSUPP ? ESPIPE : (int)-r;
-}
-
 static void begin_file(struct kl_bracket *b, const struct stat *st, uint64_t off, uint64_t len,
 		       const char *cause)
 {
@@ -71,6 +46,47 @@ static void begin(struct kl_bracket *b, int fd, uint64_t off, uint64_t len, cons
 	b->state = KL_BRACKET_NONE;
 	if (!kl_sys(SYS_fstat, fd, &st))
 		begin_file(b, &st, off, len, cause);
+}
+
+/* The program may have mapped what is about to go, and put a slot over that. Inside the engine. */
+static void begin_own(struct kl_bracket *b, int fd, off_t off, off_t len, const char *cause)
+{
+	uint64_t start, end;
+	struct stat st;
+
+	if (off >= 0 && len > 0 && kl_notifier_active() && !kl_sys(SYS_fstat, fd, &st) &&
+	    kl_maps_of_file(st.st_ino, (uint64_t)off, (uint64_t)len, &start, &end))
+		kl_bracket_open_inside(b, start, end - start, KL_EVENT_TRUNCATE, cause);
+}
+
+/* Of kvmlet's own. */
+static long own_fallocate(int fd, int mode, off_t off, off_t len)
+{
+	struct kl_bracket b = {.state = KL_BRACKET_NONE};
+	const char *cause = changes_pages(mode);
+	struct kl_object *obj;
+	struct kl_entry e;
+	long r = -EBADF;
+
+	kl_pl_enter(&e);
+	obj = kl_fd_get(fd);
+	if (obj) {
+		if (KL_UNLIKELY(cause && kl_uapi_maps_memory(obj)))
+			begin_own(&b, fd, off, len, cause);
+		r = kl_uapi_fallocate(obj, mode, off, len);
+		kl_bracket_end(&b);
+		kl_fd_put(fd, obj);
+	}
+	kl_pl_leave(&e);
+	return r;
+}
+
+/* libc goes on with reading and writing where the file system cannot allocate. */
+static int own_posix_fallocate(int fd, off_t off, off_t len)
+{
+	long r = own_fallocate(fd, 0, off, len);
+
+	return r == -EOPNOTSUPP ? ESPIPE : (int)-r;
 }
 
 WRAP(int, fallocate, (int fd, int mode, off_t off, off_t len))

@@ -180,6 +180,8 @@ int kl_check_extension(struct kl_uvm *vm, long cap)
 {
 	if (cap == KVM_CAP_NR_VCPUS)
 		return nr_online_cpus();
+	if (cap == KVM_CAP_GUEST_MEMFD_FLAGS)
+		return kl_gmem_flags(vm);
 	if (cap == KVM_CAP_XEN_HVM)
 		return kl_xen_capability();
 	if (cap < 0 || cap >= (long)KL_ARRAY_SIZE(caps))

@@ -14,12 +14,24 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/config.h"
 #include "base/failpoint.h"
 #include "host/guard.h"
 #include "host/sys.h"
 #include "mem/gmem.h"
 #include "mem/private.h"
 #include "uapi/object.h"
+
+_Static_assert(KL_GMEM_MMAP == GUEST_MEMFD_FLAG_MMAP &&
+		       KL_GMEM_INIT_SHARED == GUEST_MEMFD_FLAG_INIT_SHARED,
+	       "the same flags in two layers");
+
+int kl_gmem_flags(const struct kl_uvm *vm)
+{
+	if (!kl_config.abi_6_18)
+		return 0;
+	return vm && vm->kvm.mem.private_mem ? KL_GMEM_MMAP : KL_GMEM_MMAP | KL_GMEM_INIT_SHARED;
+}
 
 long kl_vm_create_gmem(struct kl_uvm *vm, unsigned long arg, struct kl_object **new_obj)
 {
@@ -29,7 +41,7 @@ long kl_vm_create_gmem(struct kl_uvm *vm, unsigned long arg, struct kl_object **
 
 	if (kl_copy_from_user(&a, (void *)arg, sizeof(a)))
 		return -EFAULT;
-	if (a.flags)
+	if (a.flags & ~(uint64_t)kl_gmem_flags(vm))
 		return -EINVAL;
 	if (!a.size || (a.size & ~KL_PAGE_MASK) || a.size > INT64_MAX)
 		return -EINVAL;
@@ -38,6 +50,7 @@ long kl_vm_create_gmem(struct kl_uvm *vm, unsigned long arg, struct kl_object **
 		return -ENOMEM;
 	g->vm = vm;
 	g->size = a.size;
+	g->flags = a.flags;
 	/* As KVM: not close-on-exec. */
 	fd = kl_object_open(&g->obj, KL_OBJ_GMEM, "kvm-gmem", a.size, O_RDWR);
 	if (fd < 0) {
@@ -115,6 +128,41 @@ long kl_vm_set_memory_attributes(struct kl_uvm *vm, unsigned long arg)
 		return 0; /* shared is what all of it is */
 	return kl_set_private(mem, a.address >> KL_PAGE_SHIFT,
 			      (a.address + a.size) >> KL_PAGE_SHIFT, a.attributes);
+}
+
+/*
+ * Pages of a file that may be mapped are there if they were shared from the beginning; else to
+ * touch one is SIGBUS, as beyond the end of a file that has none.
+ */
+long kl_ugmem_mmap(struct kl_ugmem *g, size_t len, int flags, struct kl_overlay *o)
+{
+	static _Atomic int empty = -1;
+	int fd = atomic_load(&empty), none = -1;
+
+	if (!(g->flags & KL_GMEM_MMAP))
+		return -ENODEV;
+	if ((flags & MAP_TYPE) == MAP_PRIVATE)
+		return -EINVAL;
+	if (g->flags & KL_GMEM_INIT_SHARED)
+		return 0;
+	if (fd < 0) {
+		fd = kl_sys_memfd("kvmlet-empty", 0, F_SEAL_GROW | F_SEAL_SEAL);
+		if (fd < 0)
+			return fd;
+		if (!atomic_compare_exchange_strong(&empty, &none, fd)) {
+			kl_sys_close(fd);
+			fd = none;
+		}
+	}
+	*o = (struct kl_overlay){.fd = fd};
+	return (long)((len + KL_PAGE_SIZE - 1) & KL_PAGE_MASK);
+}
+
+bool kl_uapi_maps_memory(const struct kl_object *obj)
+{
+	const struct kl_ugmem *g = (const struct kl_ugmem *)obj;
+
+	return obj->kind == KL_OBJ_GMEM && (g->flags & KL_GMEM_INIT_SHARED);
 }
 
 /* The order in which the kernel, and then KVM, looks at what is wrong. */

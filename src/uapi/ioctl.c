@@ -89,11 +89,13 @@ long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t 
 	uint64_t pages = (len + KL_PAGE_SIZE - 1) / KL_PAGE_SIZE;
 	struct kl_uvm *vm;
 
-	if (obj->kind != KL_OBJ_VCPU)
+	if (obj->kind != KL_OBJ_VCPU && obj->kind != KL_OBJ_GMEM)
 		return -ENODEV;
 	/* KVM's files live on a file system that is mounted noexec. */
 	if (prot & PROT_EXEC)
 		return -EPERM;
+	if (obj->kind == KL_OBJ_GMEM)
+		return is_foreign(obj) ? -EIO : kl_ugmem_mmap(kl_ugmem(obj), len, flags, o);
 	vm = kl_uvcpu(obj)->vm;
 	if (!(flags & MAP_SHARED) && pages &&
 	    (in_dirty_ring(vm, page) || in_dirty_ring(vm, page + pages - 1)))

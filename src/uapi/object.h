@@ -77,7 +77,7 @@ struct kl_ugmem {
 	struct kl_object obj; /* first */
 	struct kl_uvm *vm;    /* with a reference */
 	struct kl_gmem *file;
-	uint64_t size;
+	uint64_t size, flags;
 };
 
 KL_INLINE struct kl_uvm *kl_uvm(struct kl_object *o)
@@ -144,6 +144,9 @@ long kl_vcpu_xen_attr(struct kl_uvcpu *vc, unsigned long arg, bool set);
 /* gmem.c */
 long kl_vm_create_gmem(struct kl_uvm *vm, unsigned long arg, struct kl_object **new_obj);
 void kl_ugmem_destroy(struct kl_ugmem *g);
+long kl_ugmem_mmap(struct kl_ugmem *g, size_t len, int flags, struct kl_overlay *o);
+/* KVM_CAP_GUEST_MEMFD_FLAGS. @vm NULL: /dev/kvm. */
+int kl_gmem_flags(const struct kl_uvm *vm);
 int kl_vm_set_gmem_region(struct kl_uvm *vm,
 			  const struct kl_uapi_memory_region2 *region) KL_MUST_CHECK;
 long kl_vm_set_memory_attributes(struct kl_uvm *vm, unsigned long arg);

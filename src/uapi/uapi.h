@@ -66,6 +66,8 @@ long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t 
  * (A statistics file is not open for writing: write(2) is EBADF there, EINVAL elsewhere.)
  */
 ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos);
+/* Is what a mapping of this descriptor shows guest memory? */
+bool kl_uapi_maps_memory(const struct kl_object *obj);
 /* fallocate(2) */
 long kl_uapi_fallocate(struct kl_object *obj, int mode, off_t off, off_t len);
 /* lseek(2): moves nothing and returns the position, as KVM's files do. */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "base/config.h"
 #include "base/failpoint.h"
 #include "host/guard.h"
 #include "host/sys.h"
@@ -94,6 +95,7 @@ int kl_uvm_create(unsigned long type, struct kl_object **new_obj)
 		goto out_ring;
 	if (type == KVM_X86_SW_PROTECTED_VM)
 		kl_vm_make_private(&vm->kvm.mem);
+	vm->kvm.mem.gmem_slots |= kl_config.abi_6_18;
 	kl_iobus_init(&vm->bus, vm->ring);
 	vm->kvm.io_write = io_write;
 	fd = kl_object_open(&vm->obj, KL_OBJ_VM, "kvm-vm", 0, O_RDWR | O_CLOEXEC);

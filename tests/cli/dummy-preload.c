@@ -20,5 +20,6 @@ static void __attribute__((constructor)) loaded(void)
 	show("KVMLET_STATS");
 	show("KVMLET_KEEP_SECCOMP");
 	show("KVMLET_UFFD_EVENTS");
+	show("KVMLET_ABI");
 	fflush(stdout);
 }

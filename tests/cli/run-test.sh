@@ -36,6 +36,8 @@ expect "PATH is searched" 0 '^dummy preloaded' env PATH="$tmp:$PATH" "$kvmlet" r
 expect "an empty PATH element is the directory" 0 preloaded env PATH=":/bin:/usr/bin" \
 	"$kvmlet" run prog
 expect "--stats" 0 '^KVMLET_STATS=1$' "$kvmlet" run --stats -- ./prog
+expect "--abi" 0 '^KVMLET_ABI=6.18$' "$kvmlet" run --abi=6.18 -- ./prog
+expect "--abi of another kernel" 2 '6.12 or 6.18' "$kvmlet" run --abi=5.4 -- ./prog
 expect "--keep-seccomp" 0 '^KVMLET_KEEP_SECCOMP=1$' "$kvmlet" run --keep-seccomp -- ./prog
 if "$kvmlet" run --uffd-events -- true 2>/dev/null; then
 	expect "--uffd-events" 0 '^KVMLET_UFFD_EVENTS=1$' "$kvmlet" run --uffd-events -- ./prog

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <setjmp.h>
 
 #include "t.h"
 
@@ -27,11 +28,16 @@ struct create {
 
 static int vm, gmem;
 
-static int create(uint64_t size)
+static int create_flags(uint64_t size, uint64_t flags)
 {
-	struct create c = {.size = size};
+	struct create c = {.size = size, .flags = flags};
 
 	return ioctl(vm, KVM_CREATE_GUEST_MEMFD, &c);
+}
+
+static int create(uint64_t size)
+{
+	return create_flags(size, 0);
 }
 
 static void io(void)
@@ -164,6 +170,115 @@ static void passed_on(void)
 	CHECK(!fallocate(gmem, KEEP, 0, T_PAGE));
 }
 
+/* ---- Linux 6.18's flags ---- */
+
+struct region2 {
+	uint32_t slot, flags;
+	uint64_t gpa, size, hva, offset;
+	uint32_t fd, pad1;
+	uint64_t pad2[14];
+};
+#define SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct region2)
+#define MEM_GUEST_MEMFD         4
+
+static sigjmp_buf trap;
+
+static void on_bus(int sig)
+{
+	siglongjmp(trap, sig);
+}
+
+/* A guest whose data page is a file's, which the program has mapped: one memory for both. */
+static void shared_with_guest(int kvm)
+{
+	struct vm v;
+	struct region2 r = {
+		.slot = 1, .flags = MEM_GUEST_MEMFD, .gpa = DATA, .size = T_PAGE, .offset = T_PAGE};
+	uint8_t *p;
+	int fd;
+
+	(void)kvm;
+	t_vm(&v, code_read, sizeof(code_read));
+	close(vm);
+	vm = v.vm;
+	fd = create_flags(SIZE, 3);
+	NEED(fd >= 0);
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	NEED(p != MAP_FAILED);
+	CHECK(t_slot(&v, 1, DATA, 0, NULL) == 0 || errno == EINVAL);
+	r.hva = (uintptr_t)p + T_PAGE;
+	r.fd = (uint32_t)fd;
+	NEED(!ioctl(v.vm, SET_USER_MEMORY_REGION2, &r));
+	FAILS(ioctl(v.vm, SET_USER_MEMORY_REGION2, &r), EINVAL);
+	r.slot = 2;
+	r.gpa = 2 * DATA;
+	FAILS(ioctl(v.vm, SET_USER_MEMORY_REGION2, &r), EINVAL); /* is bound */
+	for (int i = 1; i < 4; i++) {
+		p[T_PAGE] = (uint8_t)i;
+		NEED(!ioctl(v.vcpu, KVM_RUN, 0) && v.run->exit_reason == KVM_EXIT_IO);
+		CHECK(*((uint8_t *)v.run + v.run->io.data_offset) == i);
+	}
+	CHECK(!fallocate(fd, PUNCH, 0, SIZE));
+	NEED(!ioctl(v.vcpu, KVM_RUN, 0) && v.run->exit_reason == KVM_EXIT_IO);
+	CHECK(*((uint8_t *)v.run + v.run->io.data_offset) == 0 && p[T_PAGE] == 0);
+	munmap(p, SIZE);
+	close(fd);
+	/* A KVM that emulates real mode goes by the host address, where there is nothing either. */
+	if (ioctl(v.vcpu, KVM_RUN, 0))
+		CHECK(errno == EFAULT && v.run->exit_reason == 39);
+	else
+		CHECK(!t_preloaded() && v.run->exit_reason == KVM_EXIT_MMIO);
+	t_free(&v);
+}
+
+static void newer(int kvm)
+{
+	uint8_t *p;
+	int fd;
+
+	if (ioctl(kvm, KVM_CHECK_EXTENSION, 244) != 3) {
+		FAILS(create_flags(SIZE, 1), EINVAL);
+		FAILS(create_flags(SIZE, 2), EINVAL);
+		return;
+	}
+	CHECK(ioctl(vm, KVM_CHECK_EXTENSION, CAP_GUEST_MEMFD) == 1);
+	FAILS(create_flags(SIZE, 4), EINVAL);
+	fd = create_flags(SIZE, 3);
+	NEED(fd >= 0);
+	CHECK(mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE, fd, 0) == MAP_FAILED && errno == EINVAL);
+	CHECK(mmap(NULL, SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0) == MAP_FAILED &&
+	      errno == EPERM);
+	p = mmap(NULL, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	NEED(p != MAP_FAILED);
+	p[0] = p[T_PAGE] = 1;
+	CHECK(!fallocate(fd, PUNCH, 0, T_PAGE));
+	CHECK(p[0] == 0 && p[T_PAGE] == 1);
+	FAILS(read(fd, p, 1), EINVAL);
+	signal(SIGBUS, on_bus);
+	if (!sigsetjmp(trap, 1)) {
+		p[SIZE] = 1;
+		CHECK(!"beyond the end");
+	}
+	munmap(p, 2 * SIZE);
+	close(fd);
+	/* It can be mapped, and is not shared. */
+	fd = create_flags(SIZE, 1);
+	NEED(fd >= 0);
+	p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	NEED(p != MAP_FAILED);
+	if (!sigsetjmp(trap, 1)) {
+		p[0] = 1;
+		CHECK(!"not shared");
+	}
+	munmap(p, SIZE);
+	close(fd);
+	fd = create_flags(SIZE, 2);
+	CHECK(fd >= 0 && mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED &&
+	      errno == ENODEV);
+	close(fd);
+	shared_with_guest(kvm);
+}
+
 /* The VM's descriptor goes first. */
 static void outlives_vm(void)
 {
@@ -207,5 +322,8 @@ int main(void)
 	close(before);
 	CHECK(dup(0) == before);
 	outlives_vm();
+	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	NEED(vm >= 0);
+	newer(kvm);
 	return t_done();
 }
