@@ -68,6 +68,7 @@ stress: build
 	$(BUILD)/kvmlet run -- $(BUILD)/tests/stress/mem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 	$(BUILD)/tests/stress/gpc-stress --threads 8 --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 	$(BUILD)/tests/stress/gmem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	$(BUILD)/tests/stress/dirty-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 # Guests that do anything: SECONDS=N, SEED=N. The build with sanitizers finds most
 fuzz: build-asan/build.ninja
