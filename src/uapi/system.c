@@ -6,7 +6,22 @@
 
 #include "host/guard.h"
 #include "uapi/object.h"
+#include "x86/fpu.h"
 #include "x86/mce.h"
+
+/* What guests may have in XCR0 is the only attribute of the system. */
+static long device_attr(unsigned cmd, unsigned long arg)
+{
+	struct kvm_device_attr attr;
+	uint64_t xcr0 = kl_xcr0_supported();
+
+	if (kl_copy_from_user(&attr, (void *)arg, sizeof(attr)))
+		return -EFAULT;
+	if (attr.group || attr.attr != KVM_X86_XCOMP_GUEST_SUPP)
+		return -ENXIO;
+	return cmd == KVM_HAS_DEVICE_ATTR ? 0
+					  : kl_copy_to_user((void *)attr.addr, &xcr0, sizeof(xcr0));
+}
 
 long kl_system_ioctl(unsigned cmd, unsigned long arg, struct kl_object **new_obj)
 {
@@ -31,6 +46,9 @@ long kl_system_ioctl(unsigned cmd, unsigned long arg, struct kl_object **new_obj
 		return kl_cpuid_get_system(arg, true);
 	case KVM_GET_SUPPORTED_HV_CPUID:
 		return kl_cpuid_get_hyperv(NULL, arg);
+	case KVM_HAS_DEVICE_ATTR:
+	case KVM_GET_DEVICE_ATTR:
+		return device_attr(cmd, arg);
 	case KVM_X86_GET_MCE_CAP_SUPPORTED: {
 		uint64_t cap = kl_mce_cap_supported();
 

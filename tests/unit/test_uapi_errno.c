@@ -579,6 +579,38 @@ static void tsc_offset_attribute(void **state)
 	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_DEVICE_ATTR, &attr), -ENXIO);
 }
 
+/* What CPUID leaf 0xD offers at most, from the system. */
+static void xcr0_attribute(void **state)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[100];
+	} cpuid = {.head = {.nent = 100}};
+	uint64_t got = 0, want = 0;
+	struct kvm_device_attr attr = {.attr = KVM_X86_XCOMP_GUEST_SUPP, .addr = (uintptr_t)&got};
+
+	(void)state;
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
+	for (unsigned i = 0; i < cpuid.head.nent; i++)
+		if (cpuid.entries[i].function == 0xd && !cpuid.entries[i].index)
+			want = cpuid.entries[i].eax | (uint64_t)cpuid.entries[i].edx << 32;
+	assert_int_equal(dev_ioctl(&kvm, KVM_CHECK_EXTENSION, KVM_CAP_SYS_ATTRIBUTES), 1);
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_HAS_DEVICE_ATTR, &attr), 0);
+	assert_int_equal(got, 0);
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_DEVICE_ATTR, &attr), 0);
+	assert_int_equal(got, want);
+	attr.addr = 0;
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_DEVICE_ATTR, &attr), -EFAULT);
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_HAS_DEVICE_ATTR, &attr), 0);
+	assert_int_equal(dev_ioctl(&kvm, KVM_HAS_DEVICE_ATTR, 0), -EFAULT);
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_SET_DEVICE_ATTR, &attr), -EINVAL);
+	attr.attr++;
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_DEVICE_ATTR, &attr), -ENXIO);
+	attr.attr--;
+	attr.group++;
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_HAS_DEVICE_ATTR, &attr), -ENXIO);
+}
+
 static void sync_regs(void **state)
 {
 	struct kvm_run *run = map_run(&vcpu);
@@ -649,6 +681,7 @@ int main(void)
 		cmocka_unit_test(signal_mask),
 		cmocka_unit_test(vcpu_arguments),
 		cmocka_unit_test(tsc_offset_attribute),
+		cmocka_unit_test(xcr0_attribute),
 		cmocka_unit_test(sync_regs),
 	};
 
