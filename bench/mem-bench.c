@@ -8,11 +8,15 @@
  *   mem-bench fault-native 4k|2m              the same loop in this process
  *   mem-bench unmap none|SLOTS idle|run       ns for a munmap that touches no slot
  *   mem-bench unmap-slot idle|run             ns for a munmap of a page of a slot
+ *   mem-bench file SIZE-MIB                   us to create a guest_memfd, allocate and punch all of
+ * it mem-bench fault-memory anon|memfd|private 4 KiB pages/s of such memory that a guest touches
+ * first mem-bench convert 4k|2m VCPUS             pages/s that are converted, private and back
  *
  * "run": a vCPU runs guest code meanwhile, in ring 3 of 64-bit mode. Each prints "name value unit".
  */
 #include <err.h>
 #include <fcntl.h>
+#include <linux/falloc.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -55,6 +59,27 @@ __asm__(".pushsection .rodata\n"
 	".popsection\n");
 extern const char g_spin[], g_touch[], g_end[];
 
+/* Of Linux 6.8; older headers lack it. */
+struct memory_region2 {
+	uint32_t slot, flags;
+	uint64_t guest_phys_addr, memory_size, userspace_addr, guest_memfd_offset;
+	uint32_t guest_memfd, pad1;
+	uint64_t pad2[14];
+};
+struct memory_attributes {
+	uint64_t address, size, attributes, flags;
+};
+struct create_guest_memfd {
+	uint64_t size, flags, reserved[6];
+};
+#define SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct memory_region2)
+#define SET_MEMORY_ATTRIBUTES   _IOW(KVMIO, 0xd2, struct memory_attributes)
+#define CREATE_GUEST_MEMFD      _IOWR(KVMIO, 0xd4, struct create_guest_memfd)
+#define MEM_GUEST_MEMFD         (1u << 2)
+#define ATTRIBUTE_PRIVATE       (1ull << 3)
+#define SW_PROTECTED_VM         1
+
+static unsigned long vm_type;
 static int kvm, vm, vcpu;
 static struct kvm_run *run;
 static char *ram;
@@ -123,7 +148,7 @@ static void setup(void)
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (kvm < 0)
 		err(1, "/dev/kvm");
-	vm = CALL(kvm, KVM_CREATE_VM, 0);
+	vm = CALL(kvm, KVM_CREATE_VM, vm_type);
 	ram = map(RAM);
 	memcpy(ram + CODE, g_spin, (size_t)(g_end - g_spin));
 	table = (uint64_t *)ram;
@@ -375,6 +400,157 @@ static void unmap_slot(const char *mode)
 	printf("unmap-slot/%s %.0f ns\n", mode, median(v, SAMPLES));
 }
 
+/* ---- private memory -------------------------------------------------------------------- */
+
+static int new_file(size_t size)
+{
+	struct create_guest_memfd c = {.size = size};
+
+	return CALL(vm, CREATE_GUEST_MEMFD, &c);
+}
+
+static void bind_slot(size_t size, const char *hva, int file)
+{
+	struct memory_region2 r = {
+		.slot = ID_TOUCH,
+		.flags = MEM_GUEST_MEMFD,
+		.guest_phys_addr = TOUCH_GPA,
+		.memory_size = size,
+		.userspace_addr = (uintptr_t)hva,
+		.guest_memfd = (uint32_t)file,
+	};
+
+	CALL(vm, SET_USER_MEMORY_REGION2, &r);
+}
+
+static void convert_range(uint64_t gpa, uint64_t size, bool private)
+{
+	struct memory_attributes a = {
+		.address = gpa, .size = size, .attributes = private ? ATTRIBUTE_PRIVATE : 0};
+
+	CALL(vm, SET_MEMORY_ATTRIBUTES, &a);
+}
+
+static void file_calls(unsigned long mib)
+{
+	enum { CREATE_FILE, ALLOCATE, PUNCH, N };
+	static const char *const names[N] = {"create", "allocate", "punch"};
+	size_t size = mib * MIB;
+	int n = mib > 256 ? 5 : 15;
+	double v[N][15];
+
+	setup();
+	for (int i = -1; i < n; i++) {
+		uint64_t t[N + 1];
+		int fd;
+
+		t[0] = now();
+		fd = new_file(size);
+		t[1] = now();
+		if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)size))
+			err(1, "allocate");
+		t[2] = now();
+		if (fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, (off_t)size))
+			err(1, "punch");
+		t[3] = now();
+		close(fd);
+		for (int c = 0; i >= 0 && c < N; c++)
+			v[c][i] = (double)(t[c + 1] - t[c]) / 1000;
+	}
+	for (int c = 0; c < N; c++)
+		printf("file-%s/%lu %.0f us\n", names[c], mib, median(v[c], n));
+}
+
+static void fault_memory(const char *kind)
+{
+	bool private = !strcmp(kind, "private");
+	size_t size = 256 * MIB;
+	char *mem = untouched(false, size);
+	int memfd = memfd_create("bench", 0), file = -1;
+	double v[7];
+
+	vm_type = SW_PROTECTED_VM;
+	setup();
+	if (!strcmp(kind, "memfd") &&
+	    (ftruncate(memfd, (off_t)size) || mmap(mem, size, PROT_READ | PROT_WRITE,
+						   MAP_SHARED | MAP_FIXED, memfd, 0) == MAP_FAILED))
+		err(1, "memfd");
+	file = new_file(size);
+	bind_slot(size, mem, file);
+	if (private)
+		convert_range(TOUCH_GPA, size, true);
+	for (int i = -1; i < 7; i++) {
+		int fd = private ? file : memfd;
+		uint64_t t;
+
+		if (!strcmp(kind, "anon"))
+			madvise(mem, size, MADV_DONTNEED);
+		else if (fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, (off_t)size))
+			err(1, "fallocate");
+		enter(g_touch, GIB, size / PAGE, PAGE);
+		t = now();
+		run_to_end();
+		t = now() - t;
+		if (i >= 0)
+			v[i] = (double)(size / PAGE) * 1e9 / (double)t;
+	}
+	printf("fault-memory/%s %.0f pages/s\n", kind, median(v, 7));
+}
+
+static void *run_second(void *arg)
+{
+	int *second = arg;
+
+	CALL(*second, KVM_RUN, 0);
+	return NULL;
+}
+
+/* Back and forth, while vCPUs run elsewhere and have to be waited for. */
+static void convert(const char *kind, unsigned vcpus)
+{
+	size_t size = 64 * MIB, step = !strcmp(kind, "2m") ? 2 * MIB : PAGE;
+	int rounds = step == PAGE ? 3 : 400, first, second = -1;
+	char *mem = untouched(false, size);
+	struct kvm_run *first_run;
+	pthread_t other;
+	bool running;
+	double v[5];
+
+	vm_type = SW_PROTECTED_VM;
+	setup();
+	bind_slot(size, mem, new_file(size));
+	running = start("run");
+	if (vcpus == 2) {
+		first = vcpu;
+		first_run = run;
+		second = vcpu = CALL(vm, KVM_CREATE_VCPU, 1);
+		run = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+		if (run == MAP_FAILED)
+			err(1, "mmap of the vCPU");
+		enter(g_spin, FLAG + 16, 0, 0);
+		vcpu = first;
+		run = first_run;
+		pthread_create(&other, NULL, run_second, &second);
+		usleep(20000);
+	}
+	for (int i = -1; i < 5; i++) {
+		uint64_t t = now();
+
+		for (int r = 0; r < rounds; r++)
+			for (int private = 1; private >= 0; private --)
+				for (size_t at = 0; at < size; at += step)
+					convert_range(TOUCH_GPA + at, step, private);
+		t = now() - t;
+		if (i >= 0)
+			v[i] = 2.0 * rounds * (double)(size / PAGE) * 1e9 / (double)t;
+	}
+	__atomic_store_n((uint32_t *)(ram + FLAG), 1, __ATOMIC_SEQ_CST);
+	if (vcpus == 2)
+		pthread_join(other, NULL);
+	stop(running);
+	printf("convert/%s/%u %.0f pages/s\n", kind, vcpus, median(v, 5));
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -390,9 +566,16 @@ int main(int argc, char **argv)
 		unmap(argv[2], argv[3]);
 	} else if (!strcmp(what, "unmap-slot") && argc == 3) {
 		unmap_slot(argv[2]);
+	} else if (!strcmp(what, "file") && argc == 3) {
+		file_calls(strtoul(argv[2], NULL, 0));
+	} else if (!strcmp(what, "fault-memory") && argc == 3) {
+		fault_memory(argv[2]);
+	} else if (!strcmp(what, "convert") && argc == 4) {
+		convert(argv[2], (unsigned)strtoul(argv[3], NULL, 0));
 	} else {
 		errx(2, "usage: mem-bench slots SIZE-MIB OTHERS idle|run | fault 4k|2m | "
-			"fault-native 4k|2m | unmap none|SLOTS idle|run | unmap-slot idle|run");
+			"fault-native 4k|2m | unmap none|SLOTS idle|run | unmap-slot idle|run | "
+			"file SIZE-MIB | fault-memory anon|memfd|private | convert 4k|2m VCPUS");
 	}
 	return 0;
 }
