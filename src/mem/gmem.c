@@ -18,7 +18,8 @@
 #include "mem/private.h"
 #include "mem/vm.h"
 
-static struct kl_mutex life = KL_MUTEX_INITIALIZER(GMEM); /* kl_gmem_life */
+/* Which VM a file belongs to. */
+static struct kl_mutex life = KL_MUTEX_INITIALIZER(GMEM);
 
 /* ---- inodes -------------------------------------------------------------------------------- */
 

@@ -20,8 +20,8 @@
  * inode. The last file to be closed gives the memory back; the addresses stay reserved, and cannot
  * become somebody else's, until the last reference goes.
  *
- * Locks: bindings of a file are changed under the slots_lock of its VM. kl_gmem_life (rank GMEM),
- * outside it, holds a file's closing against the death of its VM.
+ * Locks: bindings of a file are changed under the slots_lock of its VM. A mutex of the
+ * process (rank GMEM), outside it, holds a file's closing against the death of its VM.
  */
 #pragma once
 
@@ -50,9 +50,9 @@ struct kl_gmem_binding {
 
 struct kl_gmem {
 	struct kl_gmem_inode *inode;
-	_Atomic(struct kl_vm *) vm;       /* kl_gmem_life; NULL: it has died */
+	_Atomic(struct kl_vm *) vm;       /* rank GMEM; NULL: it has died */
 	struct kl_gmem_binding *bindings; /* slots_lock */
-	struct kl_gmem *next, **pprev;    /* kl_gmem_life: of the VM */
+	struct kl_gmem *next, **pprev;    /* rank GMEM: of the VM */
 };
 
 /* GUEST_MEMFD_FLAG_* */
