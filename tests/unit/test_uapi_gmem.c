@@ -332,6 +332,27 @@ static void engine_uses_private(void **state)
 	assert_int_equal((uint8_t)mem[3 * KL_PAGE_SIZE], 0x90);
 }
 
+/* F7, X3: what the engine writes for the guest is private where the guest has it private. */
+static void clock_in_private(void **state)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = 0x4b564d01, .data = GPA | 1}};
+	/* mov eax, [GPA + 24]: the multiplier; hlt */
+	static const uint8_t code[] = {0x8b, 0x04, 0x25, 0x18, 0x00, 0x20, 0x00, 0xf4};
+
+	(void)state;
+	copy_code();
+	memcpy(g.ram + CODE, code, sizeof(code));
+	assert_int_equal(attributes(GPA, KL_PAGE_SIZE, PRIVATE), 0);
+	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m), 1);
+	assert_exit(&g, KVM_EXIT_HLT);
+	assert_int_not_equal(guest_get(&g).rax, 0);
+	for (unsigned i = 0; i < 32; i++)
+		assert_int_equal(mem[i], 0);
+}
+
 /* F5, N7: KVM_EXIT_MEMORY_FAULT, and what a program can do about it. */
 static void memory_fault_exits(void **state)
 {
@@ -425,12 +446,13 @@ static void no_log(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(capabilities),       TEST(creation),
-		TEST(fallocate_errors),   TEST(bindings),
-		TEST(file_keeps_vm),      TEST(attribute_errors),
-		TEST(guest_sees),         TEST(engine_uses_private),
-		TEST(memory_fault_exits), TEST(closed_file),
-		TEST(pre_fault),          TEST(no_log),
+		TEST(capabilities),     TEST(creation),
+		TEST(fallocate_errors), TEST(bindings),
+		TEST(file_keeps_vm),    TEST(attribute_errors),
+		TEST(guest_sees),       TEST(engine_uses_private),
+		TEST(clock_in_private), TEST(memory_fault_exits),
+		TEST(closed_file),      TEST(pre_fault),
+		TEST(no_log),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
