@@ -33,7 +33,7 @@ void kl_vcpu_sleep(struct kl_vcpu_core *c)
 		 * handler sets KL_REQ_SIGNAL, which changes the word, so one that runs just before
 		 * the wait is not lost.
 		 */
-		if (seen & ~(KL_REQ_TLB_FLUSH | KL_REQ_STOP))
+		if (seen & ~(KL_REQ_TLB_FLUSH | KL_REQ_STOP | KL_REQ_CODE))
 			break;
 		kl_futex_wait(&c->requests, seen, NULL);
 	}
@@ -104,6 +104,18 @@ static struct kl_vcpu_core *vcpu_at(struct kl_vm *vm, unsigned i)
 	for (uint64_t left_ = (used);                                               \
 	     left_ ? (c = &(accessors)[__builtin_ctzll(left_)].core, true) : false; \
 	     left_ &= left_ - 1)
+
+void kl_vcpus_request_all(struct kl_vm *vm, uint32_t bits)
+{
+	unsigned n = atomic_load(&vm->nr_vcpus);
+
+	for (unsigned i = 0; i < n; i++) {
+		struct kl_vcpu_core *c = vcpu_at(vm, i);
+
+		if (c)
+			atomic_fetch_or(&c->requests, bits);
+	}
+}
 
 bool kl_vcpus_in_guest(struct kl_vm *vm)
 {

@@ -40,6 +40,7 @@ enum kl_vcpu_mode { KL_OUTSIDE_GUEST, KL_IN_GUEST };
 #define KL_REQ_VM_DEAD   (1u << 4) /* never consumed: KVM_RUN returns EIO */
 #define KL_REQ_STOP      (1u << 5) /* another vCPU stops all others: leave guest mode */
 #define KL_REQ_PV        (1u << 6) /* pages that the guest shares with the engine are to be written */
+#define KL_REQ_CODE      (1u << 8) /* a page of code was written (x86/code.h); wakes nobody */
 #define KL_REQ_RING_FULL (1u << 7) /* its dirty ring should be emptied: exit */
 
 /* The slot of the page that was last looked up while slots log, as find_log() of mem/dirty.c saw
@@ -98,13 +99,16 @@ KL_INLINE uint32_t kl_vcpu_take_requests(struct kl_vcpu_core *c, uint32_t bits)
 }
 
 /*
- * The thread of a halted vCPU: sleep until a request other than KL_REQ_TLB_FLUSH and KL_REQ_STOP is
+ * The thread of a halted vCPU: sleep until a request other than TLB_FLUSH, STOP and CODE is
  * set or a signal arrives. OUTSIDE guest mode.
  */
 void kl_vcpu_sleep(struct kl_vcpu_core *c);
 
 /* Set @bits and wake a halted vCPU. Any thread; async-signal-safe; never waits. */
 void kl_vcpu_request(struct kl_vcpu_core *c, uint32_t bits);
+
+/* Set @bits on all vCPUs, and wake none. Any thread; never waits. */
+void kl_vcpus_request_all(struct kl_vm *vm, uint32_t bits);
 
 /*
  * Every vCPU and accessor of @vm drops its TLB before its next guest access; on return none

@@ -105,8 +105,10 @@ void kl_x86_update_mode(struct kl_vcpu *v)
 	v->code_gen = (v->code_gen & ~(uint64_t)(CODE_GEN_STEP - 1)) | v->tlb_mode;
 }
 
+/* Pages are entered for fetches when something is fetched: tlb_gfn is of interest for those only.
+ */
 static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
-		     const struct kl_walk *w, const uint8_t *page, bool writable)
+		     const struct kl_walk *w, const uint8_t *page, unsigned access, bool writable)
 {
 	struct kl_tlb_entry *e = kl_tlb_entry(v, mode, lin);
 	uint64_t tag = lin & KL_PAGE_MASK;
@@ -116,7 +118,13 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 		ok &= KL_ACC_EXEC;
 	e->rtag = ok & KL_ACC_READ ? tag : KL_TLB_NONE;
 	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : KL_TLB_NONE;
-	e->xtag = ok & KL_ACC_EXEC ? tag : KL_TLB_NONE;
+	if (access == KL_ACC_EXEC) {
+		e->xtag = tag;
+		v->tlb_gfn[mode][kl_tlb_index(lin)] = w->gpa >> KL_PAGE_SHIFT;
+	} else if (e->xtag != tag || !(ok & KL_ACC_EXEC) ||
+		   e->addend != (int64_t)((uint64_t)page - tag)) {
+		e->xtag = KL_TLB_NONE;
+	}
 	e->addend = (int64_t)((uint64_t)page - tag);
 	if (KL_UNLIKELY(v->bp.exec | v->bp.write | v->bp.access))
 		kl_debug_mask_tlb(v, tag, e);
@@ -215,7 +223,7 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 	p->gpa = w.gpa;
 	page = kl_mmu_lookup(&v->core, w.gpa & KL_PAGE_MASK, access, &writable, &mmio);
 	if (KL_LIKELY(page)) {
-		tlb_fill(v, lin, mode, &w, page, writable);
+		tlb_fill(v, lin, mode, &w, page, access, writable);
 		p->tracked = access == KL_ACC_WRITE && !writable;
 		p->ptr = page + (lin & ~KL_PAGE_MASK);
 		return false;

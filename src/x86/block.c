@@ -2,10 +2,10 @@
 /*
  * The per-vCPU cache of decoded blocks (T8).
  *
- * A block is used only if its bytes equal memory now, through the pointer that the vCPU's TLB
- * gives for its address: so guest stores, stores of other vCPUs and of the program, and
- * remapping need no notification. A store of this vCPU into the page that it executes sets
- * v->code_written, and the block is left after that instruction.
+ * A block is used only if its bytes equal memory, through the pointer that the vCPU's TLB
+ * gives for its address. They are compared at each entry, so that nobody has to notify; blocks that
+ * are entered often have their page tracked instead (code.h). A store of this vCPU into the page
+ * that it executes sets v->code_written, and the block is left after that instruction.
  *
  * All blocks live in one arena; when it is full, all are dropped.
  */
@@ -161,6 +161,10 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	memcpy(own, bytes, (len + 15u) & ~15u);
 	b->own = own;
 	b->code = code;
+	b->seen = KL_STALE;
+	b->until = KL_BLOCK_PATIENCE;
+	b->gfn = KL_STALE;
+	b->page = NULL;
 	c->used += block_size(n, len);
 	c->nr_built++;
 	return b;

@@ -4,18 +4,23 @@
  *
  * A block is straight-line code of one page with conditional jumps out of it, keyed by linear
  * address and code mode, with a private copy of the bytes that it was decoded from. They are
- * compared with memory each time that it is entered (T8), through the pointer that the TLB gave
+ * compared with memory when it is entered (T8), through the pointer that the TLB gave
  * for them (code), which is good as long as v->code_gen is what it was then (gen). So a jump that
- * knows where it goes (op->link) needs neither the hash nor the TLB. Everything is the vCPU
- * thread's own.
+ * knows where it goes (op->link) needs neither the hash nor the TLB; nor does it compare, if the
+ * page is known not to have been written (code.h) since that was done in this epoch (seen).
+ * Everything is the vCPU thread's own.
  */
 #pragma once
 
+#include "x86/code.h"
 #include "x86/debug.h"
 #include "x86/insn.h"
 
-/* A generation that never is: links to the block are to be made anew. */
+/* A generation and an epoch that never are: links to the block are to be made anew; compare. */
 #define KL_STALE UINT64_MAX
+
+/* Entries of a block before its page is asked for: what is executed once is not worth it. */
+#define KL_BLOCK_PATIENCE 256u
 
 struct kl_block {
 	uint64_t key;
@@ -23,10 +28,14 @@ struct kl_block {
 	struct kl_block *next; /* in its hash chain */
 	const uint8_t *code;
 	uint64_t gen;
+	uint64_t seen; /* the epoch in which it was compared while its page was live, or KL_STALE */
 	const uint8_t *own; /* the copy, padded to 16 bytes */
 	uint16_t nr_ops, nr_bytes;
 	uint16_t short_mask; /* less than 16 bytes: which of them count, or 0 at a page's end */
-	struct kl_op ops[];  /* one more, that goes on to the next block; then the copy */
+	uint32_t until;      /* entries before the page is asked for */
+	kl_gfn_t gfn;
+	struct kl_code_page *page; /* the one with this gfn, or NULL */
+	struct kl_op ops[];        /* one more, that goes on to the next block; then the copy */
 };
 
 /*
@@ -48,8 +57,9 @@ struct kl_block_cache {
 	struct kl_block *hash[KL_BLOCK_HASH];
 	uint8_t *arena;
 	size_t used;
-	bool stepping; /* kl_interp_one: one element of a string instruction at a time */
-	bool stop;     /* kl_interp_run() is to return */
+	bool stepping;        /* kl_interp_one: one element of a string instruction at a time */
+	bool stop;            /* kl_interp_run() is to return */
+	struct kl_block *ask; /* its page is to be asked for, before another block runs */
 	/* The jump that is to be linked to the block that comes next, if no flush intervenes. */
 	struct kl_op *from;
 	uint64_t from_flushes;
@@ -101,6 +111,30 @@ KL_INLINE bool kl_block_same(const struct kl_block *b)
 	return kl_block_same_short(b);
 }
 
+/*
+ * @b is entered: compare. False: it is not to run now, because memory has changed, or because its
+ * page is to be asked for.
+ */
+KL_INLINE bool kl_block_verify(struct kl_vcpu *v, struct kl_block *b)
+{
+	/* First: what is written after this look is reported. */
+	bool live = kl_code_live(b->page);
+
+	if (KL_UNLIKELY(!kl_block_same(b))) {
+		b->gen = KL_STALE;
+		return false;
+	}
+	if (KL_LIKELY(live)) {
+		b->seen = v->code_epoch;
+		return true;
+	}
+	b->seen = KL_STALE;
+	if (KL_LIKELY(--b->until))
+		return true;
+	v->blocks->ask = b;
+	return false;
+}
+
 struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin,
 				   const uint8_t *code);
 
@@ -113,6 +147,8 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 	struct kl_block_cache *c = v->blocks;
 	uint64_t lin = kl_code_lin(v), key = lin << 2 | v->code_mode;
 	const uint8_t *code = kl_fetch_pointer(v, lin);
+	kl_gfn_t gfn;
+	bool live;
 	struct kl_block *b = c->front[kl_block_hash(key) % KL_BLOCK_FRONT];
 
 	if (KL_UNLIKELY(!code)) {
@@ -122,14 +158,25 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 			return NULL;
 	}
 	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
-	if (KL_LIKELY(b && b->key == key))
+	gfn = kl_fetch_gfn(v, lin);
+	live = false;
+	if (KL_LIKELY(b && b->key == key)) {
 		b->code = code;
+		/* Before the comparison, as in kl_block_verify(). */
+		live = kl_code_live(b->page) && b->gfn == gfn;
+	}
 	if (KL_UNLIKELY(!b || b->key != key || !kl_block_same(b))) {
+		live = false;
 		b = kl_block_get_slow(v, key, lin, code);
 		if (!b)
 			return NULL;
 	}
 	b->gen = v->code_gen;
+	b->seen = live ? v->code_epoch : KL_STALE;
+	if (KL_UNLIKELY(b->gfn != gfn)) {
+		b->gfn = gfn;
+		b->page = kl_code_find(v, gfn);
+	}
 	if (KL_UNLIKELY(v->code_mode != KL_CODE64)) {
 		uint64_t top = v->code_mode == KL_CODE16 ? 0xffff : 0xffffffff;
 

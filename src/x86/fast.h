@@ -90,18 +90,17 @@ KL_INLINE bool kl_fast_may_enter(struct kl_vcpu *v, const struct kl_block *b)
 
 /*
  * Go on with @b after @done instructions of the current block. Comparing may trap, or find other
- * bytes: rip is then where @b begins.
+ * bytes: rip is then where @b begins. @linked: by op->link, so it need not be done each time.
  */
-KL_INLINE const struct kl_op *kl_fast_enter(struct kl_vcpu *v, struct kl_block *b, unsigned done)
+KL_INLINE const struct kl_op *kl_fast_enter(struct kl_vcpu *v, struct kl_block *b, unsigned done,
+					    bool linked)
 {
 	v->insn_count += done;
 	v->block = b;
 	v->cur_op = b->ops;
 	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
-	if (KL_UNLIKELY(!kl_block_same(b))) {
-		b->gen = KL_STALE;
+	if (!(linked && KL_LIKELY(b->seen == v->code_epoch)) && KL_UNLIKELY(!kl_block_verify(v, b)))
 		return kl_fast_leave(v);
-	}
 	KL_NEXT_OP(v, b->ops);
 }
 
@@ -112,7 +111,7 @@ KL_INLINE const struct kl_op *kl_fast_jump(struct kl_vcpu *v, const struct kl_op
 
 	if (KL_UNLIKELY(!kl_fast_may_enter(v, b)))
 		return kl_fast_call(v, op);
-	return kl_fast_enter(v, b, op->nth);
+	return kl_fast_enter(v, b, op->nth, true);
 }
 
 /* The block at @rip of 64-bit code, if it is at hand and may be entered, or NULL. */

@@ -42,7 +42,8 @@ HANDLER(jmp_rel)
  * Push the address behind @op and go to @b. Not if the return address lands in the running code:
  * what is behind @b's jump may then be stale.
  */
-KL_INLINE const struct kl_op *call(struct kl_vcpu *v, const struct kl_op *op, struct kl_block *b)
+KL_INLINE const struct kl_op *call(struct kl_vcpu *v, const struct kl_op *op, struct kl_block *b,
+				   bool linked)
 {
 	uint64_t sp = v->gpr[KL_RSP] - 8;
 	void *p = kl_fast_write(v, op, sp, 8);
@@ -51,7 +52,7 @@ KL_INLINE const struct kl_op *call(struct kl_vcpu *v, const struct kl_op *op, st
 		return kl_fast_call(v, op);
 	kl_store64(p, kl_fast_rip(v, op) + op->len);
 	v->gpr[KL_RSP] = sp;
-	return kl_fast_enter(v, b, op->nth);
+	return kl_fast_enter(v, b, op->nth, linked);
 }
 
 HANDLER(call_rel)
@@ -60,7 +61,7 @@ HANDLER(call_rel)
 
 	if (KL_UNLIKELY(!kl_fast_may_enter(v, b)))
 		return kl_fast_call(v, op);
-	return call(v, op, b);
+	return call(v, op, b, true);
 }
 
 KL_INLINE const struct kl_op *jump_to(struct kl_vcpu *v, const struct kl_op *op, uint64_t rip)
@@ -69,7 +70,7 @@ KL_INLINE const struct kl_op *jump_to(struct kl_vcpu *v, const struct kl_op *op,
 
 	if (KL_UNLIKELY(!b))
 		return kl_fast_call(v, op);
-	return kl_fast_enter(v, b, op->nth);
+	return kl_fast_enter(v, b, op->nth, false);
 }
 
 KL_INLINE const struct kl_op *call_to(struct kl_vcpu *v, const struct kl_op *op, uint64_t rip)
@@ -78,7 +79,7 @@ KL_INLINE const struct kl_op *call_to(struct kl_vcpu *v, const struct kl_op *op,
 
 	if (KL_UNLIKELY(!b))
 		return kl_fast_call(v, op);
-	return call(v, op, b);
+	return call(v, op, b, false);
 }
 
 #define INDIRECT(name)                                                  \
@@ -110,7 +111,7 @@ HANDLER(ret)
 	if (KL_UNLIKELY(!b))
 		return kl_fast_call(v, op);
 	v->gpr[KL_RSP] = sp + 8 + op->imm;
-	return kl_fast_enter(v, b, op->nth);
+	return kl_fast_enter(v, b, op->nth, false);
 }
 
 /* ---- joined with what sets the flags ------------------------------------------------------- */

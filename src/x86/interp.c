@@ -51,6 +51,7 @@ const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
 	if (op->flags & KL_OPF_END) {
 		v->insn_count += op->nth - 1u;
 		v->block = NULL;
+		v->code_epoch++; /* what serialises, and PAUSE, end blocks */
 		r = op->fn(v, op);
 		v->insn_count++;
 	} else {
@@ -78,7 +79,7 @@ const struct kl_op *kl_fast_go_on(struct kl_vcpu *v, const struct kl_op *op)
 
 	v->cur_op = op;
 	if (KL_LIKELY(kl_fast_may_enter(v, b)))
-		return kl_fast_enter(v, b, op->nth - 1u);
+		return kl_fast_enter(v, b, op->nth - 1u, true);
 	if (v->code_mode == KL_CODE64)
 		ask_for_link(v, op);
 	return kl_fast_leave(v);
@@ -105,6 +106,7 @@ static bool run_one(struct kl_vcpu *v)
 	enum kl_next r;
 
 	v->cur_op = op;
+	v->code_epoch++;
 	r = op->fn(v, op);
 	v->insn_count++;
 	if (!(r & KL_JUMPED))
@@ -123,6 +125,8 @@ void kl_interp_run(struct kl_vcpu *v)
 	kl_interp_settle(v);
 	c->stepping = c->stop = false;
 	c->from = NULL;
+	c->ask = NULL;
+	v->code_epoch++;
 	v->tlb_now = v->tlb[v->tlb_mode];
 	/* Only run.c's events, the program and IRET set RF, and all of them come through here. */
 	while (KL_UNLIKELY(v->rflags & KL_FL_RF) &&
@@ -132,9 +136,14 @@ void kl_interp_run(struct kl_vcpu *v)
 			return;
 	}
 	while (KL_LIKELY(!atomic_load_explicit(&v->core.requests, memory_order_relaxed))) {
-		struct kl_block *b = kl_block_get(v);
+		struct kl_block *b;
 		const struct kl_op *op;
 
+		if (KL_UNLIKELY(c->ask)) {
+			kl_code_answer(v);
+			continue; /* there may be a request now */
+		}
+		b = kl_block_get(v);
 		v->code_written = false;
 		if (KL_UNLIKELY(!b)) {
 			c->from = NULL;

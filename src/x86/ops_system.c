@@ -15,7 +15,7 @@ static const struct {
 	{                                             \
 		ZYDIS_MNEMONIC_##m, false, kl_op_##fn \
 	}
-	MILD(CPUID, cpuid),
+	OP(CPUID, cpuid), /* it serialises: what is behind it is fetched afterwards */
 	OP(RDMSR, rdmsr),
 	OP(WRMSR, wrmsr),
 	MILD(RDTSC, rdtsc),

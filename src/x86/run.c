@@ -18,6 +18,7 @@
 #include "mem/dirty_ring.h"
 #include "x86/access.h"
 #include "x86/block.h"
+#include "x86/code.h"
 #include "x86/debug.h"
 #include "x86/fpu.h"
 #include "x86/hypercall.h"
@@ -645,6 +646,10 @@ static int poll_requests(struct kl_vcpu *v)
 		kl_stat_own_add(&v->core.stats.request_exits, 1);
 		if ((req & KL_REQ_UNHALT) && waits_for_event(v))
 			set_mp_state(v, KVM_MP_STATE_RUNNABLE);
+	}
+	if (KL_UNLIKELY(req & KL_REQ_CODE)) {
+		kl_vcpu_take_requests(&v->core, KL_REQ_CODE);
+		kl_code_reap(v->kvm);
 	}
 	if (KL_UNLIKELY(req & KL_REQ_PV)) {
 		kl_vcpu_take_requests(&v->core, KL_REQ_PV);

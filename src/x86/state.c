@@ -11,6 +11,7 @@
 
 #include "base/failpoint.h"
 #include "host/sys.h"
+#include "x86/code.h"
 #include "x86/control.h"
 #include "x86/debug.h"
 #include "x86/guest_cpuid.h"
@@ -38,7 +39,12 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 	kl_mutex_init(&vm->tsc_lock, KL_RANK_LEAF);
 	vm->tsc_khz = kl_host_tsc_khz();
 	atomic_init(&vm->default_tsc_khz, vm->tsc_khz);
-	r = kl_pv_vm_create(vm);
+	r = kl_code_create(vm);
+	if (!r) {
+		r = kl_pv_vm_create(vm);
+		if (r)
+			kl_code_destroy(vm);
+	}
 	if (r) {
 		kl_mutex_destroy(&vm->tsc_lock);
 		kl_mutex_destroy(&vm->lock);
@@ -52,6 +58,7 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 void kl_x86_vm_destroy(struct kl_x86_vm *vm)
 {
 	kl_pv_vm_destroy(vm); /* its caches are the VM's */
+	kl_code_destroy(vm);
 	kl_vm_destroy(&vm->mem);
 	kl_msr_filter_free(vm);
 	kl_apic_vm_destroy(vm);

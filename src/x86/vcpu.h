@@ -303,7 +303,10 @@ struct kl_vcpu {
 
 	/* Memory. */
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
-	struct kl_tlb_entry *tlb_now; /* tlb[tlb_mode] */
+	uint64_t tlb_gfn[KL_NR_TLB_MODES][KL_TLB_SIZE]; /* of the entry there */
+	struct kl_tlb_entry *tlb_now;                   /* tlb[tlb_mode] */
+	/* What was compared with memory in an earlier epoch is compared again (code.h). */
+	uint64_t code_epoch;
 	/* Changes whenever a pointer from the TLB may be void; the low bits are tlb_mode. */
 	uint64_t code_gen;
 	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
@@ -431,6 +434,7 @@ struct kl_x86_vm {
 	struct kl_vm mem;     /* first */
 	struct kl_mutex lock; /* rank VM */
 	struct kl_pv_vm *pv;  /* pv/pv.h */
+	struct kl_code *code; /* code.h */
 	/* Xen HVM (pv/xen.h): the MSR of the hypercall page, 0 without Xen; whether hypercalls are
 	 * Xen's; the vector of its interrupt, which comes as the PIC's do, or 0. */
 	_Atomic uint32_t xen_msr;
@@ -521,11 +525,16 @@ uint64_t kl_read_slow(struct kl_vcpu *v, uint64_t lin, unsigned size);
 void kl_write_slow(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size);
 
 /* Higher bits are mixed in, so that code and data a power of two apart do not fight. */
-KL_INLINE struct kl_tlb_entry *kl_tlb_entry(struct kl_vcpu *v, unsigned mode, uint64_t lin)
+KL_INLINE unsigned kl_tlb_index(uint64_t lin)
 {
 	uint64_t page = lin >> KL_PAGE_SHIFT;
 
-	return &v->tlb[mode][(page ^ page >> KL_TLB_BITS) & (KL_TLB_SIZE - 1)];
+	return (page ^ page >> KL_TLB_BITS) & (KL_TLB_SIZE - 1);
+}
+
+KL_INLINE struct kl_tlb_entry *kl_tlb_entry(struct kl_vcpu *v, unsigned mode, uint64_t lin)
+{
+	return &v->tlb[mode][kl_tlb_index(lin)];
 }
 
 KL_INLINE uint64_t kl_read(struct kl_vcpu *v, uint64_t lin, unsigned size)
@@ -590,6 +599,12 @@ KL_INLINE const uint8_t *kl_fetch_pointer(struct kl_vcpu *v, uint64_t lin)
 		       : NULL;
 }
 const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin);
+
+/* The guest page of what these returned. */
+KL_INLINE kl_gfn_t kl_fetch_gfn(const struct kl_vcpu *v, uint64_t lin)
+{
+	return v->tlb_gfn[v->tlb_mode][kl_tlb_index(lin)];
+}
 
 /* The whole TLB / one page. */
 void kl_tlb_flush(struct kl_vcpu *v);

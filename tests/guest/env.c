@@ -12,6 +12,7 @@
 #include "x86/guest_cpuid.h"
 #include "x86/paging.h"
 #include "x86/insn.h"
+#include "x86/block.h"
 #include "x86/report.h"
 
 struct env env;
@@ -139,6 +140,18 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 bool kl_probe_writable(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
 	return kl_rmw_pointer(v, lin, size) != NULL;
+}
+
+struct kl_code_page *kl_code_find(struct kl_vcpu *v, kl_gfn_t gfn)
+{
+	return NULL;
+}
+
+/* Blocks compare each time here. */
+void kl_code_answer(struct kl_vcpu *v)
+{
+	v->blocks->ask->until = 0;
+	v->blocks->ask = NULL;
 }
 
 /* Nothing is tracked here. */
