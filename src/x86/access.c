@@ -41,17 +41,23 @@ struct page {
 #define CODE_GEN_STEP 4u
 _Static_assert(KL_NR_TLB_MODES <= CODE_GEN_STEP, "low bits of code_gen");
 
+static void clear(struct kl_tlb_entry *e)
+{
+	e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
+}
+
 void kl_tlb_flush(struct kl_vcpu *v)
 {
-	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++) {
-		if (!(v->tlb_used & (1u << m)))
-			continue;
-		for (unsigned i = 0; i < KL_TLB_SIZE; i++) {
-			struct kl_tlb_entry *e = &v->tlb[m][i];
-
-			e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
-		}
+	if (v->nr_tlb_filled <= KL_TLB_FILLED) {
+		for (unsigned i = 0; i < v->nr_tlb_filled; i++)
+			clear(&v->tlb[v->tlb_filled[i] >> KL_TLB_BITS]
+				     [v->tlb_filled[i] & (KL_TLB_SIZE - 1)]);
+	} else {
+		for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
+			for (unsigned i = 0; (v->tlb_used & (1u << m)) && i < KL_TLB_SIZE; i++)
+				clear(&v->tlb[m][i]);
 	}
+	v->nr_tlb_filled = 0;
 	v->tlb_used = 0;
 	v->tlb_large = false;
 	v->mmio_tag = KL_MMIO_NONE;
@@ -65,11 +71,8 @@ void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
 		kl_tlb_flush(v);
 		return;
 	}
-	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++) {
-		struct kl_tlb_entry *e = kl_tlb_entry(v, m, lin);
-
-		e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
-	}
+	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
+		clear(kl_tlb_entry(v, m, lin));
 	v->mmio_tag = KL_MMIO_NONE;
 	v->code_gen += CODE_GEN_STEP;
 }
@@ -79,6 +82,7 @@ void kl_serve_flush(struct kl_vcpu *v)
 	if (!kl_vcpu_take_requests(&v->core, KL_REQ_TLB_FLUSH))
 		return;
 	kl_tlb_flush(v);
+	memset(v->table_page, 0, sizeof(v->table_page));
 	/* What is being executed may have been decoded from a page that is gone. */
 	v->code_written = true;
 	kl_stat_own_add(&v->core.stats.tlb_flush, 1);
@@ -129,6 +133,11 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 	if (KL_UNLIKELY(v->bp.exec | v->bp.write | v->bp.access))
 		kl_debug_mask_tlb(v, tag, e);
 	v->tlb_used |= (uint8_t)(1u << mode);
+	if (v->nr_tlb_filled < KL_TLB_FILLED)
+		v->tlb_filled[v->nr_tlb_filled] =
+			(uint16_t)(mode << KL_TLB_BITS | kl_tlb_index(lin));
+	if (v->nr_tlb_filled <= KL_TLB_FILLED)
+		v->nr_tlb_filled++;
 	v->tlb_large |= w->page_shift != KL_PAGE_SHIFT;
 }
 
@@ -718,6 +727,8 @@ static void enter_from_ioctl(struct kl_vcpu *v)
 		atomic_signal_fence(memory_order_seq_cst);
 	}
 	kl_vcpu_enter_guest(&v->core);
+	if (kl_vcpu_requests(&v->core) & KL_REQ_TLB_FLUSH)
+		kl_serve_flush(v);
 }
 
 static void leave_to_ioctl(struct kl_vcpu *v)

@@ -157,6 +157,30 @@ static enum kl_walk_status table_page(struct kl_vcpu *v, uint64_t gpa, unsigned 
 	return KL_WALK_OK;
 }
 
+/*
+ * The same for reading, by the page that was found there last. The entries themselves are read at
+ * each walk: so it does not matter who has changed them, the guest, a device or the program, when
+ * the guest has dropped a translation.
+ */
+KL_INLINE enum kl_walk_status read_table(struct kl_vcpu *v, uint64_t gpa, struct kl_walk *w,
+					 uint8_t **ptr)
+{
+	kl_gfn_t gfn = gpa >> KL_PAGE_SHIFT;
+	struct kl_table_page *t = &v->table_page[gfn % KL_NR_TABLE_PAGES];
+	enum kl_walk_status st;
+	bool tracked; /* nothing is written here */
+
+	if (KL_UNLIKELY(t->next_gfn != gfn + 1)) {
+		t->next_gfn = 0;
+		st = table_page(v, gpa & KL_PAGE_MASK, KL_ACC_READ, w, &t->page, &tracked);
+		if (st != KL_WALK_OK)
+			return st;
+		t->next_gfn = gfn + 1;
+	}
+	*ptr = t->page + (gpa & ~KL_PAGE_MASK);
+	return KL_WALK_OK;
+}
+
 /* Set A on every level and D on the leaf of a write. */
 static enum kl_walk_status set_bits(struct kl_vcpu *v, struct step *s, unsigned n, bool write,
 				    unsigned entry_size, struct kl_walk *w, bool *again)
@@ -215,10 +239,9 @@ static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned a
 		uint64_t index = (lin >> shift) & ((1u << f.index_bits) - 1);
 		struct step *s = &steps[n++];
 		enum kl_walk_status st;
-		bool tracked; /* nothing is written here */
 
 		s->gpa = table + index * f.entry_size;
-		st = table_page(v, s->gpa, KL_ACC_READ, w, &s->ptr, &tracked);
+		st = read_table(v, s->gpa, w, &s->ptr);
 		if (st != KL_WALK_OK)
 			return st;
 		s->pte = pte = kl_load(s->ptr, f.entry_size);

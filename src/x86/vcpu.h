@@ -132,10 +132,12 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
  * KL_TLB_NONE, which no page address equals. Writable tags are set only when the guest's D
  * bit is set and the page is not logged or tracked.
  */
-#define KL_TLB_BITS  9
-#define KL_TLB_SIZE  (1u << KL_TLB_BITS)
-#define KL_TLB_NONE  1ull
-#define KL_MMIO_NONE 0xfffull
+#define KL_TLB_BITS       9
+#define KL_TLB_SIZE       (1u << KL_TLB_BITS)
+#define KL_TLB_NONE       1ull
+#define KL_TLB_FILLED     64 /* entries that a flush takes one by one */
+#define KL_NR_TABLE_PAGES 64
+#define KL_MMIO_NONE      0xfffull
 
 struct kl_tlb_entry {
 	uint64_t rtag, wtag, xtag;
@@ -310,7 +312,15 @@ struct kl_vcpu {
 	/* Changes whenever a pointer from the TLB may be void; the low bits are tlb_mode. */
 	uint64_t code_gen;
 	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
-	bool tlb_large;   /* some of them are parts of large guest pages */
+	/* Which: mode << KL_TLB_BITS | index. More than there is room for: all may be. */
+	uint16_t tlb_filled[KL_TLB_FILLED];
+	unsigned nr_tlb_filled;
+	/* Host pages of page tables that walks have read, by gfn; until a flush of stage 2. */
+	struct kl_table_page {
+		kl_gfn_t next_gfn; /* gfn + 1, or 0 */
+		uint8_t *page;
+	} table_page[KL_NR_TABLE_PAGES];
+	bool tlb_large; /* some of them are parts of large guest pages */
 	/* The last page that was MMIO: its translation only; stage 2 is asked each time. */
 	uint64_t mmio_tag; /* linear page | access mode, or KL_MMIO_NONE */
 	uint64_t mmio_gpa;
