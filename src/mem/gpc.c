@@ -683,9 +683,9 @@ void kl_gpc_zap_gfns(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last)
 }
 
 /* Who holds a cache that is opened meanwhile finds vm->tracked_pages set when he leaves. */
-void kl_gpc_close_page(struct kl_vm *vm, uint64_t hva)
+void kl_gpc_close_page(struct kl_vm *vm, const struct kl_memslot *slot, kl_gfn_t gfn)
 {
-	close_caches(vm, hva, hva + KL_PAGE_SIZE);
+	zap_part(vm, slot, gfn, gfn + 1);
 }
 
 void kl_gpc_close_all(struct kl_vm *vm)

@@ -34,10 +34,10 @@ void kl_gpc_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r);
 void kl_gpc_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
 
 /*
- * gpc: writes to the page at @hva are reported from now on. Who holds a cache there from before has
- * left it when this returns. Context: as a refresh of the caches.
+ * gpc: writes to page @gfn of @slot are reported from now on. Who holds a cache of it from before
+ * has left it when this returns. Context: reader section of vm->srcu; as a refresh of the caches.
  */
-void kl_gpc_close_page(struct kl_vm *vm, uint64_t hva);
+void kl_gpc_close_page(struct kl_vm *vm, const struct kl_memslot *slot, kl_gfn_t gfn);
 /*
  * gpc: what backs the frames [@first, @last) is about to change (mem/private.h): caches over their
  * memory become invalid, and holders are waited for. Context: slots_lock; kl_gfn_changing().

@@ -7,7 +7,6 @@
 #include "base/racepoint.h"
 #include "host/guard.h"
 #include "host/sys.h"
-#include "mem/gmem.h"
 #include "mem/subscribers.h"
 #include "mmu/track.h"
 #include "mmu/zap.h"
@@ -202,9 +201,10 @@ static int remove_locked(struct kl_vm *vm, unsigned as, struct kl_track_counts *
 
 /* Where the counts of a gfn are to be. */
 struct place {
+	const struct kl_memslot *slot; /* in the section only */
 	unsigned id;
 	kl_gfn_t base;
-	uint64_t npages, hva, gmem_hva; /* 0: not bound to a guest_memfd */
+	uint64_t npages;
 };
 
 /* Context: reader section. */
@@ -215,8 +215,7 @@ static bool find_place(struct kl_vm *vm, unsigned as, kl_gfn_t gfn, struct place
 	/* Nothing is added to what is on its way out: its counts may be gone. */
 	if (!slot || slot->invalid)
 		return false;
-	*p = (struct place){slot->id, slot->base_gfn, slot->npages, kl_memslot_hva(slot, gfn).addr,
-			    slot->gmem ? kl_gmem_hva(slot->gmem, gfn) : 0};
+	*p = (struct place){slot, slot->id, slot->base_gfn, slot->npages};
 	return true;
 }
 
@@ -286,13 +285,11 @@ int kl_track_add(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 		r = add_locked(vm, as, c, gfn, &first);
 		kl_write_unlock(&vm->mmu->lock);
 	}
-	kl_srcu_read_unlock(&vm->srcu, token);
 	/* Who holds a cache of the page has looked whether to report, or will find that he has to.
 	 */
 	if (!r && first)
-		kl_gpc_close_page(vm, p.hva);
-	if (!r && first && p.gmem_hva)
-		kl_gpc_close_page(vm, p.gmem_hva);
+		kl_gpc_close_page(vm, p.slot, gfn);
+	kl_srcu_read_unlock(&vm->srcu, token);
 	return r;
 }
 
