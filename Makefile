@@ -79,6 +79,7 @@ bench: build
 	@bench/run $(BUILD)
 	@bench/run-mem $(BUILD)
 	@$(BUILD)/bench/gpc-bench
+	@$(BUILD)/bench/track-bench
 	@bench/run-cpu $(BUILD)
 	@bench/run-linux $(BUILD)
 
