@@ -78,6 +78,7 @@ fuzz: build-asan/build.ninja
 bench: build
 	@bench/run $(BUILD)
 	@bench/run-mem $(BUILD)
+	@bench/run-dirty $(BUILD)
 	@$(BUILD)/bench/gpc-bench
 	@$(BUILD)/bench/track-bench
 	@bench/run-cpu $(BUILD)
