@@ -333,7 +333,6 @@ int kl_gmem_bind(struct kl_vm *vm, struct kl_gmem *f, uint64_t off, kl_gfn_t bas
 	b->inode = i;
 	b->file = f;
 	b->hva = i->hva + off;
-	b->index = off >> KL_PAGE_SHIFT;
 	b->npages = npages;
 	b->base_gfn = base_gfn;
 	b->next = f->bindings;

@@ -43,7 +43,7 @@ struct kl_gmem_binding {
 	struct kl_gmem_inode *inode;
 	struct kl_gmem *file; /* slots_lock; NULL when closed */
 	_Atomic bool closed;
-	uint64_t hva, index, npages;
+	uint64_t hva, npages;
 	kl_gfn_t base_gfn;
 	struct kl_gmem_binding *next, **pprev; /* slots_lock: of the file */
 };

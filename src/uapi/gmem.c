@@ -49,7 +49,6 @@ long kl_vm_create_gmem(struct kl_uvm *vm, unsigned long arg, struct kl_object **
 	if (!g)
 		return -ENOMEM;
 	g->vm = vm;
-	g->size = a.size;
 	g->flags = a.flags;
 	/* As KVM: not close-on-exec. */
 	fd = kl_object_open(&g->obj, KL_OBJ_GMEM, "kvm-gmem", a.size, O_RDWR);

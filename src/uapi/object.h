@@ -77,7 +77,7 @@ struct kl_ugmem {
 	struct kl_object obj; /* first */
 	struct kl_uvm *vm;    /* with a reference */
 	struct kl_gmem *file;
-	uint64_t size, flags;
+	uint64_t flags; /* GUEST_MEMFD_FLAG_* */
 };
 
 KL_INLINE struct kl_uvm *kl_uvm(struct kl_object *o)
