@@ -185,13 +185,17 @@ WAITER(c_wait_pause, "pause\n");
 WAITER(c_wait_cpuid, "push rbx\nxor eax, eax\ncpuid\npop rbx\n");
 
 #define CODE2 0x60000ul
-/* The vCPU that writes FUNC: for each round stores the operand, then FLAG, and waits for ACK. */
-SNIPPET(c_writer, "mov ecx, 1\n"
-		  ".Lnext_round: lea eax, [rcx + rcx * 2]\nmov [rsi + 1], eax\nmov [rdi], ecx\n"
-		  ".Lwait_ack: cmp [rdi + 0x40], ecx\njne .Lwait_ack\n"
-		  "mov eax, [rdi + 0x48]\nlea edx, [rcx + rcx * 2]\ncmp eax, edx\njne .Lbad\n"
-		  "inc ecx\ncmp ecx, 10001\njne .Lnext_round\n"
-		  "mov dword ptr [rdi], -1\n.Lbad: hlt");
+/* The vCPU that writes FUNC: for each round from the 1000th on, when it is trusted, stores the
+ * operand, then FLAG, and waits for ACK. */
+SNIPPET(c_writer,
+	"mov ecx, 1\n"
+	".Lnext_round: lea eax, [rcx + rcx * 2]\ncmp ecx, 1000\njb .Ltell\nmov [rsi + 1], eax\n"
+	".Ltell: mov [rdi], ecx\n"
+	".Lwait_ack: cmp [rdi + 0x40], ecx\njne .Lwait_ack\n"
+	"mov eax, [rdi + 0x48]\nlea edx, [rcx + rcx * 2]\ncmp ecx, 1000\njb .Lgood\n"
+	"cmp eax, edx\njne .Lbad\n"
+	".Lgood: inc ecx\ncmp ecx, 10001\njne .Lnext_round\n"
+	"mov dword ptr [rdi], -1\n.Lbad: hlt");
 
 struct side {
 	struct env e;
@@ -327,8 +331,9 @@ static void program_polled_cpuid(void **state)
 	program_polled(e);
 }
 
-/* The handler of the NMI calls FUNC; the main program waits for STOP. */
-SNIPPET(c_main, ".Lmain: cmp dword ptr [rdi + 0x80], 0\nje .Lmain\nhlt");
+/* The handler of the NMI calls FUNC, and so does the main program all the time, until STOP. */
+SNIPPET(c_main, ".Lmain: .byte 0xe8\n.long 0x40000 - 0x1000 - (.Lcalled - c_main)\n"
+		".Lcalled: cmp dword ptr [rdi + 0x80], 0\nje .Lmain\nhlt");
 SNIPPET(c_nmi, "push rax\nmov eax, [rdi]\nmov r9d, eax\n"
 	       ".byte 0xe8\n.long 0x40000 - 0x9002 - (.Lnmi - c_nmi)\n"
 	       ".Lnmi: mov [rdi + 0x48], eax\nmov [rdi + 0x40], r9d\npop rax\niretq");
