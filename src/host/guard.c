@@ -184,14 +184,21 @@ int kl_guard_init(void)
 	return init_result;
 }
 
-void kl_guard_unblock(void)
+void kl_guard_unblock_own(void)
 {
 	uint64_t needed =
 		1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (KL_KICK_SIGNAL - 1);
 
-	if (!handlers_elsewhere)
-		kl_sys(SYS_rt_sigprocmask, SIG_UNBLOCK, &needed, NULL, sizeof(needed));
+	kl_sys(SYS_rt_sigprocmask, SIG_UNBLOCK, &needed, NULL, sizeof(needed));
 	kl_self.unblocked = true;
+}
+
+void kl_guard_unblock(void)
+{
+	if (handlers_elsewhere)
+		kl_self.unblocked = true;
+	else
+		kl_guard_unblock_own();
 }
 
 void kl_guard_kick(pid_t tid)

@@ -34,6 +34,8 @@ int kl_guard_init(void);
  * the handlers, who then sees to it.
  */
 void kl_guard_unblock(void);
+/* The same for a thread of the engine's own, whose mask is nobody else's business. */
+void kl_guard_unblock_own(void);
 
 /*
  * Somebody else (the preload library) owns the process's handlers and calls

@@ -9,9 +9,13 @@
 #include "host/atomic.h"
 #include "host/guard.h"
 #include "host/populate.h"
+#include "host/sys.h"
+#include "host/uffd.h"
 
 static bool interrupted(void)
 {
+	if (kl_self.give_up && atomic_load(kl_self.give_up))
+		return true;
 	return kl_self.sig_pending && (kl_self.running || kl_self.interruptible);
 }
 
@@ -34,6 +38,8 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	 * "touching" on a handler abandons the touch wherever it finds this thread; before,
 	 * sig_pending says that it came.
 	 *
+	 * The same holds for give_up and the kick that follows it.
+	 *
 	 * Only KVM_RUN and refreshes of caches are interrupted; and a kick that was meant for guest
 	 * mode and came late is no reason to give up.
 	 */
@@ -54,4 +60,13 @@ int kl_host_populate(kl_hva_t hva, bool write, bool *writable)
 	/* A read does not try to write: that would break copy-on-write for nothing. */
 	*writable = write;
 	return kl_guard_errno(why);
+}
+
+bool kl_host_must_wait(kl_hva_t hva)
+{
+	uint64_t page = hva.addr & KL_PAGE_MASK;
+	unsigned char resident;
+
+	return kl_uffd_overlaps(page, page + KL_PAGE_SIZE) &&
+	       !kl_sys(SYS_mincore, page, KL_PAGE_SIZE, &resident) && !(resident & 1);
 }

@@ -19,3 +19,10 @@
  * Returns: 0; -EFAULT nothing there, or not writable and @write; -EINTR; -EHWPOISON.
  */
 int kl_host_populate(kl_hva_t hva, bool write, bool *writable) KL_MUST_CHECK;
+
+/*
+ * Would a touch of the page at @hva have to wait for the program, because it is absent from memory
+ * that is registered with a userfaultfd? Of other reasons to wait (swap, files, a userfaultfd's
+ * write protection) nothing is known: false.
+ */
+bool kl_host_must_wait(kl_hva_t hva);

@@ -42,8 +42,10 @@ struct kl_thread {
 	uint64_t deferred;            /* signals that were put off (sig_pending) */
 	bool unblocked;               /* kl_guard_unblock() was called */
 	bool interruptible;           /* kl_host_populate() gives up for a signal (G14) */
-	int brackets;                 /* notifier brackets that this thread has open (S7) */
-	int reports;                  /* it tells trackers of something (mmu/track.h) */
+	/* kl_host_populate() gives up when it becomes true (host/await.c); or NULL */
+	const _Atomic bool *give_up;
+	int brackets; /* notifier brackets that this thread has open (S7) */
+	int reports;  /* it tells trackers of something (mmu/track.h) */
 };
 
 extern KL_TLS struct kl_thread kl_self;

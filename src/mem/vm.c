@@ -5,6 +5,7 @@
 #include "base/bias.h"
 #include "base/log.h"
 #include "base/pool.h"
+#include "host/await.h"
 #include "host/guard.h"
 #include "host/maps.h"
 #include "host/timer.h"
@@ -96,6 +97,7 @@ void kl_vms_after_fork(void)
 	kl_maps_after_fork();
 	kl_pool_after_fork();
 	kl_timer_after_fork();
+	kl_await_after_fork();
 	kl_rank_forget();
 	kl_thread_after_fork();
 }

@@ -4,6 +4,7 @@
  * life of a VM (S2, N7). The step reports the errno, changes nothing, and works the second time.
  */
 #include <errno.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,7 @@
 #include <cmocka.h>
 
 #include "base/pool.h"
+#include "host/await.h"
 #include "host/timer.h"
 #include "mem/gmem.h"
 #include "mem/gpc.h"
@@ -92,6 +94,34 @@ static int create_vm(struct life *l)
 static int start_timers(struct life *l)
 {
 	return kl_timer_get();
+}
+
+struct awaited {
+	struct kl_await await;
+	sem_t came;
+};
+
+static void page_came(struct kl_await *a)
+{
+	sem_post(&kl_container_of(a, struct awaited, await)->came);
+}
+
+static int await_page(struct life *l)
+{
+	struct awaited a = {.await.done = page_came};
+	int r;
+
+	(void)l;
+	sem_init(&a.came, 0, 0);
+	r = kl_await_start(&a.await, kl_hva(ram), true);
+	if (!r) {
+		while (sem_wait(&a.came))
+			;
+		r = a.await.result;
+		kl_await_cancel(&a.await);
+	}
+	sem_destroy(&a.came);
+	return r;
 }
 
 static int create_cache(struct life *l)
@@ -235,6 +265,9 @@ static void live(struct life *l)
 	kl_gmem_close(l->link);
 	close(l->memfd);
 	kl_timer_put();
+	kl_await_get();
+	step(l, await_page);
+	kl_await_put();
 	kl_vm_destroy(&l->vm);
 	assert_int_equal(kl_pages_in_use(), pages);
 }
@@ -245,7 +278,7 @@ static int errno_of(const char *name)
 		return -EFAULT;
 	if (!strcmp(name, "populate-hwpoison"))
 		return -EHWPOISON;
-	if (!strcmp(name, "timer-thread"))
+	if (!strcmp(name, "timer-thread") || !strcmp(name, "await-thread"))
 		return -EAGAIN;
 	if (!strcmp(name, "gmem-open"))
 		return -EMFILE;
