@@ -22,6 +22,8 @@
 
 #include <sys/types.h>
 
+#include <kvmlet/types.h>
+
 #include "base/compiler.h"
 #include "base/racepoint.h"
 #include "base/stats.h"
@@ -66,6 +68,7 @@ struct kl_vcpu_core {
 	/* Own thread: the last stage-2 fault failed for KVM_EXIT_MEMORY_FAULT's reason, there. */
 	bool memory_fault, memory_fault_private;
 	uint64_t memory_fault_gpa;
+	kl_hva_t awaited; /* own thread: the page that a fault did not wait for (KL_ACC_NOWAIT) */
 	struct kl_vcpu_stats stats;
 };
 

@@ -362,6 +362,11 @@ static int fault(struct kl_vcpu_core *c, kl_gfn_t gfn, unsigned access, struct k
 		break;
 	}
 
+	/* A page of a guest_memfd comes at once. */
+	if (KL_UNLIKELY(access & KL_ACC_NOWAIT) && !l.inode && kl_host_must_wait(l.hva)) {
+		c->awaited = l.hva;
+		return -EAGAIN;
+	}
 	r = fault_in(c, gfn, &l, seq, access, rep);
 	if (KL_UNLIKELY(l.inode != NULL)) {
 		kl_gmem_inode_put(l.inode);

@@ -12,6 +12,8 @@
 #define KL_ACC_READ  1u
 #define KL_ACC_WRITE 2u
 #define KL_ACC_EXEC  4u
+/* kl_mmu_fault() alone: rather than wait for a userfaultfd, -EAGAIN */
+#define KL_ACC_NOWAIT 8u
 
 enum kl_fault_result {
 	KL_FAULT_MAPPED = 0, /* look up again */
@@ -38,6 +40,7 @@ uint8_t *kl_mmu_lookup(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, bo
  * Resolve a stage-2 fault at @gpa.
  * Context: the vCPU's thread, OUTSIDE guest mode, no lock. May sleep.
  * Returns: enum kl_fault_result; -EFAULT (the slot's host memory is not there, or not
- * writable); -EINTR; -EHWPOISON; -ENOMEM; -ENOBUFS: for writing, and the vCPU's dirty ring is full.
+ * writable); -EINTR; -EHWPOISON; -ENOMEM; -ENOBUFS: for writing, and the vCPU's dirty ring is full;
+ * -EAGAIN: nothing was done, c->awaited would have to be waited for.
  */
 int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access) KL_MUST_CHECK;

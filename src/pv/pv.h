@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the engine writes into guest memory for guests that know that they run on KVM: kvmclock and
- * steal time (X3); or that believe to run on Xen (xen.h) or on Hyper-V (hyperv.h).
+ * What the engine writes into guest memory for guests that know that they run on KVM: kvmclock,
+ * steal time, asynchronous page faults (X3); or that believe to run on Xen (xen.h) or on Hyper-V
+ * (hyperv.h).
  *
  * All of it belongs to the vCPU's thread (uapi holds the vCPU's mutex), except kl_pv_vm. Pages are
  * reached through caches (mem/gpc.h) and never matter to the guest's progress: one that is missing
@@ -9,6 +10,7 @@
  */
 #pragma once
 
+#include "host/await.h"
 #include "mem/gpc.h"
 #include "pv/hyperv.h"
 #include "pv/xen.h"
@@ -57,6 +59,27 @@ enum kl_pv_todo {
 	KL_PV_XEN_TIMER = 1 << 9,
 	KL_PV_XEN_APIC = 1 << 10, /* it was enabled */
 	KL_PV_EOI_MOVED = 1 << 11,
+	KL_PV_ASYNC_PF_MOVED = 1 << 12,
+	KL_PV_ASYNC_PF_READY = 1 << 13, /* a page has come: any thread */
+};
+
+#define KL_PV_MAX_ASYNC_PF 64 /* of a vCPU, as in KVM */
+
+/* async_pf.c */
+struct kl_pv_apf {
+	uint64_t en_msr, int_msr;
+	struct kl_gpc area;
+	uint32_t last_id;
+	unsigned in_use;          /* items */
+	bool helpers;             /* it has a reference on them */
+	_Atomic uint64_t nr_done; /* that ever were */
+	struct kl_pv_apf_item {
+		struct kl_pv_apf *apf;
+		struct kl_await wait;
+		kl_gfn_t gfn;
+		uint32_t token;         /* 0: free */
+		_Atomic uint64_t done;  /* the page has come, as the how many-th; 0: not yet */
+	} item[KL_PV_MAX_ASYNC_PF + 1]; /* the last one is for all tokens */
 };
 
 struct kl_pv_vcpu {
@@ -80,6 +103,8 @@ struct kl_pv_vcpu {
 
 	uint64_t eoi_msr;
 	struct kl_gpc eoi;
+
+	struct kl_pv_apf apf;
 
 	uint64_t poll_control;
 	struct kl_xen_vcpu xen;
@@ -143,6 +168,14 @@ int kl_pv_guest_stopped(struct kl_vcpu *v) KL_MUST_CHECK;
 /* eoi.c: the MSR, KL_PV_OK or KL_PV_REFUSED; its area. */
 enum kl_pv_result kl_pv_eoi_set(struct kl_vcpu *v, uint64_t msr);
 int kl_pv_eoi_moved(struct kl_vcpu *v) KL_MUST_CHECK;
+
+/* async_pf.c. Stop: INIT. Enable: the MSR, KL_PV_OK or KL_PV_REFUSED; all three may sleep. */
+void kl_pv_async_pf_init(struct kl_vcpu *v);
+void kl_pv_async_pf_destroy(struct kl_vcpu *v);
+void kl_pv_async_pf_stop(struct kl_vcpu *v);
+enum kl_pv_result kl_pv_async_pf_enable(struct kl_vcpu *v, uint64_t msr);
+int kl_pv_async_pf_moved(struct kl_vcpu *v) KL_MUST_CHECK;
+int kl_pv_async_pf_ready(struct kl_vcpu *v) KL_MUST_CHECK;
 
 /* steal.c */
 bool kl_pv_steal_supported(void);

@@ -72,16 +72,22 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	r = kl_gpc_init(&pv->eoi, &v->kvm->mem, 0, KL_GPC_EOI);
 	if (r)
 		goto out_steal;
-	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0, KL_GPC_ONCE);
+	r = kl_gpc_init(&pv->apf.area, &v->kvm->mem, 0, KL_GPC_ASYNC_PF);
 	if (r)
 		goto out_eoi;
+	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0, KL_GPC_ONCE);
+	if (r)
+		goto out_apf;
 	pv->v = v;
 	v->pv = pv;
+	kl_pv_async_pf_init(v);
 	kl_hv_vcpu_init(v);
 	r = kl_xen_vcpu_init(v);
 	if (!r)
 		return 0;
 	kl_gpc_destroy(&pv->once);
+out_apf:
+	kl_gpc_destroy(&pv->apf.area);
 out_eoi:
 	kl_gpc_destroy(&pv->eoi);
 out_steal:
@@ -97,7 +103,9 @@ void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 {
 	kl_xen_vcpu_destroy(v);
 	kl_pv_steal_close(v->pv);
+	kl_pv_async_pf_destroy(v);
 	kl_gpc_destroy(&v->pv->once);
+	kl_gpc_destroy(&v->pv->apf.area);
 	kl_gpc_destroy(&v->pv->eoi);
 	kl_gpc_destroy(&v->pv->steal);
 	kl_gpc_destroy(&v->pv->clock);
@@ -107,7 +115,9 @@ void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 void kl_pv_vcpu_reset(struct kl_vcpu *v)
 {
 	v->pv->clock_msr = v->pv->steal_msr = v->pv->eoi_msr = 0;
-	kl_pv_ask(v, KL_PV_CLOCK_MOVED | KL_PV_STEAL_MOVED | KL_PV_EOI_MOVED);
+	kl_pv_async_pf_stop(v);
+	kl_pv_ask(v,
+		  KL_PV_CLOCK_MOVED | KL_PV_STEAL_MOVED | KL_PV_EOI_MOVED | KL_PV_ASYNC_PF_MOVED);
 }
 
 /* ---- CPUID ------------------------------------------------------------------------------ */
@@ -115,8 +125,9 @@ void kl_pv_vcpu_reset(struct kl_vcpu *v)
 uint32_t kl_pv_supported_features(void)
 {
 	uint32_t f = 1u << KL_PV_CLOCKSOURCE | 1u << KL_PV_NOP_IO_DELAY | 1u << KL_PV_CLOCKSOURCE2 |
-		     1u << KL_PV_EOI | 1u << KL_PV_UNHALT | 1u << KL_PV_TLB_FLUSH |
-		     1u << KL_PV_SEND_IPI | 1u << KL_PV_POLL_CONTROL | 1u << KL_PV_SCHED_YIELD |
+		     1u << KL_PV_ASYNC_PF | 1u << KL_PV_ASYNC_PF_INT | 1u << KL_PV_EOI |
+		     1u << KL_PV_UNHALT | 1u << KL_PV_TLB_FLUSH | 1u << KL_PV_SEND_IPI |
+		     1u << KL_PV_POLL_CONTROL | 1u << KL_PV_SCHED_YIELD |
 		     1u << KL_PV_CLOCKSOURCE_STABLE;
 
 	return kl_pv_steal_supported() ? f | 1u << KL_PV_STEAL_TIME : f;
@@ -150,6 +161,13 @@ static enum kl_pv_result known(struct kl_vcpu *v, uint32_t index)
 	case KL_MSR_KVM_STEAL_TIME:
 		f = KL_PV_STEAL_TIME;
 		break;
+	case KL_MSR_KVM_ASYNC_PF_EN:
+		f = KL_PV_ASYNC_PF;
+		break;
+	case KL_MSR_KVM_ASYNC_PF_INT:
+	case KL_MSR_KVM_ASYNC_PF_ACK:
+		f = KL_PV_ASYNC_PF_INT;
+		break;
 	case KL_MSR_KVM_PV_EOI:
 		f = KL_PV_EOI;
 		break;
@@ -180,6 +198,15 @@ enum kl_pv_result kl_pv_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *dat
 	case KL_MSR_KVM_STEAL_TIME:
 		*data = v->pv->steal_msr;
 		break;
+	case KL_MSR_KVM_ASYNC_PF_EN:
+		*data = v->pv->apf.en_msr;
+		break;
+	case KL_MSR_KVM_ASYNC_PF_INT:
+		*data = v->pv->apf.int_msr;
+		break;
+	case KL_MSR_KVM_ASYNC_PF_ACK:
+		*data = 0;
+		break;
 	case KL_MSR_KVM_PV_EOI:
 		*data = v->pv->eoi_msr;
 		break;
@@ -206,13 +233,15 @@ static void set_system_time(struct kl_vcpu *v, uint64_t data, bool old, bool hos
 		kl_pv_ask_all(v->kvm);
 }
 
-static enum kl_pv_result set_eoi(struct kl_vcpu *v, uint64_t data, bool host)
+/* For MSRs whose @fn may sleep. */
+static enum kl_pv_result set_outside(struct kl_vcpu *v, uint64_t data, bool host,
+				     enum kl_pv_result (*fn)(struct kl_vcpu *v, uint64_t data))
 {
 	enum kl_pv_result r;
 
 	if (!host)
 		kl_guest_pause(v);
-	r = kl_pv_eoi_set(v, data);
+	r = fn(v, data);
 	if (!host)
 		kl_guest_resume(v);
 	return r;
@@ -241,7 +270,18 @@ enum kl_pv_result kl_pv_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data
 		kl_pv_ask(v, KL_PV_STEAL_MOVED | KL_PV_STEAL);
 		break;
 	case KL_MSR_KVM_PV_EOI:
-		return set_eoi(v, data, host);
+		return set_outside(v, data, host, kl_pv_eoi_set);
+	case KL_MSR_KVM_ASYNC_PF_EN:
+		return set_outside(v, data, host, kl_pv_async_pf_enable);
+	case KL_MSR_KVM_ASYNC_PF_INT:
+		if (data > 0xff || !v->apic)
+			return KL_PV_REFUSED;
+		v->pv->apf.int_msr = data;
+		break;
+	case KL_MSR_KVM_ASYNC_PF_ACK:
+		if (data & 1)
+			kl_pv_ask(v, KL_PV_ASYNC_PF_READY);
+		break;
 	default:
 		if (data & ~1ull)
 			return KL_PV_REFUSED;
@@ -373,6 +413,10 @@ void kl_pv_enter(struct kl_vcpu *v)
 		todo = KL_PV_XEN_ENTER | (v->pv->xen.clock_due ? KL_PV_CLOCK : 0) |
 		       (atomic_load(&v->pv->xen.pending_sel) ? KL_PV_XEN_EVENTS : 0);
 
+	/* The area may be there now. */
+	if (KL_UNLIKELY(v->pv->apf.in_use))
+		todo |= KL_PV_ASYNC_PF_READY;
+
 	/* A request may have been taken by a KVM_RUN that did not get as far. */
 	if (KL_UNLIKELY(todo || atomic_load_explicit(&v->pv->todo, memory_order_relaxed)))
 		kl_pv_ask(v, todo);
@@ -390,8 +434,7 @@ void kl_pv_leave(struct kl_vcpu *v)
 
 void kl_pv_apic_enabled(struct kl_vcpu *v)
 {
-	if (atomic_load(&v->kvm->xen_msr))
-		kl_pv_ask(v, KL_PV_XEN_APIC);
+	kl_pv_ask(v, (atomic_load(&v->kvm->xen_msr) ? KL_PV_XEN_APIC : 0) | KL_PV_ASYNC_PF_READY);
 }
 
 int kl_pv_update(struct kl_vcpu *v)
@@ -404,10 +447,12 @@ int kl_pv_update(struct kl_vcpu *v)
 		{KL_PV_CLOCK_MOVED, kl_pv_clock_moved},
 		{KL_PV_STEAL_MOVED, kl_pv_steal_moved},
 		{KL_PV_EOI_MOVED, kl_pv_eoi_moved},
+		{KL_PV_ASYNC_PF_MOVED, kl_pv_async_pf_moved},
 		{KL_PV_CLOCK, kl_pv_clock_update},
 		{KL_PV_STEAL, kl_pv_steal_update},
 		{KL_PV_WALL_CLOCK, kl_pv_wall_clock_update},
 		{KL_PV_CLOCK_PAIRING, kl_pv_clock_pairing},
+		{KL_PV_ASYNC_PF_READY, kl_pv_async_pf_ready},
 		{KL_PV_XEN_ENTER, kl_xen_enter},
 		{KL_PV_XEN_PORTS, kl_xen_deliver_deferred},
 		{KL_PV_XEN_TIMER, kl_xen_timer_deliver},

@@ -25,6 +25,7 @@
 #include "x86/debug.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
+#include "x86/paravirt.h"
 #include "x86/report.h"
 
 /* One page of an access. */
@@ -143,24 +144,56 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 
 /* ---- translation ---- */
 
+/*
+ * May a stage-2 miss become an asynchronous page fault? As KVM asks: the guest could take an
+ * interrupt now, no event is on its way. Besides, nothing of the instruction is done that cannot be
+ * done again, because a device has answered.
+ */
+static bool may_be_async(const struct kl_vcpu *v)
+{
+	bool event = v->delivering || v->exc.pending || v->exc.injected || v->irq.injected ||
+		     v->nmi.injected;
+	bool begun = v->mmio_replay || v->nr_mmio || v->pio_left || v->task_undo.valid;
+
+	return (v->rflags & KL_FL_IF) && !v->int_shadow && !v->shadowed && !event && !begun &&
+	       (v->cr0 & KL_CR0_PG) && (v->cpl || !v->pv_apf_user_only);
+}
+
+/* OUTSIDE. As kl_mmu_fault(); with *@token set, the guest is to get #PF instead of the page. */
+static int resolve(struct kl_vcpu *v, uint64_t gpa, unsigned access, uint32_t *token)
+{
+	int r;
+
+	if (KL_UNLIKELY(v->pv_apf) && may_be_async(v)) {
+		r = kl_mmu_fault(&v->core, gpa, access | KL_ACC_NOWAIT);
+		if (r == -EAGAIN)
+			r = kl_pv_async_pf(v, gpa, access & KL_ACC_WRITE, token);
+		if (r != -EAGAIN)
+			return r;
+	}
+	return kl_mmu_fault(&v->core, gpa, access);
+}
+
 /* A stage-2 miss. Leaves if the fault can't be resolved or the vCPU is wanted elsewhere. */
 static bool resolve_is_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned access)
 {
 	jmp_buf *guard = kl_self.guard;
 	bool alone = v->core.alone;
-	uint32_t req;
+	uint32_t req, token = 0;
 	int r;
 
 	kl_vcpu_leave_guest(&v->core);
 	if (KL_UNLIKELY(alone)) /* this may take long */
 		kl_vcpus_go(&v->core);
 	kl_self.guard = NULL; /* a trap in the engine is not the guest's */
-	r = kl_mmu_fault(&v->core, gpa, access);
+	r = resolve(v, gpa, access, &token);
 	kl_self.guard = guard;
 	kl_vcpu_enter_guest(&v->core);
 	req = kl_vcpu_requests(&v->core);
 	if (req & KL_REQ_TLB_FLUSH)
 		kl_serve_flush(v);
+	if (token)
+		kl_raise_pf(v, token, 0);
 	if (r < 0) {
 		v->exit_errno = r;
 		kl_leave(v, KL_LEAVE_EXIT);

@@ -74,6 +74,9 @@ const uint32_t kl_x86_msr_list[] = {
 	KL_MSR_KVM_STEAL_TIME,
 	KL_MSR_KVM_PV_EOI,
 	KL_MSR_KVM_POLL_CONTROL,
+	KL_MSR_KVM_ASYNC_PF_EN,
+	KL_MSR_KVM_ASYNC_PF_INT,
+	KL_MSR_KVM_ASYNC_PF_ACK,
 	/* Hyper-V's (pv/hyperv.h) */
 	0x40000000, /* GUEST_OS_ID */
 	0x40000001, /* HYPERCALL */

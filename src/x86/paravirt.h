@@ -15,13 +15,16 @@ enum kl_pv_feature {
 	KL_PV_CLOCKSOURCE = 0,
 	KL_PV_NOP_IO_DELAY = 1,
 	KL_PV_CLOCKSOURCE2 = 3,
+	KL_PV_ASYNC_PF = 4,
 	KL_PV_STEAL_TIME = 5,
 	KL_PV_EOI = 6,
 	KL_PV_UNHALT = 7,
 	KL_PV_TLB_FLUSH = 9,
+	KL_PV_ASYNC_PF_VMEXIT = 10, /* not offered */
 	KL_PV_SEND_IPI = 11,
 	KL_PV_POLL_CONTROL = 12,
 	KL_PV_SCHED_YIELD = 13,
+	KL_PV_ASYNC_PF_INT = 14,
 	KL_PV_CLOCKSOURCE_STABLE = 24,
 };
 
@@ -51,6 +54,13 @@ bool kl_pv_xen_hypercall(struct kl_vcpu *v);
 /* PV EOI: has the guest ended its interrupt; may it? OUTSIDE, may sleep. The first: 0 or -EINTR. */
 int kl_pv_eoi_from_guest(struct kl_vcpu *v);
 void kl_pv_eoi_to_guest(struct kl_vcpu *v);
+
+/*
+ * Asynchronous page faults: @v->core.awaited is to be waited for in the guest's place, at @gpa. 0:
+ * the guest gets #PF with *@token; -EAGAIN: not this time, the vCPU waits itself; -EINTR: a signal.
+ * Context: OUTSIDE, the vCPU's thread; may sleep.
+ */
+int kl_pv_async_pf(struct kl_vcpu *v, uint64_t gpa, bool write, uint32_t *token) KL_MUST_CHECK;
 
 /* Hyper-V: are there hypercalls of its kind? */
 bool kl_pv_hv_enabled(struct kl_vcpu *v);

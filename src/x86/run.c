@@ -445,7 +445,9 @@ static int step(struct kl_vcpu *v)
 	v->mmio_used = 0;
 	v->cur_op = NULL;
 	v->bp.held = shadow & KVM_X86_SHADOW_INT_MOV_SS;
+	v->shadowed = shadow;
 	why = protected(v, kl_interp_one);
+	v->shadowed = false;
 	if (why) {
 		if (why != KL_LEAVE_EXCEPTION)
 			v->int_shadow = shadow;

@@ -391,6 +391,9 @@ struct kl_vcpu {
 	_Atomic bool unhalted;     /* kicked: the next HLT is over at once. Any thread */
 	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */
 	bool pv_eoi, pv_eoi_pending; /* PV EOI is on; the guest may end the interrupt (pv/eoi.c) */
+	/* Asynchronous page faults (pv/async_pf.c) are on; not for CPL 0. */
+	bool pv_apf, pv_apf_user_only;
+	bool shadowed;          /* the instruction that runs is in an interrupt shadow */
 	uint32_t system_events; /* that the program is to be told: bit per KVM_SYSTEM_EVENT_* */
 	int eoi_exit;           /* the program's I/O APIC is to be told of this vector; or -1 */
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */

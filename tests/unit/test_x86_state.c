@@ -181,6 +181,10 @@ static void msr_lists(void **state)
 		uint32_t msr = kl_x86_msr_list[i];
 
 		assert_int_equal(kl_x86_get_msr(e->v, msr, &val), 0);
+		if (msr == 0x4b564d06) { /* ASYNC_PF_INT: there is no APIC here */
+			assert_int_equal(kl_x86_set_msr(e->v, msr, val), -EINVAL);
+			continue;
+		}
 		assert_int_equal(kl_x86_set_msr(e->v, msr, val), 0);
 		/* The TSC, and Hyper-V's runtime and reference counter: they go on. */
 		if (msr == 0x10 || msr == 0x40000010 || msr == 0x40000020)
