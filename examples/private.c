@@ -210,7 +210,8 @@ static void *spy(void *arg)
 	(void)arg;
 	while (!atomic_load(&stop)) {
 		for (unsigned i = 0; i < VCPUS * PAGES; i++) {
-			uint64_t v = *(volatile uint64_t *)(void *)(shared + i * PAGE);
+			uint64_t v = __atomic_load_n((uint64_t *)(void *)(shared + i * PAGE),
+						     __ATOMIC_RELAXED);
 
 			if (v && v != GREETING)
 				errx(1, "a secret in shared memory, page %u: %#lx", i,
