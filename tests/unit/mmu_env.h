@@ -143,6 +143,27 @@ static inline void *change_slot_1(void *arg)
 	return NULL;
 }
 
+/* @size bytes, aligned to it. */
+static inline uint8_t *map_aligned(size_t size, int prot)
+{
+	uint8_t *p = mmap(NULL, 2 * size, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *a;
+
+	assert_true(p != MAP_FAILED);
+	a = (uint8_t *)(((uint64_t)p + size - 1) & ~(size - 1));
+	munmap(p, (size_t)(a - p));
+	munmap(a + size, (size_t)(p + size - a));
+	return a;
+}
+
+/* The same, all of it written. */
+static inline uint8_t *map_written(size_t size)
+{
+	uint8_t *a = map_aligned(size, PROT_READ | PROT_WRITE);
+
+	memset(a, 1, size);
+	return a;
+}
+
 struct bracket {
 	struct fixture *f;
 	_Atomic bool begun, finish;

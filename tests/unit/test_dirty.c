@@ -169,26 +169,12 @@ static void logs_of_slots(void **state)
 	assert_int_equal(bits[0], 4);
 }
 
-static uint8_t *resident(size_t size)
-{
-	uint8_t *p = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			  0),
-		*a;
-
-	assert_true(p != MAP_FAILED);
-	a = (uint8_t *)(((uint64_t)p + size - 1) & ~(size - 1));
-	munmap(p, (size_t)(a - p));
-	munmap(a + size, (size_t)(p + size - a));
-	memset(a, 1, size);
-	return a;
-}
-
 /* D4, M1: a log has pages of 4 KiB whatever the size of leaves, which stay what they are. */
 static void large_leaves(void **state)
 {
 	struct fixture *f = *state;
 	struct kl_vm_stats *s = &f->vm.stats;
-	uint8_t *p = resident(2 * MB);
+	uint8_t *p = map_written(2 * MB);
 	uint64_t bitmap[8];
 
 	assert_int_equal(set(&f->vm, 1, 0, GPA, 2 * MB, p), 0);

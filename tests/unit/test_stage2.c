@@ -23,12 +23,8 @@ static uint64_t pages(struct fixture *f, unsigned level)
 /* @size bytes, aligned to it; resident, as zero pages of 4 KiB, which cost nothing. */
 static uint8_t *resident(size_t size)
 {
-	uint8_t *p = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *a;
+	uint8_t *a = map_aligned(size, PROT_NONE);
 
-	assert_true(p != MAP_FAILED);
-	a = (uint8_t *)(((uint64_t)p + size - 1) & ~(size - 1));
-	munmap(p, (size_t)(a - p));
-	munmap(a + size, (size_t)(p + size - a));
 	assert_int_equal(mprotect(a, size, PROT_READ | PROT_WRITE), 0);
 	assert_int_equal(madvise(a, size, MADV_NOHUGEPAGE), 0);
 	assert_int_equal(madvise(a, size, MADV_POPULATE_READ), 0);

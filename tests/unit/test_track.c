@@ -128,26 +128,12 @@ static void protects(void **state)
 	assert_int_equal(found(f, 4 * PG), TRACKED);
 }
 
-static uint8_t *resident(size_t size)
-{
-	uint8_t *p = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-			  0),
-		*a;
-
-	assert_true(p != MAP_FAILED);
-	a = (uint8_t *)(((uint64_t)p + size - 1) & ~(size - 1));
-	munmap(p, (size_t)(a - p));
-	munmap(a + size, (size_t)(p + size - a));
-	memset(a, 1, size);
-	return a;
-}
-
 /* T3, M1: no large leaf over a tracked page; beside it, and afterwards, as ever. */
 static void large_leaves(void **state)
 {
 	struct fixture *f = *state;
 	struct kl_vm_stats *s = &f->vm.stats;
-	uint8_t *p = resident(4 * MB);
+	uint8_t *p = map_written(4 * MB);
 	kl_gfn_t gfn = (GPA >> KL_PAGE_SHIFT) + 5;
 
 	assert_int_equal(set(&f->vm, 1, 0, GPA, 4 * MB, p), 0);

@@ -67,16 +67,6 @@ static void set_gate(unsigned vector, uint64_t to, unsigned ist)
 	gate[1] = to >> 32;
 }
 
-static long set_msr(uint32_t index, uint64_t data)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
-
-	return dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m);
-}
-
 static long get_msr(uint32_t index, uint64_t *data)
 {
 	struct {
@@ -310,8 +300,8 @@ static uint32_t idle_until_ready(void)
 /* The guest is told at once that whatever it waits for may have come. */
 static void enable(uint64_t bits)
 {
-	assert_int_equal(set_msr(APF_INT, VECTOR), 1);
-	assert_int_equal(set_msr(APF_EN, AREA_AT | bits), 1);
+	assert_int_equal(guest_set_msr(&g, APF_INT, VECTOR), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, AREA_AT | bits), 1);
 	if ((bits & ENABLED) && (bits & BY_INT))
 		assert_int_equal(idle_until_ready(), ~0u);
 }
@@ -327,17 +317,17 @@ static void msrs(void **state)
 	assert_int_equal(dev_ioctl(&g.vm, KVM_CHECK_EXTENSION, KVM_CAP_ASYNC_PF), 1);
 	assert_int_equal(dev_ioctl(&g.vm, KVM_CHECK_EXTENSION, KVM_CAP_ASYNC_PF_INT), 1);
 	for (unsigned bit = 4; bit < 6; bit++)
-		assert_int_equal(set_msr(APF_EN, AREA_AT | 1u << bit), 0);
-	assert_int_equal(set_msr(APF_EN, 0x30000000 | ALL), 0); /* no slot */
-	assert_int_equal(set_msr(APF_EN, 0x30000000 | ENABLED), 1);
-	assert_int_equal(set_msr(APF_EN, AREA_AT | ALL), 1);
+		assert_int_equal(guest_set_msr(&g, APF_EN, AREA_AT | 1u << bit), 0);
+	assert_int_equal(guest_set_msr(&g, APF_EN, 0x30000000 | ALL), 0); /* no slot */
+	assert_int_equal(guest_set_msr(&g, APF_EN, 0x30000000 | ENABLED), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, AREA_AT | ALL), 1);
 	assert_int_equal(get_msr(APF_EN, &data), 1);
 	assert_int_equal(data, AREA_AT | ALL);
-	assert_int_equal(set_msr(APF_INT, 0x100), 0);
-	assert_int_equal(set_msr(APF_INT, 0xff), 1);
+	assert_int_equal(guest_set_msr(&g, APF_INT, 0x100), 0);
+	assert_int_equal(guest_set_msr(&g, APF_INT, 0xff), 1);
 	assert_int_equal(get_msr(APF_INT, &data), 1);
 	assert_int_equal(data, 0xff);
-	assert_int_equal(set_msr(APF_ACK, ~0ull), 1);
+	assert_int_equal(guest_set_msr(&g, APF_ACK, ~0ull), 1);
 	assert_int_equal(get_msr(APF_ACK, &data), 1);
 	assert_int_equal(data, 0);
 }
@@ -351,18 +341,18 @@ static void unavailable(void **state)
 	(void)state;
 	if (uffd < 0)
 		skip();
-	assert_int_equal(set_msr(APF_EN, AREA_AT | ALL | VMEXIT), 1);
-	assert_int_equal(set_msr(APF_EN, 0), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, AREA_AT | ALL | VMEXIT), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, 0), 1);
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_ENABLE_CAP, &cap), 0);
 	for (uint32_t msr = APF_INT; msr <= APF_ACK; msr++)
-		assert_int_equal(set_msr(msr, 1), 0);
-	assert_int_equal(set_msr(APF_EN, AREA_AT | ALL), 0);
+		assert_int_equal(guest_set_msr(&g, msr, 1), 0);
+	assert_int_equal(guest_set_msr(&g, APF_EN, AREA_AT | ALL), 0);
 
 	other = g;
 	guest_make(&g, false);
-	assert_int_equal(set_msr(APF_EN, 0), 1);
-	assert_int_equal(set_msr(APF_EN, ENABLED), 0);
-	assert_int_equal(set_msr(APF_INT, VECTOR), 0);
+	assert_int_equal(guest_set_msr(&g, APF_EN, 0), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, ENABLED), 0);
+	assert_int_equal(guest_set_msr(&g, APF_INT, VECTOR), 0);
 	guest_free(&g);
 	g = other;
 }
@@ -499,7 +489,7 @@ static void disabled(void **state)
 	enable(ALL);
 	for (unsigned i = 0; i < 3; i++)
 		fault();
-	assert_int_equal(set_msr(APF_EN, 0), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, 0), 1);
 	for (unsigned i = 0; i < 3; i++)
 		bring(i, 1);
 	enable(ALL);
@@ -540,7 +530,7 @@ static void vcpu_goes(void **state)
 static void *disable(void *arg)
 {
 	(void)arg;
-	assert_int_equal(set_msr(APF_EN, 0), 1);
+	assert_int_equal(guest_set_msr(&g, APF_EN, 0), 1);
 	return NULL;
 }
 

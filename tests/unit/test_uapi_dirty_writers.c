@@ -87,16 +87,6 @@ static uint64_t taken(void)
 	return bits;
 }
 
-static long set_msr(uint32_t index, uint64_t data)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
-
-	return dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m);
-}
-
 static void run(void)
 {
 	guest_code(&g, 0xe6, DONE, 0xeb, 0xfc); /* 1: out; jmp 1b */
@@ -109,8 +99,8 @@ static void clocks(void **state)
 	struct kvm_clock_data d = {.clock = 1000000000000};
 
 	(void)state;
-	assert_int_equal(set_msr(SYSTEM_TIME, (SLOT + 3 * PAGE) | 1), 1);
-	assert_int_equal(set_msr(WALL_CLOCK, SLOT + 4 * PAGE), 1);
+	assert_int_equal(guest_set_msr(&g, SYSTEM_TIME, (SLOT + 3 * PAGE) | 1), 1);
+	assert_int_equal(guest_set_msr(&g, WALL_CLOCK, SLOT + 4 * PAGE), 1);
 	run();
 	assert_int_equal(taken(), 1 << 3 | 1 << 4);
 	run();
@@ -128,13 +118,13 @@ static void clocks(void **state)
 static void steal_time(void **state)
 {
 	(void)state;
-	if (set_msr(STEAL_TIME, (SLOT + 5 * PAGE) | 1) != 1)
+	if (guest_set_msr(&g, STEAL_TIME, (SLOT + 5 * PAGE) | 1) != 1)
 		return;
 	for (int i = 0; i < 3; i++) {
 		run();
 		assert_int_equal(taken(), 1 << 5);
 	}
-	assert_int_equal(set_msr(STEAL_TIME, 0), 1);
+	assert_int_equal(guest_set_msr(&g, STEAL_TIME, 0), 1);
 	(void)taken();
 	run();
 	assert_int_equal(taken(), 0);

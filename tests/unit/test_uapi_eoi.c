@@ -65,16 +65,6 @@ static int teardown(void **state)
 	return 0;
 }
 
-static long set_msr(uint32_t index, uint64_t data)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
-
-	return dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m);
-}
-
 static void signal_msi(unsigned vector)
 {
 	struct kvm_msi msi = {.address_lo = 0xfee00000, .data = vector};
@@ -130,7 +120,7 @@ static bool handle(unsigned vector)
 static void by_the_bit(void **state)
 {
 	(void)state;
-	assert_int_equal(set_msr(PV_EOI, PAGE_AT | 1), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, PAGE_AT | 1), 1);
 	assert_true(handle(VECTOR));
 	assert_int_equal(g.ram[PAGE_AT], 0);
 	assert_false(in_apic(ISR, VECTOR));
@@ -145,7 +135,7 @@ static void left_alone(void **state)
 	struct kvm_regs r = {.rip = CODE, .rsp = STACK, .rflags = 0x202};
 
 	(void)state;
-	assert_int_equal(set_msr(PV_EOI, PAGE_AT | 1), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, PAGE_AT | 1), 1);
 	memcpy(g.ram + HANDLER,
 	       (const uint8_t[]){0x8a, 0x04, 0x25, 0x00, 0x60, 0x00, 0x00, 0xe6, 0x11}, 9);
 	g.ram[CODE] = 0xf4;
@@ -165,7 +155,7 @@ static void left_alone(void **state)
 static void one_more_requested(void **state)
 {
 	(void)state;
-	assert_int_equal(set_msr(PV_EOI, PAGE_AT | 1), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, PAGE_AT | 1), 1);
 	signal_msi(VECTOR);
 	assert_false(handle(HIGHER));
 	assert_true(in_apic(ISR, HIGHER));
@@ -183,7 +173,7 @@ static void next_follows(void **state)
 	struct kvm_regs r = {.rip = CODE, .rsp = STACK, .rflags = 0x202};
 
 	(void)state;
-	assert_int_equal(set_msr(PV_EOI, PAGE_AT | 1), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, PAGE_AT | 1), 1);
 	memcpy(g.ram + HANDLER, handler, sizeof(handler));
 	/* int 0x41's IPI to itself, twice: mov to the ICR; the second after the first has ended */
 	memcpy(g.ram + CODE,
@@ -203,17 +193,17 @@ static void next_follows(void **state)
 static void page_goes(void **state)
 {
 	(void)state;
-	assert_int_equal(set_msr(PV_EOI, PAGE_AT | 2), 0);
-	assert_int_equal(set_msr(PV_EOI, ELSEWHERE | 1), 0);
-	assert_int_equal(set_msr(PV_EOI, PAGE_AT | 1), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, PAGE_AT | 2), 0);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, ELSEWHERE | 1), 0);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, PAGE_AT | 1), 1);
 	assert_true(handle(VECTOR));
 	/* Somewhere else: the old place is left alone. */
-	assert_int_equal(set_msr(PV_EOI, (PAGE_AT + 0x10) | 1), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, (PAGE_AT + 0x10) | 1), 1);
 	assert_false(handle(VECTOR));
 	assert_int_equal(g.ram[PAGE_AT], 0);
 	assert_true(in_apic(ISR, VECTOR));
 	EXECUTE(false, 0xb8, 0xb0, 0x00, 0xe0, 0xfe, 0x89, 0x00);
-	assert_int_equal(set_msr(PV_EOI, 0), 1);
+	assert_int_equal(guest_set_msr(&g, PV_EOI, 0), 1);
 	assert_false(handle(VECTOR));
 }
 
@@ -222,13 +212,13 @@ static void assist_page(void **state)
 {
 	(void)state;
 	memset(g.ram + PAGE_AT, 0xff, 16);
-	assert_int_equal(set_msr(ASSIST_PAGE, ELSEWHERE | 1), 0);
-	assert_int_equal(set_msr(ASSIST_PAGE, PAGE_AT | 1), 1);
+	assert_int_equal(guest_set_msr(&g, ASSIST_PAGE, ELSEWHERE | 1), 0);
+	assert_int_equal(guest_set_msr(&g, ASSIST_PAGE, PAGE_AT | 1), 1);
 	assert_int_equal(g.ram[PAGE_AT], 0);
 	assert_int_equal(g.ram[PAGE_AT + 4], 0xff);
 	assert_true(handle(VECTOR));
 	assert_false(in_apic(ISR, VECTOR));
-	assert_int_equal(set_msr(ASSIST_PAGE, 0), 1);
+	assert_int_equal(guest_set_msr(&g, ASSIST_PAGE, 0), 1);
 	assert_false(handle(VECTOR));
 }
 

@@ -335,10 +335,6 @@ static void engine_uses_private(void **state)
 /* F7, X3: what the engine writes for the guest is private where the guest has it private. */
 static void clock_in_private(void **state)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = 0x4b564d01, .data = GPA | 1}};
 	/* mov eax, [GPA + 24]: the multiplier; hlt */
 	static const uint8_t code[] = {0x8b, 0x04, 0x25, 0x18, 0x00, 0x20, 0x00, 0xf4};
 
@@ -346,7 +342,7 @@ static void clock_in_private(void **state)
 	copy_code();
 	memcpy(g.ram + CODE, code, sizeof(code));
 	assert_int_equal(attributes(GPA, KL_PAGE_SIZE, PRIVATE), 0);
-	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m), 1);
+	assert_int_equal(guest_set_msr(&g, 0x4b564d01, GPA | 1), 1);
 	assert_exit(&g, KVM_EXIT_HLT);
 	assert_int_not_equal(guest_get(&g).rax, 0);
 	for (unsigned i = 0; i < 32; i++)

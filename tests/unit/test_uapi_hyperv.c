@@ -86,27 +86,6 @@ static int teardown(void **state)
 	return 0;
 }
 
-static long set_msr(uint32_t index, uint64_t data)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
-
-	return dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m);
-}
-
-static uint64_t get_msr(uint32_t index)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index}};
-
-	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_GET_MSRS, &m), 1);
-	return m.e.data;
-}
-
 /* Three bytes of code and an exit, with these registers. */
 static void prepare(uint8_t a, uint8_t b, uint8_t c, struct kvm_regs *r)
 {
@@ -204,8 +183,8 @@ static void unknown(void **state)
 	/* Not fixed yet: setup() has not run it. */
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_CPUID2, &c), 0);
 	assert_false(guest_wrmsr(GUEST_OS_ID, 1));
-	assert_int_equal(set_msr(GUEST_OS_ID, 7), 1);
-	assert_int_equal(get_msr(GUEST_OS_ID), 7);
+	assert_int_equal(guest_set_msr(&g, GUEST_OS_ID, 7), 1);
+	assert_int_equal(guest_get_msr(&g, GUEST_OS_ID), 7);
 }
 
 /* Each MSR that is offered, as the guest and as the program see it. */
@@ -217,13 +196,13 @@ static void msrs(void **state)
 	assert_true(guest_rdmsr(VP_INDEX, &val));
 	assert_int_equal(val, 0);
 	assert_false(guest_wrmsr(VP_INDEX, 0));
-	assert_int_equal(set_msr(VP_INDEX, 1024), 0);
-	assert_int_equal(set_msr(VP_INDEX, 5), 1);
+	assert_int_equal(guest_set_msr(&g, VP_INDEX, 1024), 0);
+	assert_int_equal(guest_set_msr(&g, VP_INDEX, 5), 1);
 	assert_true(guest_rdmsr(VP_INDEX, &val));
 	assert_int_equal(val, 5);
 
 	assert_false(guest_wrmsr(VP_RUNTIME, 0));
-	assert_int_equal(set_msr(VP_RUNTIME, 1ull << 40), 1);
+	assert_int_equal(guest_set_msr(&g, VP_RUNTIME, 1ull << 40), 1);
 	assert_true(guest_rdmsr(VP_RUNTIME, &val));
 	assert_true(val >= 1ull << 40);
 	assert_true(guest_rdmsr(VP_RUNTIME, &again));
@@ -232,22 +211,22 @@ static void msrs(void **state)
 	assert_true(guest_rdmsr(TSC_FREQUENCY, &val));
 	assert_int_equal(val / 1000, dev_ioctl(&g.vcpu, KVM_GET_TSC_KHZ, 0));
 	assert_false(guest_wrmsr(TSC_FREQUENCY, val));
-	assert_int_equal(set_msr(TSC_FREQUENCY, 1), 1);
+	assert_int_equal(guest_set_msr(&g, TSC_FREQUENCY, 1), 1);
 	assert_true(guest_rdmsr(APIC_FREQUENCY, &val));
 	assert_int_equal(val, 1000000000);
 
 	assert_true(guest_wrmsr(CRASH_P0 + 4, 99));
-	assert_int_equal(get_msr(CRASH_P0 + 4), 99);
+	assert_int_equal(guest_get_msr(&g, CRASH_P0 + 4), 99);
 	assert_true(guest_wrmsr(EMU_CONTROL, 1));
-	assert_int_equal(get_msr(EMU_CONTROL), 1);
+	assert_int_equal(guest_get_msr(&g, EMU_CONTROL), 1);
 	assert_false(guest_wrmsr(EMU_STATUS, 1));
-	assert_int_equal(set_msr(EMU_STATUS, 1), 1);
+	assert_int_equal(guest_set_msr(&g, EMU_STATUS, 1), 1);
 	assert_true(guest_wrmsr(EMU_STATUS, 0));
 
 	assert_false(guest_wrmsr(TSC_INVARIANT, 2));
 	assert_true(guest_wrmsr(TSC_INVARIANT, 1));
 	assert_false(guest_wrmsr(TSC_INVARIANT, 0));
-	assert_int_equal(set_msr(TSC_INVARIANT, 0), 1);
+	assert_int_equal(guest_set_msr(&g, TSC_INVARIANT, 0), 1);
 
 	/* What is not offered is not there. */
 	assert_false(guest_rdmsr(SCONTROL, &val));
@@ -265,8 +244,8 @@ static void system_events(void **state)
 	assert_int_equal(guest_get(&g).rip, CODE + 2);
 	assert_exit(&g, KVM_EXIT_IO);
 	/* The program's value says what it can do, and is no crash. */
-	assert_int_equal(set_msr(CRASH_CTL, ~0ull), 1);
-	assert_true(get_msr(CRASH_CTL) == 1ull << 63);
+	assert_int_equal(guest_set_msr(&g, CRASH_CTL, ~0ull), 1);
+	assert_true(guest_get_msr(&g, CRASH_CTL) == 1ull << 63);
 
 	r = (struct kvm_regs){.rcx = RESET, .rax = 1};
 	prepare(0x0f, 0x30, 0x90, &r);
@@ -289,13 +268,13 @@ static void hypercall_page(void **state)
 	log.dirty_bitmap = &bits;
 	/* Without a name of the system nothing happens. */
 	assert_true(guest_wrmsr(HYPERCALL, ELSEWHERE | ENABLED));
-	assert_int_equal(get_msr(HYPERCALL), 0);
+	assert_int_equal(guest_get_msr(&g, HYPERCALL), 0);
 	assert_true(guest_wrmsr(GUEST_OS_ID, 1));
 	assert_false(guest_wrmsr(HYPERCALL, ELSEWHERE | ENABLED));
-	assert_int_equal(get_msr(HYPERCALL), 0);
+	assert_int_equal(guest_get_msr(&g, HYPERCALL), 0);
 	assert_int_equal(set_slot(&g, 2, KVM_MEM_LOG_DIRTY_PAGES, ELSEWHERE, 0x1000, more), 0);
 	assert_true(guest_wrmsr(HYPERCALL, ELSEWHERE | ENABLED));
-	assert_int_equal(get_msr(HYPERCALL), ELSEWHERE | ENABLED);
+	assert_int_equal(guest_get_msr(&g, HYPERCALL), ELSEWHERE | ENABLED);
 	assert_int_equal(more[0], 0x0f);
 	assert_int_equal(more[1], 0x01);
 	assert_int_equal(more[3], 0xc3);
@@ -310,7 +289,7 @@ static void hypercall_page(void **state)
 	assert_exit(&g, KVM_EXIT_IO);
 	/* Without a name there are no hypercalls. */
 	assert_true(guest_wrmsr(GUEST_OS_ID, 0));
-	assert_int_equal(get_msr(HYPERCALL), ELSEWHERE);
+	assert_int_equal(guest_get_msr(&g, HYPERCALL), ELSEWHERE);
 	munmap(more, 0x1000);
 }
 
@@ -366,7 +345,7 @@ static void ipi(void **state)
 	irr |= 0x100; /* software enable */
 	memcpy(lapic.regs + 0xf0, &irr, 4);
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_LAPIC, &lapic), 0);
-	assert_int_equal(set_msr(VP_INDEX, 70), 1);
+	assert_int_equal(guest_set_msr(&g, VP_INDEX, 70), 1);
 	assert_int_equal(call(0xb | FAST, 0x41, 1), SUCCESS);
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_GET_LAPIC, &lapic), 0);
 	memcpy(&irr, lapic.regs + 0x220, 4);
@@ -485,7 +464,7 @@ static void page_agrees(void)
 	before = r.rdi << 32 | (uint32_t)r.rsi;
 	t = (uint64_t)((unsigned __int128)(r.rdx << 32 | (uint32_t)r.rax) * page()->scale >> 64) +
 	    page()->offset;
-	assert_in_range(t, before, get_msr(TIME_REF_COUNT));
+	assert_in_range(t, before, guest_get_msr(&g, TIME_REF_COUNT));
 }
 
 /* The counter is kvmclock, up to a microsecond. */
@@ -495,7 +474,7 @@ static void counter_is_the_clock(void)
 	uint64_t t;
 
 	assert_int_equal(dev_ioctl_p(&g.vm, KVM_GET_CLOCK, &before), 0);
-	t = get_msr(TIME_REF_COUNT);
+	t = guest_get_msr(&g, TIME_REF_COUNT);
 	assert_int_equal(dev_ioctl_p(&g.vm, KVM_GET_CLOCK, &after), 0);
 	assert_in_range(t + 10, before.clock / 100, after.clock / 100 + 20);
 }
@@ -536,7 +515,7 @@ static void reference_time(void **state)
 	/* Where no memory is, the guest has the counter. */
 	assert_true(guest_wrmsr(REFERENCE_TSC, ELSEWHERE | ENABLED));
 	assert_true(guest_rdmsr(TIME_REF_COUNT, &t));
-	assert_int_equal(get_msr(REFERENCE_TSC), ELSEWHERE | ENABLED);
+	assert_int_equal(guest_get_msr(&g, REFERENCE_TSC), ELSEWHERE | ENABLED);
 }
 
 static void *enable_page(void *arg)
@@ -565,7 +544,7 @@ static void set_clock_at(const char *place)
 	kl_racepoint_release(place);
 	pthread_join(t, NULL);
 	page_agrees();
-	assert_true(get_msr(TIME_REF_COUNT) >= d.clock / 100);
+	assert_true(guest_get_msr(&g, TIME_REF_COUNT) >= d.clock / 100);
 	counter_is_the_clock();
 }
 

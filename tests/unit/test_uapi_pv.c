@@ -109,27 +109,6 @@ static uint64_t to_ns(const struct pvclock *c, uint64_t tsc)
 	return c->ns + (uint64_t)((unsigned __int128)d * c->mul >> 32);
 }
 
-static long set_msr(uint32_t index, uint64_t data)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
-
-	return dev_ioctl_p(&g.vcpu, KVM_SET_MSRS, &m);
-}
-
-static uint64_t get_msr(uint32_t index)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry e;
-	} m = {.head.nmsrs = 1, .e = {.index = index}};
-
-	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_GET_MSRS, &m), 1);
-	return m.e.data;
-}
-
 /* X3: what the guest computes from its page lies between what the program is told around it. */
 static void clock_page(void **state)
 {
@@ -152,8 +131,8 @@ static void clock_page(void **state)
 			assert_int_equal(c->flags & TSC_STABLE, 0);
 			assert_int_equal(after.flags, 0);
 		}
-		assert_int_equal(get_msr(SYSTEM_TIME), PAGE_AT | ENABLED);
-		assert_int_equal(get_msr(SYSTEM_TIME_OLD), PAGE_AT | ENABLED);
+		assert_int_equal(guest_get_msr(&g, SYSTEM_TIME), PAGE_AT | ENABLED);
+		assert_int_equal(guest_get_msr(&g, SYSTEM_TIME_OLD), PAGE_AT | ENABLED);
 	}
 }
 
@@ -279,7 +258,7 @@ static void wall_clock(void **state)
 		clock_gettime(CLOCK_REALTIME, &ts);
 		assert_in_range(w[1], ts.tv_sec - 600, ts.tv_sec);
 		assert_true(w[2] < 1000000000);
-		assert_int_equal(get_msr(WALL_CLOCK), gpa);
+		assert_int_equal(guest_get_msr(&g, WALL_CLOCK), gpa);
 	}
 	assert_true(guest_wrmsr(WALL_CLOCK, ELSEWHERE));
 }
@@ -293,7 +272,7 @@ static void steal_time(void **state)
 	uint64_t steal = 0;
 
 	(void)state;
-	if (get_msr(STEAL_TIME) || set_msr(STEAL_TIME, PAGE_AT | ENABLED) != 1)
+	if (guest_get_msr(&g, STEAL_TIME) || guest_set_msr(&g, STEAL_TIME, PAGE_AT | ENABLED) != 1)
 		skip(); /* the host does not say what its threads waited */
 	s->version = 7; /* rubbish */
 	for (unsigned i = 0; i < 5; i++) {
@@ -305,8 +284,8 @@ static void steal_time(void **state)
 		version = s->version;
 		steal = s->steal;
 	}
-	assert_int_equal(set_msr(STEAL_TIME, PAGE_AT | 2 | ENABLED), 0);
-	assert_int_equal(get_msr(STEAL_TIME), PAGE_AT | ENABLED);
+	assert_int_equal(guest_set_msr(&g, STEAL_TIME, PAGE_AT | 2 | ENABLED), 0);
+	assert_int_equal(guest_get_msr(&g, STEAL_TIME), PAGE_AT | ENABLED);
 	/* Another page table entry for one page, which the vCPU has in its TLB. */
 	{
 		static const uint8_t load[] = {0x8b, 0x04, 0x25, 0, 0, 0x20, 0, 0xf4};
@@ -329,10 +308,10 @@ static void steal_time(void **state)
 static void poll_control(void **state)
 {
 	(void)state;
-	assert_int_equal(get_msr(POLL_CONTROL), 1);
+	assert_int_equal(guest_get_msr(&g, POLL_CONTROL), 1);
 	assert_true(guest_wrmsr(POLL_CONTROL, 0));
-	assert_int_equal(get_msr(POLL_CONTROL), 0);
-	assert_int_equal(set_msr(POLL_CONTROL, 2), 0);
+	assert_int_equal(guest_get_msr(&g, POLL_CONTROL), 0);
+	assert_int_equal(guest_set_msr(&g, POLL_CONTROL, 2), 0);
 	assert_false(guest_wrmsr(POLL_CONTROL, 2));
 }
 
@@ -344,14 +323,14 @@ static void enforced(void **state)
 	struct kvm_enable_cap cap = {.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args = {1}};
 
 	(void)state;
-	assert_int_equal(set_msr(SYSTEM_TIME, 0), 1);
+	assert_int_equal(guest_set_msr(&g, SYSTEM_TIME, 0), 1);
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_ENABLE_CAP, &cap), 0);
 	for (unsigned i = 0; i < sizeof(msr) / sizeof(msr[0]); i++)
-		assert_int_equal(set_msr(msr[i], 0), 0);
+		assert_int_equal(guest_set_msr(&g, msr[i], 0), 0);
 	assert_false(guest_wrmsr(SYSTEM_TIME, PAGE_AT | ENABLED));
 	cap.args[0] = 0;
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_ENABLE_CAP, &cap), 0);
-	assert_int_equal(set_msr(SYSTEM_TIME, 0), 1);
+	assert_int_equal(guest_set_msr(&g, SYSTEM_TIME, 0), 1);
 	cap.flags = 1;
 	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_ENABLE_CAP, &cap), -EINVAL);
 }
@@ -384,13 +363,13 @@ static void clock_pairing(void **state)
 	uint64_t zero = 0;
 
 	(void)state;
-	assert_int_equal(set_msr(0x10, zero), 1);
-	tsc = get_msr(0x10);
+	assert_int_equal(guest_set_msr(&g, 0x10, zero), 1);
+	tsc = guest_get_msr(&g, 0x10);
 	assert_int_equal(hypercall(9, gpa, 0), 0);
 	memcpy(&p, at(gpa), sizeof(p));
 	clock_gettime(CLOCK_REALTIME, &ts);
 	assert_in_range(p.sec, ts.tv_sec - 600, ts.tv_sec);
-	assert_in_range(p.tsc, tsc, get_msr(0x10));
+	assert_in_range(p.tsc, tsc, guest_get_msr(&g, 0x10));
 	assert_int_equal(p.flags, 0);
 	assert_int_equal(hypercall(9, gpa, 1), (uint64_t)-95);
 	assert_int_equal(hypercall(9, ELSEWHERE, 0), (uint64_t)-14);
@@ -406,7 +385,7 @@ static void two_vcpus(void **state)
 
 	(void)state;
 	assert_int_equal(get_clock().flags & KVM_CLOCK_TSC_STABLE, KVM_CLOCK_TSC_STABLE);
-	assert_int_equal(set_msr(0x10, 1ull << 50), 1);
+	assert_int_equal(guest_set_msr(&g, 0x10, 1ull << 50), 1);
 	d = get_clock();
 	assert_int_equal(d.flags, 0);
 	assert_true(guest_wrmsr(SYSTEM_TIME, PAGE_AT | ENABLED));

@@ -139,6 +139,28 @@ static inline long guest_run(struct guest *g)
 		assert_int_equal((g)->run->exit_reason, reason); \
 	} while (0)
 
+/* What the ioctl returns. */
+static inline long guest_set_msr(struct guest *g, uint32_t index, uint64_t data)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = index, .data = data}};
+
+	return dev_ioctl_p(&g->vcpu, KVM_SET_MSRS, &m);
+}
+
+static inline uint64_t guest_get_msr(struct guest *g, uint32_t index)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1, .e = {.index = index}};
+
+	assert_int_equal(dev_ioctl_p(&g->vcpu, KVM_GET_MSRS, &m), 1);
+	return m.e.data;
+}
+
 static inline struct kvm_regs guest_get(struct guest *g)
 {
 	struct kvm_regs r;
