@@ -42,21 +42,23 @@ struct page {
 #define CODE_GEN_STEP 4u
 _Static_assert(KL_NR_TLB_MODES <= CODE_GEN_STEP, "low bits of code_gen");
 
-static void clear(struct kl_tlb_entry *e)
+static void clear(struct kl_vcpu *v, unsigned mode, unsigned index)
 {
-	e->rtag = e->wtag = e->xtag = KL_TLB_NONE;
+	struct kl_tlb_entry *e = &v->tlb[mode][index];
+
+	e->rtag = e->wtag = e->xtag = kl_tlb_none(index);
 }
 
 void kl_tlb_flush(struct kl_vcpu *v)
 {
 	if (v->nr_tlb_filled <= KL_TLB_FILLED) {
 		for (unsigned i = 0; i < v->nr_tlb_filled; i++)
-			clear(&v->tlb[v->tlb_filled[i] >> KL_TLB_BITS]
-				     [v->tlb_filled[i] & (KL_TLB_SIZE - 1)]);
+			clear(v, v->tlb_filled[i] >> KL_TLB_BITS,
+			      v->tlb_filled[i] & (KL_TLB_SIZE - 1));
 	} else {
 		for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
 			for (unsigned i = 0; (v->tlb_used & (1u << m)) && i < KL_TLB_SIZE; i++)
-				clear(&v->tlb[m][i]);
+				clear(v, m, i);
 	}
 	v->nr_tlb_filled = 0;
 	v->tlb_used = 0;
@@ -73,7 +75,7 @@ void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
 		return;
 	}
 	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
-		clear(kl_tlb_entry(v, m, lin));
+		clear(v, m, kl_tlb_index(lin));
 	v->mmio_tag = KL_MMIO_NONE;
 	v->code_gen += CODE_GEN_STEP;
 }
@@ -116,21 +118,20 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 		     const struct kl_walk *w, const uint8_t *page, unsigned access, bool writable)
 {
 	struct kl_tlb_entry *e = kl_tlb_entry(v, mode, lin);
-	uint64_t tag = lin & KL_PAGE_MASK;
+	uint64_t tag = lin & KL_PAGE_MASK, none = kl_tlb_none(kl_tlb_index(lin));
 	unsigned ok = kl_walk_allowed(v, w, mode);
 
 	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED))
 		ok &= KL_ACC_EXEC;
-	e->rtag = ok & KL_ACC_READ ? tag : KL_TLB_NONE;
-	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : KL_TLB_NONE;
+	e->rtag = ok & KL_ACC_READ ? tag : none;
+	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : none;
 	if (access == KL_ACC_EXEC) {
 		e->xtag = tag;
 		v->tlb_gfn[mode][kl_tlb_index(lin)] = w->gpa >> KL_PAGE_SHIFT;
-	} else if (e->xtag != tag || !(ok & KL_ACC_EXEC) ||
-		   e->addend != (int64_t)((uint64_t)page - tag)) {
-		e->xtag = KL_TLB_NONE;
+	} else if (e->xtag != tag || !(ok & KL_ACC_EXEC) || e->page != page) {
+		e->xtag = none;
 	}
-	e->addend = (int64_t)((uint64_t)page - tag);
+	e->page = (uint8_t *)(uintptr_t)page;
 	if (KL_UNLIKELY(v->bp.exec | v->bp.write | v->bp.access))
 		kl_debug_mask_tlb(v, tag, e);
 	v->tlb_used |= (uint8_t)(1u << mode);
@@ -228,7 +229,7 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 
 	p->tracked = false;
 	if (tag == (lin & KL_PAGE_MASK)) {
-		p->ptr = (uint8_t *)(lin + (uint64_t)e->addend);
+		p->ptr = kl_tlb_host(e, lin);
 		return false;
 	}
 	if (v->mmio_tag == ((lin & KL_PAGE_MASK) | mode) && (v->mmio_access & access)) {

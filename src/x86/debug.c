@@ -79,12 +79,14 @@ static bool in_page(const struct kl_vcpu *v, uint8_t which, uint64_t page)
 
 void kl_debug_mask_tlb(struct kl_vcpu *v, uint64_t tag, struct kl_tlb_entry *e)
 {
+	uint64_t none = kl_tlb_none(kl_tlb_index(tag));
+
 	if (in_page(v, v->bp.access, tag))
-		e->rtag = e->wtag = KL_TLB_NONE;
+		e->rtag = e->wtag = none;
 	if (in_page(v, v->bp.write, tag))
-		e->wtag = KL_TLB_NONE;
+		e->wtag = none;
 	if (in_page(v, v->bp.exec, tag))
-		e->xtag = KL_TLB_NONE;
+		e->xtag = none;
 }
 
 bool kl_debug_code_page(struct kl_vcpu *v, uint64_t lin)

@@ -167,7 +167,7 @@ KL_INLINE void *kl_fast_read(struct kl_vcpu *v, const struct kl_op *op, uint64_t
 	v->cur_op = op;
 	if (KL_UNLIKELY(e->rtag != (lin & KL_PAGE_MASK)) || kl_fast_crosses(lin, size))
 		return NULL;
-	return (void *)(lin + (uint64_t)e->addend);
+	return kl_tlb_host(e, lin);
 }
 
 KL_INLINE void *kl_fast_write(struct kl_vcpu *v, const struct kl_op *op, uint64_t lin,
@@ -178,7 +178,7 @@ KL_INLINE void *kl_fast_write(struct kl_vcpu *v, const struct kl_op *op, uint64_
 	v->cur_op = op;
 	if (KL_UNLIKELY(e->wtag != (lin & KL_PAGE_MASK)) || kl_fast_crosses(lin, size))
 		return NULL;
-	return (void *)(lin + (uint64_t)e->addend);
+	return kl_tlb_host(e, lin);
 }
 
 /* For a read-modify-write. */
@@ -190,7 +190,7 @@ KL_INLINE void *kl_fast_rmw(struct kl_vcpu *v, const struct kl_op *op, uint64_t 
 	if (KL_UNLIKELY(e->wtag != (lin & KL_PAGE_MASK) || e->rtag != e->wtag) ||
 	    kl_fast_crosses(lin, size))
 		return NULL;
-	return (void *)(lin + (uint64_t)e->addend);
+	return kl_tlb_host(e, lin);
 }
 
 /* After a store to @p by @op: the rest of the block may be stale. */

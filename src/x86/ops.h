@@ -117,7 +117,7 @@ KL_INLINE void *kl_mem_rmw(struct kl_vcpu *v, uint64_t lin, unsigned size)
 
 	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) && e->rtag == e->wtag &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE))
-		p = (void *)(lin + (uint64_t)e->addend);
+		p = kl_tlb_host(e, lin);
 	else
 		p = kl_rmw_pointer(v, lin, size);
 	return p;

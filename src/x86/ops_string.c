@@ -114,8 +114,8 @@ static uint64_t movs_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 		return 0;
 	n = kl_min(n, room(op, reg_masked(v, KL_RSI, op), src));
 	n = kl_min(n, room(op, reg_masked(v, KL_RDI, op), dst));
-	sp = (uint8_t *)(src + (uint64_t)s->addend);
-	dp = (uint8_t *)(dst + (uint64_t)d->addend);
+	sp = kl_tlb_host(s, src);
+	dp = kl_tlb_host(d, dst);
 	if (n < 4 || (uint64_t)(dp - sp) < n * op->opsize || (uint64_t)(sp - dp) < n * op->opsize)
 		return 0;
 	kl_access_copy(dp, sp, n * op->opsize);
@@ -136,7 +136,7 @@ static uint64_t stos_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 	if (d->wtag != (dst & KL_PAGE_MASK))
 		return 0;
 	n = kl_min(n, room(op, reg_masked(v, KL_RDI, op), dst));
-	dp = (uint8_t *)(dst + (uint64_t)d->addend);
+	dp = kl_tlb_host(d, dst);
 	x = op->opsize == 1   ? (uint8_t)x * 0x0101010101010101ull
 	    : op->opsize == 2 ? (uint16_t)x * 0x0001000100010001ull
 	    : op->opsize == 4 ? (uint32_t)x * 0x0000000100000001ull
@@ -146,7 +146,7 @@ static uint64_t stos_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 		kl_store64(dp, x);
 	for (; bytes; bytes -= op->opsize, dp += op->opsize)
 		kl_store(dp, x, op->opsize);
-	kl_note_store(v, (uint8_t *)(dst + (uint64_t)d->addend));
+	kl_note_store(v, kl_tlb_host(d, dst));
 	return n;
 }
 

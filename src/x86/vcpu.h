@@ -129,19 +129,19 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
 /*
  * The vCPU TLB: gva page -> host page. One array per access mode, because what a page
  * allows depends on it. A tag is the page's linear address if the access is allowed, else
- * KL_TLB_NONE, which no page address equals. Writable tags are set only when the guest's D
+ * kl_tlb_none(), the address of a page that other entries are for: whoever looks at this one looks
+ * for another page, and may compare by subtraction. Writable tags are set only when the guest's D
  * bit is set and the page is not logged or tracked.
  */
 #define KL_TLB_BITS       9
 #define KL_TLB_SIZE       (1u << KL_TLB_BITS)
-#define KL_TLB_NONE       1ull
 #define KL_TLB_FILLED     64 /* entries that a flush takes one by one */
 #define KL_NR_TABLE_PAGES 64
 #define KL_MMIO_NONE      0xfffull
 
 struct kl_tlb_entry {
 	uint64_t rtag, wtag, xtag;
-	int64_t addend; /* host address = linear address + addend */
+	uint8_t *page; /* where the host has it */
 };
 
 enum kl_tlb_mode {
@@ -545,6 +545,18 @@ KL_INLINE unsigned kl_tlb_index(uint64_t lin)
 	return (page ^ page >> KL_TLB_BITS) & (KL_TLB_SIZE - 1);
 }
 
+/* No page's tag, in this entry. The first pages are those of the entries in their order. */
+KL_INLINE uint64_t kl_tlb_none(unsigned index)
+{
+	return (uint64_t)(index ^ 1) << KL_PAGE_SHIFT;
+}
+
+/* The host address of @lin, whose entry it is. */
+KL_INLINE void *kl_tlb_host(const struct kl_tlb_entry *e, uint64_t lin)
+{
+	return e->page + (lin & ~KL_PAGE_MASK);
+}
+
 KL_INLINE struct kl_tlb_entry *kl_tlb_entry(struct kl_vcpu *v, unsigned mode, uint64_t lin)
 {
 	return &v->tlb[mode][kl_tlb_index(lin)];
@@ -556,7 +568,7 @@ KL_INLINE uint64_t kl_read(struct kl_vcpu *v, uint64_t lin, unsigned size)
 
 	if (KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE))
-		return kl_load((void *)(lin + (uint64_t)e->addend), size);
+		return kl_load(kl_tlb_host(e, lin), size);
 	return kl_read_slow(v, lin, size);
 }
 
@@ -566,7 +578,7 @@ KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned 
 
 	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE)) {
-		uint8_t *p = (uint8_t *)(lin + (uint64_t)e->addend);
+		uint8_t *p = kl_tlb_host(e, lin);
 
 		kl_store(p, val, size);
 		if (KL_UNLIKELY((uint8_t *)((uint64_t)p & KL_PAGE_MASK) == v->code_page))
@@ -607,9 +619,7 @@ KL_INLINE const uint8_t *kl_fetch_pointer(struct kl_vcpu *v, uint64_t lin)
 {
 	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
 
-	return KL_LIKELY(e->xtag == (lin & KL_PAGE_MASK))
-		       ? (const uint8_t *)(lin + (uint64_t)e->addend)
-		       : NULL;
+	return KL_LIKELY(e->xtag == (lin & KL_PAGE_MASK)) ? kl_tlb_host(e, lin) : NULL;
 }
 const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin);
 

@@ -136,7 +136,7 @@ KL_INLINE void kl_vec_read(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned 
 	}
 	if (KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE)) {
-		const void *p = (const void *)(lin + (uint64_t)e->addend);
+		const void *p = kl_tlb_host(e, lin);
 
 		if (size == 16) {
 			*(kl_v128 *)buf = kl_load128(p);
@@ -162,7 +162,7 @@ KL_INLINE void kl_vec_write(struct kl_vcpu *v, uint64_t lin, const void *buf, un
 	}
 	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE)) {
-		uint8_t *p = (uint8_t *)(lin + (uint64_t)e->addend);
+		uint8_t *p = kl_tlb_host(e, lin);
 
 		if (size == 16 || size == 32) {
 			if (size == 16)

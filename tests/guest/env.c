@@ -36,7 +36,7 @@ static struct kl_tlb_entry *fill(struct kl_vcpu *v, uint64_t lin)
 		kl_raise_pf(v, lin, 0);
 	lin &= KL_PAGE_MASK;
 	e->rtag = e->wtag = e->xtag = lin;
-	e->addend = (int64_t)((uint64_t)host(lin) - lin);
+	e->page = host(lin);
 	return e;
 }
 
@@ -134,7 +134,7 @@ void *kl_rmw_pointer(struct kl_vcpu *v, uint64_t lin, unsigned size)
 
 	if ((lin & ~KL_PAGE_MASK) + size > KL_PAGE_SIZE)
 		return NULL;
-	return (void *)(lin + (uint64_t)e->addend);
+	return kl_tlb_host(e, lin);
 }
 
 bool kl_probe_writable(struct kl_vcpu *v, uint64_t lin, unsigned size)
@@ -162,7 +162,7 @@ void kl_report_notes(struct kl_vcpu *v)
 
 const uint8_t *kl_fetch_slow(struct kl_vcpu *v, uint64_t lin)
 {
-	return (const uint8_t *)(lin + (uint64_t)fill(v, lin)->addend);
+	return kl_tlb_host(fill(v, lin), lin);
 }
 
 uint64_t kl_seg_linear_slow(struct kl_vcpu *v, unsigned s, uint64_t ea, unsigned size, bool write)
@@ -223,8 +223,7 @@ void env_init(void)
 	close(fd);
 	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
 		for (unsigned i = 0; i < KL_TLB_SIZE; i++)
-			v->tlb[m][i] =
-				(struct kl_tlb_entry){KL_TLB_NONE, KL_TLB_NONE, KL_TLB_NONE, 0};
+			v->tlb[m][i].rtag = v->tlb[m][i].wtag = v->tlb[m][i].xtag = kl_tlb_none(i);
 	v->cr0 = KL_CR0_PE | KL_CR0_PG | KL_CR0_NE | KL_CR0_ET | KL_CR0_MP;
 	v->cr4 = KL_CR4_PAE | KL_CR4_OSFXSR | KL_CR4_OSXMMEXCPT | KL_CR4_OSXSAVE;
 	v->xcr0 = 7;

@@ -1051,7 +1051,7 @@ static void test_links(void **state)
 			env.code_rw[0x2001] = 7;
 		if (i == 3) { /* as kl_tlb_flush_page() and a new translation would */
 			assert_int_equal(e->xtag, (uint64_t)env.code + 0x1000);
-			e->addend += 0x1000;
+			e->page += 0x1000;
 			v->code_gen += 4;
 		}
 		env_run(false);
@@ -1059,7 +1059,7 @@ static void test_links(void **state)
 		assert_int_equal(v->gpr[KL_RAX], expect[i]);
 		assert_int_equal(v->gpr[KL_RSP], (uint64_t)env.data + 0x800);
 	}
-	e->xtag = e->rtag = e->wtag = KL_TLB_NONE;
+	e->xtag = e->rtag = e->wtag = kl_tlb_none(kl_tlb_index((uint64_t)env.code + 0x1000));
 	v->code_gen += 4;
 }
 
