@@ -69,11 +69,8 @@ KL_INLINE void cut(struct kl_vcpu *v, const struct kl_op *op, unsigned r)
 /* How many elements there are to do. */
 KL_INLINE uint64_t count(struct kl_vcpu *v, const struct kl_op *op)
 {
-	uint64_t n = op->flags & REP ? reg_masked(v, KL_RCX, op) : 1;
-
-	if (KL_UNLIKELY(!n))
-		cut(v, op, KL_RCX);
-	return n;
+	cut(v, op, KL_RCX);
+	return op->flags & REP ? reg_masked(v, KL_RCX, op) : 1;
 }
 
 /* ---- runs ------------------------------------------------------------------------------ */
