@@ -12,17 +12,6 @@
 
 #include "fuzz.h"
 
-struct template
-{
-	uint8_t prefix;        /* 0, 66, F2, F3 */
-	uint8_t vex;           /* 0: legacy; 1 */
-	uint8_t map;           /* 0: one byte, 1: 0F, 2: 0F38, 3: 0F3A */
-	uint8_t opcode, modrm; /* as it was found */
-	uint8_t w, l, vvvv_15; /* VEX.W or REX.W; VEX.L; VEX.vvvv must be 15 */
-	uint16_t mnemonic;
-	uint8_t form;
-};
-
 struct mnemonic {
 	uint32_t first, n;
 };
@@ -33,7 +22,7 @@ static struct mnemonic by_mnemonic[3][ZYDIS_MNEMONIC_MAX_VALUE + 1];
 static uint16_t mnemonics[3][ZYDIS_MNEMONIC_MAX_VALUE + 1];
 static unsigned nr_mnemonics[3];
 
-static unsigned assemble(const struct template *t, uint8_t *p, unsigned rex, unsigned vex_bits)
+unsigned generate_assemble(const struct template *t, uint8_t *p, unsigned rex, unsigned vvvv)
 {
 	unsigned n = 0;
 
@@ -42,7 +31,7 @@ static unsigned assemble(const struct template *t, uint8_t *p, unsigned rex, uns
 
 		p[n++] = 0xc4;
 		p[n++] = (uint8_t)((~rex & 7) << 5 | t->map);
-		p[n++] = (uint8_t)(t->w << 7 | (~vex_bits & 15) << 3 | t->l << 2 | pp);
+		p[n++] = (uint8_t)(t->w << 7 | (~vvvv & 15) << 3 | t->l << 2 | pp);
 	} else {
 		if (t->prefix)
 			p[n++] = t->prefix;
@@ -56,7 +45,8 @@ static unsigned assemble(const struct template *t, uint8_t *p, unsigned rex, uns
 			p[n++] = 0x3a;
 	}
 	p[n++] = t->opcode;
-	p[n++] = t->modrm;
+	if (t->has_modrm)
+		p[n++] = t->modrm;
 	return n;
 }
 
@@ -66,13 +56,13 @@ static void note(enum kl_code_mode mode, struct template *t)
 	uint8_t bytes[24] = {0};
 	ZydisDecodedInstruction in;
 	ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
-	unsigned n = assemble(t, bytes, 0, 0);
+	unsigned n = generate_assemble(t, bytes, 0, 0);
 
 	memset(bytes + n, 0, sizeof(bytes) - n);
 	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(isa_decoder(mode), bytes, 15, &in, op)) ||
 	    !isa_usable(&in, op))
 		return;
-	if (!(in.attributes & ZYDIS_ATTRIB_HAS_MODRM) && t->modrm)
+	if (!(in.attributes & ZYDIS_ATTRIB_HAS_MODRM) != !t->has_modrm)
 		return;
 	t->mnemonic = (uint16_t)in.mnemonic;
 	if (nr_templates[mode] == room[mode]) {
@@ -84,9 +74,13 @@ static void note(enum kl_code_mode mode, struct template *t)
 	templates[mode][nr_templates[mode]++] = *t;
 }
 
-/* Every ModRM that may select: reg always, rm where there is no memory. */
+/* None, or every ModRM that may select: reg always, rm where there is no memory. */
 static void note_all_modrm(enum kl_code_mode mode, struct template *t)
 {
+	t->has_modrm = false;
+	t->modrm = 0;
+	note(mode, t);
+	t->has_modrm = true;
 	for (unsigned reg = 0; reg < 8; reg++) {
 		t->modrm = (uint8_t)(reg << 3 | 3);
 		note(mode, t);
@@ -143,6 +137,15 @@ void generate_init(void)
 	walk(KL_CODE32);
 }
 
+const struct template *generate_pick(struct rng *r, enum kl_code_mode mode, ZydisMnemonic m)
+{
+	if (m == ZYDIS_MNEMONIC_INVALID)
+		m = (ZydisMnemonic)mnemonics[mode][pick(r, nr_mnemonics[mode])];
+	if (!by_mnemonic[mode][m].n)
+		return NULL;
+	return &templates[mode][by_mnemonic[mode][m].first + pick(r, by_mnemonic[mode][m].n)];
+}
+
 bool generate_expects(enum kl_code_mode mode, ZydisMnemonic m)
 {
 	return by_mnemonic[mode][m].n > 0;
@@ -166,7 +169,7 @@ static uint8_t random_modrm(struct rng *r, const struct template *t)
 {
 	unsigned m = (unsigned)rng(r) & 0xff;
 
-	if (t->modrm < 0xc0)
+	if (t->has_modrm && t->modrm < 0xc0)
 		return (uint8_t)((m % 0xc0 & ~0x38u) | (t->modrm & 0x38));
 	/* Every rm is a template of its own, so that those that select come up. */
 	return t->modrm;
@@ -185,7 +188,7 @@ static unsigned from_template(struct rng *r, enum kl_code_mode mode, uint8_t *p)
 		vvvv &= 7;
 	if (t.vex && chance(r, 97))
 		n = 0; /* prefixes make #UD of most */
-	return n + assemble(&t, p + n, rex, vvvv);
+	return n + generate_assemble(&t, p + n, rex, vvvv);
 }
 
 static unsigned from_chaos(struct rng *r, enum kl_code_mode mode, uint8_t *p)
@@ -208,7 +211,7 @@ static unsigned from_chaos(struct rng *r, enum kl_code_mode mode, uint8_t *p)
 	return n;
 }
 
-static void fill_random(struct rng *r, uint8_t *p, unsigned n)
+void fill_random(struct rng *r, uint8_t *p, unsigned n)
 {
 	for (unsigned i = 0; i < n; i += 8) {
 		uint64_t x = rng(r);
@@ -339,8 +342,7 @@ static void fix_displacement(struct rng *r, const struct program *p, struct insn
 	memcpy(i->bytes + i->in.raw.disp.offset, &disp, size / 8);
 }
 
-/* JMP to @way, at @at. */
-static unsigned put_jump(uint8_t *p, uint64_t at, uint64_t way)
+unsigned put_jump(uint8_t *p, uint64_t at, uint64_t way)
 {
 	int32_t rel = (int32_t)(way - (at + 5));
 
@@ -349,9 +351,10 @@ static unsigned put_jump(uint8_t *p, uint64_t at, uint64_t way)
 	return 5;
 }
 
-static void put_code(uint64_t at, const uint8_t *bytes, unsigned n)
+void put_code(uint64_t at, const void *bytes, unsigned n)
 {
-	n = (unsigned)kl_min((uint64_t)n, CODE + CODE_SIZE - at);
+	if (at - CODE <= CODE_SIZE) /* nothing is behind it */
+		n = (unsigned)kl_min((uint64_t)n, CODE + CODE_SIZE - at);
 	memcpy(guest_memory(at), bytes, n);
 	memcpy(native_memory(at), bytes, n);
 }
@@ -383,7 +386,8 @@ static void fix_branch(struct rng *r, const struct program *p, struct insn *i, u
 }
 
 /* What straight lines of a batch are made of: they are found rarely. */
-#define NR_STRAIGHT 48
+#define NR_STRAIGHT  48
+#define MAX_STRAIGHT 20
 static struct insn straight[NR_STRAIGHT];
 static enum kl_code_mode mode_of_batch;
 
@@ -396,11 +400,11 @@ void generate_batch(struct rng *r)
 
 void generate(struct rng *r, struct program *p)
 {
-	uint8_t code[MAX_INSNS * 16 + 32];
+	uint8_t code[MAX_STRAIGHT * 16 + 32];
 	unsigned len = 0;
 
 	p->mode = mode_of_batch;
-	p->n = chance(r, 20) ? 2 + pick(r, MAX_INSNS - 1) : 1;
+	p->n = chance(r, 20) ? 2 + pick(r, MAX_STRAIGHT - 1) : 1;
 	for (unsigned k = 0; k < p->n; k++) {
 		if (k + 1 < p->n)
 			p->insn[k] = straight[pick(r, NR_STRAIGHT)];
@@ -444,10 +448,10 @@ void generate_each_memory_form(void (*fn)(struct program *p))
 		const struct template *t = &templates[KL_CODE64][k];
 		struct insn *i = &p.insn[0];
 
-		if (t->modrm >= 0xc0)
+		if (!t->has_modrm || t->modrm >= 0xc0)
 			continue;
 		memset(i, 0, sizeof(*i));
-		assemble(t, i->bytes, 0, 0);
+		generate_assemble(t, i->bytes, 0, 0);
 		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(isa_decoder(p.mode), i->bytes, 15, &i->in,
 							 i->op)))
 			continue;

@@ -11,13 +11,14 @@
 #include "fuzz.h"
 #include "host/guard.h"
 #include "host/thread.h"
+#include "x86/code.h"
 
 #define RAM_SIZE  0x100000ul
 #define GPA_CODE  0x10000ul
 #define GPA_LEAVE 0x20000ul
 #define GPA_DATA  0x30000ul
 #define TABLES    0x40000ul
-#define GDT       0x50000ul
+#define GPA_PATCH 0x50000ul
 
 #define PTE_P  1ul
 #define PTE_W  2ul
@@ -41,6 +42,8 @@ uint8_t *guest_memory(uint64_t lin)
 		return ram + GPA_CODE + (lin - CODE);
 	if (lin - LEAVE < LEAVE_SIZE)
 		return ram + GPA_LEAVE + (lin - LEAVE);
+	if (lin - PATCH < PATCH_SIZE)
+		return ram + GPA_PATCH + (lin - PATCH);
 	return ram + GPA_DATA + (lin - DATA);
 }
 
@@ -64,6 +67,8 @@ static void build_tables(void)
 	put64(TABLES + 0x1000, (TABLES + 0x2000) | PTE_P | PTE_W | PTE_U | PTE_AD);
 	for (uint64_t i = 0; i < CODE_SIZE; i += KL_PAGE_SIZE)
 		map_page(0, CODE + i, GPA_CODE + i, 0);
+	for (uint64_t i = 0; i < PATCH_SIZE; i += KL_PAGE_SIZE)
+		map_page(0, PATCH + i, GPA_PATCH + i, PTE_W);
 	map_page(0, LEAVE, GPA_LEAVE, PTE_NX);
 	for (unsigned i = 0; i < DATA_PAGES; i++) {
 		uint64_t off = i * KL_PAGE_SIZE;
@@ -182,7 +187,20 @@ static void exception(struct kl_vcpu *v, struct outcome *o)
 	v->exc.pending = false;
 }
 
-bool guest_run(const struct program *p, const struct machine *m, bool step, struct outcome *o)
+bool (*guest_watch)(const struct kl_vcpu *v);
+
+/* Requests that came from elsewhere, as run.c serves them. */
+static void serve(struct kl_vcpu *v)
+{
+	uint32_t requests = kl_vcpu_take_requests(&v->core, ~0u);
+
+	if (requests & KL_REQ_TLB_FLUSH)
+		kl_tlb_flush(v);
+	if (requests & KL_REQ_CODE)
+		kl_code_reap(&vm);
+}
+
+bool guest_run(const struct program *p, const struct machine *m, uint64_t steps, struct outcome *o)
 {
 	struct kl_vcpu *v = vcpu;
 	int why = 0;
@@ -198,9 +216,15 @@ bool guest_run(const struct program *p, const struct machine *m, bool step, stru
 	v->seg[KL_FS].base = m->fs_base;
 	v->seg[KL_GS].base = m->gs_base;
 	kl_engine_enter();
-	for (unsigned i = 0; i < 100000 && !why; i++) {
+	for (uint64_t i = 0; i < 100000 && !why; i++) {
+		bool step = i < steps;
+
+		if (step && guest_watch && !guest_watch(v)) {
+			why = STOPPED - 256;
+			break;
+		}
 		if (KL_UNLIKELY(v->core.requests))
-			kl_vcpu_take_requests(&v->core, ~0u);
+			serve(v);
 		v->mmio_used = 0;
 		v->cur_op = NULL;
 		v->int_shadow = 0;

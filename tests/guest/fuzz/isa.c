@@ -290,6 +290,23 @@ bool isa_piecewise(const ZydisDecodedInstruction *in)
 	}
 }
 
+bool isa_compares_strings(ZydisMnemonic m)
+{
+	switch (m) {
+	case ZYDIS_MNEMONIC_CMPSB:
+	case ZYDIS_MNEMONIC_CMPSW:
+	case ZYDIS_MNEMONIC_CMPSD:
+	case ZYDIS_MNEMONIC_CMPSQ:
+	case ZYDIS_MNEMONIC_SCASB:
+	case ZYDIS_MNEMONIC_SCASW:
+	case ZYDIS_MNEMONIC_SCASD:
+	case ZYDIS_MNEMONIC_SCASQ:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /*
  * Show the pointers to the last x87 instruction and its operand, with selectors: the vCPU's are
  * not those of each processor (docs/deviations.md).

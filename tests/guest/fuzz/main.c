@@ -141,7 +141,7 @@ static void report(const struct program *p, const struct machine *start,
 	print_program(p, stdout);
 	if (native) {
 		compare(p, guest, native, stdout);
-		compare_memory(stdout);
+		compare_memory(false, stdout);
 	}
 	if (!opt.all || opt.replay) {
 		printf(" before:\n");
@@ -184,19 +184,8 @@ static bool must_discard(const struct program *p, const struct outcome *o)
 static bool can_step(const struct program *p)
 {
 	for (unsigned i = 0; i < p->n && kl_host_is_intel(); i++)
-		switch (p->insn[i].in.mnemonic) {
-		case ZYDIS_MNEMONIC_CMPSB:
-		case ZYDIS_MNEMONIC_CMPSW:
-		case ZYDIS_MNEMONIC_CMPSD:
-		case ZYDIS_MNEMONIC_CMPSQ:
-		case ZYDIS_MNEMONIC_SCASB:
-		case ZYDIS_MNEMONIC_SCASW:
-		case ZYDIS_MNEMONIC_SCASD:
-		case ZYDIS_MNEMONIC_SCASQ:
+		if (isa_compares_strings(p->insn[i].in.mnemonic))
 			return false;
-		default:
-			break;
-		}
 	return true;
 }
 
@@ -207,7 +196,7 @@ static void instance(const struct program *p, struct rng *r, bool step)
 	bool told = opt.replay && current == opt.only;
 
 	state_random(r, p, &start);
-	if (!guest_run(p, &start, step, &guest)) {
+	if (!guest_run(p, &start, step ? ALL_STEPS : 0, &guest)) {
 		report(p, &start, &guest, NULL, step, "not implemented");
 		compare_resync();
 		return;
@@ -221,7 +210,7 @@ static void instance(const struct program *p, struct rng *r, bool step)
 	atomic_fetch_add_explicit(&shared->compared, 1, memory_order_relaxed);
 	if (native.vector != NO_VECTOR)
 		atomic_fetch_add_explicit(&shared->faults, 1, memory_order_relaxed);
-	if (KL_LIKELY(compare(p, &guest, &native, NULL) & compare_memory(NULL))) {
+	if (KL_LIKELY(compare(p, &guest, &native, NULL) & compare_memory(false, NULL))) {
 		if (told)
 			report(p, &start, &guest, &native, step, "equal");
 		return;

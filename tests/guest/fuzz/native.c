@@ -55,12 +55,13 @@ static uint8_t *map_code(uint64_t lin, size_t size)
 	return rw;
 }
 
-static void map_data(void)
+/* Memory that programs write themselves. */
+static void map_own(uint64_t lin, size_t size, int prot)
 {
-	uint8_t *p = mmap((void *)DATA, DATA_PAGES * KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
+	uint8_t *p = mmap((void *)lin, size, prot,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0);
 
-	if (p != (void *)DATA)
+	if (p != (void *)lin)
 		give_up("mmap of data");
 }
 
@@ -125,7 +126,8 @@ void native_init(void)
 	put_way32(WAY_BRANCH);
 	memcpy(guest_memory(CODE), code_rw, CODE_SIZE);
 	memcpy(guest_memory(LEAVE), leave_rw, LEAVE_SIZE);
-	map_data();
+	map_own(DATA, DATA_PAGES * KL_PAGE_SIZE, PROT_READ | PROT_WRITE);
+	map_own(PATCH, PATCH_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC);
 	state_reset_memory(true);
 	protect_data();
 	if (sigaltstack(&ss, NULL))

@@ -18,7 +18,7 @@ void rng_seed(struct rng *r, uint64_t seed, uint64_t batch)
 		rng(r);
 }
 
-static uint64_t value(struct rng *r)
+uint64_t state_value(struct rng *r)
 {
 	static const uint64_t edge[] = {
 		0,
@@ -78,7 +78,7 @@ static void fill_pool(void)
 
 	rng_seed(&r, 0, 0);
 	for (unsigned i = 0; i < POOL; i += 8) {
-		uint64_t x = pick(&r, 4) ? value(&r) : fp[pick(&r, KL_ARRAY_SIZE(fp))];
+		uint64_t x = pick(&r, 4) ? state_value(&r) : fp[pick(&r, KL_ARRAY_SIZE(fp))];
 
 		memcpy(pool + i, &x, 8);
 	}
@@ -128,8 +128,7 @@ static void poke(uint64_t lin, const void *buf, unsigned n)
 	}
 }
 
-/* Where an operand of @size bytes is to be; where there are several, mostly in the middle. */
-static uint64_t place(struct rng *r, unsigned size, bool alone)
+uint64_t state_place(struct rng *r, unsigned size, bool alone)
 {
 	unsigned where = alone || !pick(r, 8) ? pick(r, 100) : 0;
 	uint64_t edge;
@@ -239,7 +238,7 @@ static void tame(struct rng *r, const struct insn *i, struct machine *m)
 {
 	if (i->in.attributes &
 	    (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
-		m->gpr[KL_RCX] = pick(r, 50);
+		m->gpr[KL_RCX] = pick(r, 50) | (i->in.address_width < 64 ? rng(r) << 32 : 0);
 	if (i->in.meta.category == ZYDIS_CATEGORY_XSAVE ||
 	    i->in.meta.category == ZYDIS_CATEGORY_XSAVEOPT) {
 		/* The process may have more components than the guest. */
@@ -331,7 +330,7 @@ static void operands(struct rng *r, const struct program *p, const struct insn *
 		    (o->mem.base == ZYDIS_REGISTER_RSP || o->mem.base == ZYDIS_REGISTER_ESP ||
 		     o->mem.base == ZYDIS_REGISTER_SP))
 			continue;
-		aim(i, o, m, rip, place(r, kl_min(size, 1024u), p->n == 1));
+		aim(i, o, m, rip, state_place(r, kl_min(size, 1024u), p->n == 1));
 		lin = address(i, o, m, rip);
 		if (lin - DATA < DATA_PAGES * KL_PAGE_SIZE) {
 			poke(lin, pool + (pick(r, POOL - 1024) & ~7u), kl_min(size, 64u));
@@ -348,7 +347,7 @@ static void operands(struct rng *r, const struct program *p, const struct insn *
 static void branch_target(struct rng *r, const struct program *prog, const struct insn *i,
 			  struct machine *m, uint64_t rip)
 {
-	uint64_t target = chance(r, 90) ? WAY(prog->mode, WAY_BRANCH) : value(r), *p;
+	uint64_t target = chance(r, 90) ? WAY(prog->mode, WAY_BRANCH) : state_value(r), *p;
 
 	if (i->in.mnemonic == ZYDIS_MNEMONIC_RET) {
 		poke(m->gpr[KL_RSP], &target, 8);
@@ -369,11 +368,11 @@ static void branch_target(struct rng *r, const struct program *prog, const struc
 
 /* ---- x87 and vectors ---- */
 
-static void random_x87(struct rng *r, uint8_t *x)
+static void random_x87(struct rng *r, uint8_t *x, unsigned plain)
 {
 	uint16_t fcw = 0x37f, fsw = 0;
 
-	if (chance(r, 30))
+	if (!chance(r, plain))
 		fcw = (uint16_t)(0x40 | (rng(r) & 0xf00) | (chance(r, 50) ? 0x3f : rng(r) & 0x3f));
 	fsw = (uint16_t)(rng(r) & (chance(r, 30) ? 0x7f7f : 0x7f00));
 	if (fsw & ~fcw & 0x3f)
@@ -384,8 +383,8 @@ static void random_x87(struct rng *r, uint8_t *x)
 	memcpy(x + 2, &fsw, 2);
 	x[4] = chance(r, 60) ? (uint8_t)(rng(r) | rng(r)) : chance(r, 50) ? 0xff : 0;
 	for (unsigned i = 0; i < 8; i++) {
-		uint64_t mant = value(r);
-		uint16_t exp = (uint16_t)value(r);
+		uint64_t mant = state_value(r);
+		uint16_t exp = (uint16_t)state_value(r);
 
 		if (chance(r, 70)) { /* a normal number */
 			mant |= 1ull << 63;
@@ -396,16 +395,17 @@ static void random_x87(struct rng *r, uint8_t *x)
 	}
 }
 
-static void random_x(struct rng *r, uint8_t *x)
+/* @plain percent of control words mask all exceptions. */
+void state_random_x(struct rng *r, uint8_t *x, unsigned plain)
 {
 	uint32_t mxcsr = 0x1f80;
 	uint64_t bv = native_features;
 
 	memset(x, 0, 576);
-	random_x87(r, x);
-	if (chance(r, 40))
+	random_x87(r, x, plain);
+	if (!chance(r, plain))
 		mxcsr = (uint32_t)(rng(r) & 0xe07f) | 0x1f80;
-	if (chance(r, 10))
+	if (!chance(r, kl_max(plain, 90u)))
 		mxcsr &= (uint32_t)rng(r) | 0xffff0000;
 	memcpy(x + 24, &mxcsr, 4);
 	memcpy(x + 28, &mxcsr_mask, 4);
@@ -414,8 +414,7 @@ static void random_x(struct rng *r, uint8_t *x)
 	memcpy(x + 576, pool + (pick(r, POOL - 256) & ~7u), 256);
 }
 
-/* The parts of some operands are checked one by one, and differently by processors. */
-static bool checks_alignment(const struct insn *i)
+bool state_checks_alignment(const struct insn *i)
 {
 	return !i->legal ||
 	       (!isa_piecewise(&i->in) && i->in.meta.category != ZYDIS_CATEGORY_X87_ALU &&
@@ -427,19 +426,20 @@ void state_random(struct rng *r, const struct program *p, struct machine *m)
 	uint64_t rip = p->at, mask = p->mode == KL_CODE64 ? ~0ull : 0xffffffff;
 
 	for (unsigned i = 0; i < 16; i++)
-		m->gpr[i] = value(r) & mask;
+		m->gpr[i] = state_value(r) & mask;
 	m->rip = p->at;
 	m->rflags = 2 | KL_FL_IF | (rng(r) & (KL_FL_STATUS | KL_FL_ID));
 	if (chance(r, 25))
 		m->rflags |= KL_FL_DF;
-	if (chance(r, 3) && p->n == 1 && checks_alignment(&p->insn[0]))
+	if (chance(r, 3) && p->n == 1 && state_checks_alignment(&p->insn[0]))
 		m->rflags |= KL_FL_AC;
 	m->fs_base = DATA + pick(r, DATA_PAGES * 4096);
-	m->gs_base = chance(r, 90) ? DATA + pick(r, DATA_PAGES * 4096) : made_canonical(value(r));
-	random_x(r, m->x);
+	m->gs_base =
+		chance(r, 90) ? DATA + pick(r, DATA_PAGES * 4096) : made_canonical(state_value(r));
+	state_random_x(r, m->x, 65);
 	for (unsigned k = 0; k < p->n && p->insn[k].legal; k++)
 		tame(r, &p->insn[k], m);
-	m->gpr[KL_RSP] = place(r, 16, p->n == 1);
+	m->gpr[KL_RSP] = state_place(r, 16, p->n == 1);
 	for (unsigned k = 0; k < p->n && p->insn[k].legal; k++) {
 		operands(r, p, &p->insn[k], m, rip);
 		branch_target(r, p, &p->insn[k], m, rip);
