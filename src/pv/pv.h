@@ -61,6 +61,7 @@ enum kl_pv_todo {
 	KL_PV_EOI_MOVED = 1 << 11,
 	KL_PV_ASYNC_PF_MOVED = 1 << 12,
 	KL_PV_ASYNC_PF_READY = 1 << 13, /* a page has come: any thread */
+	KL_PV_VAPIC_MOVED = 1 << 14,
 };
 
 #define KL_PV_MAX_ASYNC_PF 64 /* of a vCPU, as in KVM */
@@ -103,6 +104,9 @@ struct kl_pv_vcpu {
 
 	uint64_t eoi_msr;
 	struct kl_gpc eoi;
+
+	uint64_t vapic_addr, vapic_next; /* 0: none; the second from the next KVM_RUN on */
+	struct kl_gpc vapic;
 
 	struct kl_pv_apf apf;
 
@@ -168,6 +172,9 @@ int kl_pv_guest_stopped(struct kl_vcpu *v) KL_MUST_CHECK;
 /* eoi.c: the MSR, KL_PV_OK or KL_PV_REFUSED; its area. */
 enum kl_pv_result kl_pv_eoi_set(struct kl_vcpu *v, uint64_t msr);
 int kl_pv_eoi_moved(struct kl_vcpu *v) KL_MUST_CHECK;
+
+/* vapic.c */
+int kl_pv_vapic_moved(struct kl_vcpu *v) KL_MUST_CHECK;
 
 /* async_pf.c. Stop: INIT. Enable: the MSR, KL_PV_OK or KL_PV_REFUSED; all three may sleep. */
 void kl_pv_async_pf_init(struct kl_vcpu *v);

@@ -72,9 +72,12 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	r = kl_gpc_init(&pv->eoi, &v->kvm->mem, 0, KL_GPC_EOI);
 	if (r)
 		goto out_steal;
-	r = kl_gpc_init(&pv->apf.area, &v->kvm->mem, 0, KL_GPC_ASYNC_PF);
+	r = kl_gpc_init(&pv->vapic, &v->kvm->mem, 0, KL_GPC_VAPIC);
 	if (r)
 		goto out_eoi;
+	r = kl_gpc_init(&pv->apf.area, &v->kvm->mem, 0, KL_GPC_ASYNC_PF);
+	if (r)
+		goto out_vapic;
 	r = kl_gpc_init(&pv->once, &v->kvm->mem, 0, KL_GPC_ONCE);
 	if (r)
 		goto out_apf;
@@ -88,6 +91,8 @@ int kl_pv_vcpu_create(struct kl_vcpu *v)
 	kl_gpc_destroy(&pv->once);
 out_apf:
 	kl_gpc_destroy(&pv->apf.area);
+out_vapic:
+	kl_gpc_destroy(&pv->vapic);
 out_eoi:
 	kl_gpc_destroy(&pv->eoi);
 out_steal:
@@ -106,6 +111,7 @@ void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 	kl_pv_async_pf_destroy(v);
 	kl_gpc_destroy(&v->pv->once);
 	kl_gpc_destroy(&v->pv->apf.area);
+	kl_gpc_destroy(&v->pv->vapic);
 	kl_gpc_destroy(&v->pv->eoi);
 	kl_gpc_destroy(&v->pv->steal);
 	kl_gpc_destroy(&v->pv->clock);
@@ -115,9 +121,11 @@ void kl_pv_vcpu_destroy(struct kl_vcpu *v)
 void kl_pv_vcpu_reset(struct kl_vcpu *v)
 {
 	v->pv->clock_msr = v->pv->steal_msr = v->pv->eoi_msr = 0;
+	v->pv->vapic_next = 0;
+	v->vapic = v->vapic_lent = false;
 	kl_pv_async_pf_stop(v);
-	kl_pv_ask(v,
-		  KL_PV_CLOCK_MOVED | KL_PV_STEAL_MOVED | KL_PV_EOI_MOVED | KL_PV_ASYNC_PF_MOVED);
+	kl_pv_ask(v, KL_PV_CLOCK_MOVED | KL_PV_STEAL_MOVED | KL_PV_EOI_MOVED | KL_PV_VAPIC_MOVED |
+			     KL_PV_ASYNC_PF_MOVED);
 }
 
 /* ---- CPUID ------------------------------------------------------------------------------ */
@@ -424,10 +432,12 @@ void kl_pv_enter(struct kl_vcpu *v)
 
 void kl_pv_leave(struct kl_vcpu *v)
 {
-	/* So that the program sees what is in service. If a signal comes first, the next KVM_RUN
-	 * sees. */
+	/* So that the program sees what is in service, and the priority. If a signal comes first,
+	 * the next KVM_RUN sees. */
 	if (v->pv_eoi_pending)
 		(void)kl_pv_eoi_from_guest(v);
+	if (v->vapic_lent)
+		(void)kl_pv_vapic_from_guest(v);
 	if (!atomic_load_explicit(&v->kvm->xen_msr, memory_order_relaxed))
 		kl_pv_steal_leave(v);
 }
@@ -447,6 +457,7 @@ int kl_pv_update(struct kl_vcpu *v)
 		{KL_PV_CLOCK_MOVED, kl_pv_clock_moved},
 		{KL_PV_STEAL_MOVED, kl_pv_steal_moved},
 		{KL_PV_EOI_MOVED, kl_pv_eoi_moved},
+		{KL_PV_VAPIC_MOVED, kl_pv_vapic_moved},
 		{KL_PV_ASYNC_PF_MOVED, kl_pv_async_pf_moved},
 		{KL_PV_CLOCK, kl_pv_clock_update},
 		{KL_PV_STEAL, kl_pv_steal_update},

@@ -111,6 +111,7 @@ static const int caps[] = {
 
 	/* Interrupt controllers. */
 	[KVM_CAP_IRQCHIP] = 1,
+	[KVM_CAP_VAPIC] = 1, /* as where the processor has no TPR of its own for guests */
 	[KVM_CAP_SPLIT_IRQCHIP] = 1,
 	[KVM_CAP_IRQ_INJECT_STATUS] = 1,
 	[KVM_CAP_IRQ_ROUTING] = KL_MAX_IRQ_ROUTES,

@@ -220,6 +220,10 @@ static void exit_out(struct kvm_run *run, const struct kl_exit *e)
 	case KVM_EXIT_IOAPIC_EOI:
 		run->eoi.vector = e->eoi_vector;
 		break;
+	case KVM_EXIT_TPR_ACCESS:
+		run->tpr_access.rip = e->tpr_access.rip;
+		run->tpr_access.is_write = e->tpr_access.is_write;
+		break;
 	case KVM_EXIT_DEBUG:
 		run->debug.arch.exception = e->debug.exception;
 		run->debug.arch.pc = e->debug.pc;
@@ -295,6 +299,11 @@ static void trace_exit(const struct kl_uvcpu *vc, int r)
 			       vc->id, (unsigned long)e->hyperv.input,
 			       (unsigned long)e->hyperv.params[0],
 			       (unsigned long)e->hyperv.params[1]);
+		break;
+	case KVM_EXIT_TPR_ACCESS:
+		kl_trace_write("exit vm%lu vcpu%u TPR_ACCESS %s rip=0x%lx", vm, vc->id,
+			       e->tpr_access.is_write ? "write" : "read",
+			       (unsigned long)e->tpr_access.rip);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		kl_trace_write("exit vm%lu vcpu%u INTERNAL_ERROR suberror=%u rip=0x%lx", vm, vc->id,

@@ -271,20 +271,24 @@ static long set_lapic(struct kl_uvcpu *vc, unsigned long arg)
 	return SET(struct kvm_lapic_state, kl_apic_set_state(vc->v, &x));
 }
 
-/*
- * KVM_SET_VAPIC_ADDR: a page through which 32-bit guests, patched by their firmware, reach the
- * task priority without an exit. There is none (no KVM_CAP_VAPIC), which is what programs that
- * do not ask set when they restore an APIC.
- */
 static long set_vapic_addr(struct kl_uvcpu *vc, unsigned long arg)
 {
-	struct kvm_vapic_addr va;
-
 	if (!vc->v->apic)
 		return -EINVAL;
-	if (kl_copy_from_user(&va, (void *)arg, sizeof(va)))
+	return SET(struct kvm_vapic_addr, kl_pv_vapic_set(vc->v, x.vapic_addr));
+}
+
+/* Without an APIC of the engine's, too, where there is nothing to report. */
+static long tpr_access_reporting(struct kl_uvcpu *vc, unsigned long arg)
+{
+	struct kvm_tpr_access_ctl ctl;
+
+	if (kl_copy_from_user(&ctl, (void *)arg, sizeof(ctl)))
 		return -EFAULT;
-	return va.vapic_addr ? -EINVAL : 0;
+	if (ctl.flags)
+		return -EINVAL;
+	LOCKED(vc, (vc->v->tpr_reporting = ctl.enabled));
+	return kl_copy_to_user((void *)arg, &ctl, sizeof(ctl));
 }
 
 /* The TSC's offset is the only attribute that a vCPU has. */
@@ -423,6 +427,8 @@ long kl_vcpu_ioctl(struct kl_uvcpu *vc, unsigned cmd, unsigned long arg, struct 
 		return set_lapic(vc, arg);
 	case KVM_SET_VAPIC_ADDR:
 		return set_vapic_addr(vc, arg);
+	case KVM_TPR_ACCESS_REPORTING:
+		return tpr_access_reporting(vc, arg);
 	case KVM_SMI: /* no SMM */
 		return -ENOTTY;
 	case KVM_SET_SIGNAL_MASK:

@@ -23,6 +23,7 @@
 #include "host/guard.h"
 #include "host/sys.h"
 #include "x86/debug.h"
+#include "x86/fast.h"
 #include "x86/insn.h"
 #include "x86/paging.h"
 #include "x86/paravirt.h"
@@ -326,6 +327,7 @@ static bool mmio_read(struct kl_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned le
 {
 	bool complete = true;
 
+	v->mmio_rip = kl_rip_now(v);
 	for (unsigned done = 0, n; done < len; done += n) {
 		struct kl_mmio_fragment *f = &v->mmio[v->mmio_used];
 
@@ -350,6 +352,7 @@ static bool mmio_read(struct kl_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned le
 
 static void mmio_write(struct kl_vcpu *v, uint64_t gpa, const uint8_t *buf, unsigned len)
 {
+	v->mmio_rip = kl_rip_now(v);
 	for (unsigned done = 0, n; done < len; done += n) {
 		struct kl_mmio_fragment *f = &v->mmio[v->nr_mmio];
 

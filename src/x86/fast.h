@@ -64,6 +64,12 @@ KL_INLINE uint64_t kl_fast_rip(const struct kl_vcpu *v, const struct kl_op *op)
 	return v->code_mode == KL_CODE32 ? (uint32_t)rip : (uint16_t)rip;
 }
 
+/* Of the instruction that runs, while a handler of either kind does. */
+KL_INLINE uint64_t kl_rip_now(const struct kl_vcpu *v)
+{
+	return v->lazy ? kl_fast_rip(v, v->cur_op) : v->rip;
+}
+
 /* Put rip and rflags in place, as they are before @op; and back to lazy. */
 KL_INLINE void kl_fast_sync(struct kl_vcpu *v, const struct kl_op *op)
 {

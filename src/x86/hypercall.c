@@ -104,7 +104,8 @@ static enum kl_next hypercall(struct kl_vcpu *v, const struct kl_op *op)
 		ret = -HC_ENOSYS;
 	}
 	set_result(v, (uint64_t)ret);
-	return KL_NEXT;
+	/* The guest has lowered its priority in the vapic page, and knows of a request. */
+	return KL_UNLIKELY(v->vapic_lent) ? KL_STOP : KL_NEXT;
 }
 
 void kl_hypercall_complete(struct kl_vcpu *v)

@@ -177,12 +177,29 @@ int kl_apic_quiet_in_service(struct kl_vcpu *v)
 	return vector >= 0 && !kl_apic_test(a, APIC_TMR, (unsigned)vector) ? vector : -1;
 }
 
-/* Before an access of the guest: it may have ended an interrupt without one. */
-static void see_pv_eoi(struct kl_vcpu *v)
+/*
+ * Before an access of the guest: it may have ended an interrupt without one, or changed its
+ * priority. After a signal the loop does it, before the next interrupt.
+ */
+static void see_guest(struct kl_vcpu *v)
 {
-	/* After a signal the loop does it, before the next interrupt. */
 	if (KL_UNLIKELY(v->pv_eoi_pending))
 		(void)kl_pv_eoi_from_guest(v);
+	if (KL_UNLIKELY(v->vapic_lent)) {
+		(void)kl_pv_vapic_from_guest(v);
+		v->vapic_lent = true; /* an RDMSR's guest goes on with it */
+	}
+}
+
+/* The program is told when the instruction is done. As in KVM, of its last access only. */
+static void report_tpr(struct kl_vcpu *v, uint64_t rip, bool write)
+{
+	if (KL_LIKELY(!v->tpr_reporting))
+		return;
+	v->tpr_access.rip = rip;
+	v->tpr_access.is_write = write;
+	v->tpr_access.due = true;
+	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 }
 
 /* ---- CR8 ---- */
@@ -198,8 +215,30 @@ void kl_x86_set_cr8(struct kl_vcpu *v, uint64_t cr8)
 		v->cr8 = cr8;
 		return;
 	}
-	kl_apic_set_reg(v->apic, APIC_TPR, (uint32_t)cr8 << 4);
+	kl_apic_set_tpr(v, (uint8_t)(cr8 << 4));
+}
+
+/* ---- the task priority ---- */
+
+void kl_apic_set_tpr(struct kl_vcpu *v, uint8_t tpr)
+{
+	kl_apic_set_reg(v->apic, APIC_TPR, tpr);
 	update_ppr(v->apic);
+	v->vapic_lent = false;
+}
+
+bool kl_apic_priorities(struct kl_vcpu *v, uint32_t *word)
+{
+	struct kl_lapic *a = v->apic;
+	int irr, isr;
+
+	if (!kl_apic_hw_enabled(a) || !kl_apic_sw_enabled(a))
+		return false;
+	irr = highest_irr(a);
+	isr = highest(a, APIC_ISR);
+	*word = kl_apic_reg(a, APIC_TPR) | (isr < 0 ? 0 : (uint32_t)isr & 0xf0) << 8 |
+		(irr < 0 ? 0 : (uint32_t)irr) << 24;
+	return true;
 }
 
 /* ---- registers ---- */
@@ -379,8 +418,7 @@ static bool write_reg(struct kl_lapic *a, unsigned reg, uint32_t val)
 		kl_apic_map_dirty(vm);
 		break;
 	case APIC_TPR:
-		kl_apic_set_reg(a, APIC_TPR, val & 0xff);
-		update_ppr(a);
+		kl_apic_set_tpr(a->v, (uint8_t)val);
 		break;
 	case APIC_EOI:
 		end_of_interrupt(a);
@@ -443,11 +481,14 @@ int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool
 			memset(data, 0xff, len);
 		return 0;
 	}
-	see_pv_eoi(v);
+	see_guest(v);
 	if (!write) {
-		(void)read_reg(a, (unsigned)offset, len, data);
+		if (read_reg(a, (unsigned)offset, len, data) && (offset & ~0xfull) == APIC_TPR)
+			report_tpr(v, v->mmio_rip, false);
 	} else if (len == 4 && !(offset & 0xf)) {
 		memcpy(&val, data, 4);
+		if (offset == APIC_TPR)
+			report_tpr(v, v->mmio_rip, true);
 		(void)write_reg(a, (unsigned)offset, val);
 	}
 	return 0;
@@ -474,9 +515,11 @@ bool kl_apic_wide_read(struct kl_vcpu *v, unsigned reg, uint64_t *data)
 	struct kl_lapic *a = v->apic;
 	uint32_t val;
 
-	see_pv_eoi(v);
+	see_guest(v);
 	if (reg > APIC_SELF_IPI || !read_reg(a, reg, 4, &val))
 		return false;
+	if (reg == APIC_TPR)
+		report_tpr(v, v->rip, false);
 	*data = val;
 	if (reg == APIC_ICR)
 		*data |= (uint64_t)kl_apic_reg(a, APIC_ICR2) << 32;
@@ -487,7 +530,7 @@ bool kl_apic_wide_write(struct kl_vcpu *v, unsigned reg, uint64_t data)
 {
 	struct kl_lapic *a = v->apic;
 
-	see_pv_eoi(v);
+	see_guest(v);
 	if (reg == APIC_ICR) {
 		if (data & X2APIC_ICR_RESERVED)
 			return false;
@@ -497,7 +540,11 @@ bool kl_apic_wide_write(struct kl_vcpu *v, unsigned reg, uint64_t data)
 		kl_apic_set_reg(a, APIC_ICR2, (uint32_t)(data >> 32));
 		return true;
 	}
-	return !(data >> 32) && write_reg(a, reg, (uint32_t)data);
+	if (data >> 32)
+		return false;
+	if (reg == APIC_TPR)
+		report_tpr(v, v->rip, true);
+	return write_reg(a, reg, (uint32_t)data);
 }
 
 /* ---- APIC_BASE ---- */
@@ -713,6 +760,7 @@ int kl_apic_set_state(struct kl_vcpu *v, const struct kvm_lapic_state *s)
 	kl_apic_map_dirty(v->kvm);
 	kl_apic_map_update(v->kvm);
 	set_version(a);
+	v->vapic_lent = false;
 	update_ppr(a);
 	kl_apic_timer_cancel(a);
 	kl_apic_timer_update_mode(a);

@@ -89,7 +89,8 @@ void kl_apic_set_cmci(struct kl_vcpu *v, bool cmci);
 
 /* An access to the register page. -EOPNOTSUPP: it is not there. */
 int kl_apic_mmio(struct kl_vcpu *v, uint64_t gpa, unsigned len, void *data, bool write);
-/* x2APIC: MSRs 0x800 to 0x8ff. False: #GP. To read, too, OUTSIDE while PV EOI is pending. */
+/* x2APIC: MSRs 0x800 to 0x8ff. False: #GP. To read, too, OUTSIDE while PV EOI is pending or the
+ * vapic page is lent. */
 bool kl_apic_msr_read(struct kl_vcpu *v, uint32_t index, uint64_t *data);
 bool kl_apic_msr_write(struct kl_vcpu *v, uint32_t index, uint64_t data);
 /* A register as MSRs have it, in any mode; the ICR is one of 64 bits. False: #GP. There is an APIC.
@@ -108,6 +109,10 @@ void kl_apic_end_of_interrupt(struct kl_vcpu *v);
 /* The vector in service, if it is edge-triggered and none is requested meanwhile; else -1. */
 int kl_apic_quiet_in_service(struct kl_vcpu *v);
 bool kl_apic_accepts_extint(struct kl_vcpu *v);
+/* The task priority: the register, whatever a vapic page has. */
+void kl_apic_set_tpr(struct kl_vcpu *v, uint8_t tpr);
+/* What a vapic page shows: TPR, the class in service, the vector requested. False: not enabled. */
+bool kl_apic_priorities(struct kl_vcpu *v, uint32_t *word);
 /* The timer has expired and its interrupt is to be made. */
 bool kl_apic_timer_due(struct kl_vcpu *v);
 void kl_apic_inject_timer(struct kl_vcpu *v);

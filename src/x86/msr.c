@@ -219,7 +219,7 @@ static enum result get_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data
 
 static enum result get_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
-	bool outside = !host && v->pv_eoi_pending, ok;
+	bool outside = !host && (v->pv_eoi_pending | v->vapic_lent), ok;
 
 	if (outside)
 		kl_guest_pause(v);

@@ -54,6 +54,13 @@ bool kl_pv_xen_hypercall(struct kl_vcpu *v);
 /* PV EOI: has the guest ended its interrupt; may it? OUTSIDE, may sleep. The first: 0 or -EINTR. */
 int kl_pv_eoi_from_guest(struct kl_vcpu *v);
 void kl_pv_eoi_to_guest(struct kl_vcpu *v);
+/* The page of the virtual APIC (KVM_SET_VAPIC_ADDR): fetch the priority while v->vapic_lent; lend
+ * it to the guest. OUTSIDE, may sleep. 0 or -EINTR. */
+int kl_pv_vapic_from_guest(struct kl_vcpu *v);
+int kl_pv_vapic_to_guest(struct kl_vcpu *v) KL_MUST_CHECK;
+/* Where it is, 0: nowhere. 0, or -EINVAL: no memory that can be written. The vCPU is not running.
+ */
+int kl_pv_vapic_set(struct kl_vcpu *v, uint64_t addr) KL_MUST_CHECK;
 
 /*
  * Asynchronous page faults: @v->core.awaited is to be waited for in the guest's place, at @gpa. 0:

@@ -702,6 +702,8 @@ void kl_x86_wait(struct kl_vcpu *v, const _Atomic bool *waiting)
 
 	if (v->pv_eoi_pending)
 		(void)kl_pv_eoi_from_guest(v);
+	if (v->vapic_lent)
+		(void)kl_pv_vapic_from_guest(v);
 	set_mp_state(v, KVM_MP_STATE_HALTED);
 	for (;;) {
 		if ((kl_vcpu_requests(&v->core) &
@@ -793,6 +795,8 @@ static int loop(struct kl_vcpu *v)
 		if (v->apic) {
 			if (KL_UNLIKELY(v->pv_eoi_pending) && kl_pv_eoi_from_guest(v))
 				return interrupted(v);
+			if (KL_UNLIKELY(v->vapic_lent) && kl_pv_vapic_from_guest(v))
+				return interrupted(v);
 			poll_apic(v);
 			if (KL_UNLIKELY(v->eoi_exit >= 0)) {
 				v->exit.reason = KVM_EXIT_IOAPIC_EOI;
@@ -807,6 +811,13 @@ static int loop(struct kl_vcpu *v)
 				return r;
 			if (mp_state(v) != KVM_MP_STATE_RUNNABLE)
 				continue;
+		}
+		if (KL_UNLIKELY(v->tpr_access.due)) {
+			v->tpr_access.due = false;
+			v->exit.reason = KVM_EXIT_TPR_ACCESS;
+			v->exit.tpr_access.rip = v->tpr_access.rip;
+			v->exit.tpr_access.is_write = v->tpr_access.is_write;
+			return STEP_EXIT;
 		}
 		if (KL_UNLIKELY(v->triple_fault_pending | v->shutdown))
 			return shutdown(v);
@@ -829,6 +840,8 @@ static int loop(struct kl_vcpu *v)
 		} else {
 			if (KL_UNLIKELY(v->pv_eoi))
 				kl_pv_eoi_to_guest(v);
+			if (KL_UNLIKELY(v->vapic) && kl_pv_vapic_to_guest(v))
+				return interrupted(v);
 			r = must_step(v) ? step(v) : run_guest(v);
 		}
 		if (r == STEP_ON && mp_state(v) == KVM_MP_STATE_HALTED)

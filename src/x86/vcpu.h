@@ -207,6 +207,10 @@ struct kl_exit {
 			uint64_t pc, dr6, dr7;
 		} debug;
 		uint8_t eoi_vector; /* KVM_EXIT_IOAPIC_EOI */
+		struct {
+			uint64_t rip;
+			bool is_write;
+		} tpr_access;
 	};
 };
 
@@ -391,11 +395,19 @@ struct kl_vcpu {
 	_Atomic bool unhalted;     /* kicked: the next HLT is over at once. Any thread */
 	int ext_vector;            /* split irqchip: KVM_INTERRUPT's vector, or -1 */
 	bool pv_eoi, pv_eoi_pending; /* PV EOI is on; the guest may end the interrupt (pv/eoi.c) */
+	bool vapic,
+		vapic_lent; /* there is a vapic page; the priority is what it says (pv/vapic.c) */
 	/* Asynchronous page faults (pv/async_pf.c) are on; not for CPL 0. */
 	bool pv_apf, pv_apf_user_only;
 	bool shadowed;          /* the instruction that runs is in an interrupt shadow */
 	uint32_t system_events; /* that the program is to be told: bit per KVM_SYSTEM_EVENT_* */
 	int eoi_exit;           /* the program's I/O APIC is to be told of this vector; or -1 */
+	bool tpr_reporting;     /* KVM_TPR_ACCESS_REPORTING */
+	struct {
+		bool due; /* the program is to be told of an access to TPR */
+		bool is_write;
+		uint64_t rip;
+	} tpr_access;
 	struct kvm_guest_debug debug; /* KVM_SET_GUEST_DEBUG; control 0: off */
 	struct kl_breakpoints bp;
 	struct kl_task_undo task_undo;
@@ -418,6 +430,7 @@ struct kl_vcpu {
 	unsigned nr_mmio, cur_mmio; /* collected in this instruction; next to exit with */
 	unsigned mmio_used;         /* fragments that this attempt of the instruction consumed */
 	bool mmio_replay;           /* the instruction is being restarted with read data */
+	uint64_t mmio_rip;          /* of the instruction */
 
 	/* Settings from kvm_run, read by uapi at each KVM_RUN. */
 	bool request_interrupt_window;

@@ -21,12 +21,12 @@ table()
 
 # A program cannot have caches of the library (tests/unit/test_gpc_api.c counts those); a retry needs
 # a race (tests/museum/test_gpc.c); what the guest tells for one use is gone afterwards; and there is
-# no interrupt of an APIC here (tests/unit/test_uapi_pv.c), nor a page that has to be waited for
+# no APIC here (tests/unit/test_uapi_eoi.c, test_uapi_vapic.c), nor a page that has to be waited for
 # (tests/unit/test_uapi_async_pf.c).
 undriven()
 {
 	case $1 in
-	gpc_user_* | gpc_*_retries | gpc_once_invalidations | gpc_eoi_hits | gpc_async_pf_*) return 0 ;;
+	gpc_user_* | gpc_*_retries | gpc_once_invalidations | gpc_eoi_hits | gpc_vapic_* | gpc_async_pf_*) return 0 ;;
 	gpc_steal_* | gpc_runstate_*) [ ! -e /proc/thread-self/schedstat ]; return ;;
 	esac
 	return 1

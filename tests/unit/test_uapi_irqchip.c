@@ -149,25 +149,6 @@ static void capabilities(void **state)
 			expect[i].val);
 }
 
-/* The page of the virtual task priority: none is what every program can have. */
-static void no_vapic(void **state)
-{
-	struct kvm_vapic_addr va = {0};
-	struct dev kvm = open_kvm(), vm = make_vm(&kvm), vcpu = make_vcpu(&vm, 0);
-
-	(void)state;
-	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_VAPIC_ADDR, &va), -EINVAL);
-	assert_int_equal(dev_ioctl(&vcpu, KVM_SET_VAPIC_ADDR, 0), -EINVAL);
-	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_VAPIC_ADDR, &va), 0);
-	assert_int_equal(dev_ioctl(&g.vcpu, KVM_SET_VAPIC_ADDR, 0), -EFAULT);
-	/* In no slot. */
-	va.vapic_addr = 0x40000000;
-	assert_int_equal(dev_ioctl_p(&g.vcpu, KVM_SET_VAPIC_ADDR, &va), -EINVAL);
-	dev_close(&vcpu);
-	dev_close(&vm);
-	dev_close(&kvm);
-}
-
 /* What cannot be read or written, once everything is there. */
 static void bad_pointers(void **state)
 {
@@ -999,7 +980,6 @@ int main(void)
 		TEST(split_has_no_pins),
 		TEST(devices_of_no_type),
 		TEST(capabilities),
-		TEST(no_vapic),
 		TEST(bad_pointers),
 		TEST(chips_as_made),
 		TEST(any_state_is_kept),
