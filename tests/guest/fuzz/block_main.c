@@ -261,6 +261,7 @@ static bool run_program(uint64_t number, unsigned states)
 	blocks_generate(opt.seed, number, opt.replay ? opt.drop : NULL, &p);
 	state_reset_memory(false);
 	blocks_put();
+	guest_new_patch();
 	for (unsigned k = 0; k < p.n && !opt.replay; k++)
 		if (p.insn[k].legal)
 			atomic_fetch_add_explicit(&shared->reached[p.insn[k].in.mnemonic], 1,

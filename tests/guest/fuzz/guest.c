@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "fuzz.h"
+#include "base/config.h"
 #include "host/guard.h"
 #include "host/thread.h"
 #include "x86/code.h"
@@ -127,6 +128,7 @@ void guest_init(void)
 	struct kvm_cpuid_entry2 cpuid[100];
 	int n;
 
+	kl_config_init();
 	ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (ram == MAP_FAILED || kl_guard_init() || kl_x86_vm_init(&vm))
@@ -251,6 +253,16 @@ bool guest_run(const struct program *p, const struct machine *m, uint64_t steps,
 	o->m.gs_base = v->seg[KL_GS].base;
 	memcpy(o->m.x, v->xsave, X_SIZE);
 	return why != KL_LEAVE_EXIT;
+}
+
+void guest_new_patch(void)
+{
+	for (uint64_t i = 0; i < PATCH_SIZE; i += KL_PAGE_SIZE) {
+		struct kl_code_page *p = kl_code_find(vcpu, (GPA_PATCH + i) >> KL_PAGE_SHIFT);
+
+		if (p)
+			atomic_store(&p->deaths, 0);
+	}
 }
 
 void guest_map_mmio(void)
