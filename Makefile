@@ -82,6 +82,7 @@ bench: build
 	@$(BUILD)/bench/gpc-bench
 	@$(BUILD)/bench/track-bench
 	@bench/run-cpu $(BUILD)
+	@bench/run-code-size $(BUILD)
 	@bench/run-linux $(BUILD)
 
 install: build
