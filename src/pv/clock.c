@@ -134,7 +134,8 @@ int kl_pv_set_clock(struct kl_x86_vm *vm, const struct kvm_clock_data *d)
 	struct kl_pv_moment now = kl_pv_now();
 	uint64_t clock = d->clock;
 
-	if (d->flags & ~(uint32_t)KVM_CLOCK_REALTIME)
+	/* What KVM_GET_CLOCK said may come back whole. */
+	if (d->flags & ~(uint32_t)(KVM_CLOCK_REALTIME | KVM_CLOCK_TSC_STABLE | KVM_CLOCK_HOST_TSC))
 		return -EINVAL;
 	/* The clock had that value at that time of day: it has gone on since. */
 	if ((d->flags & KVM_CLOCK_REALTIME) && now.real > d->realtime)
@@ -248,7 +249,10 @@ int kl_pv_clock_moved(struct kl_vcpu *v)
 
 int kl_pv_guest_stopped(struct kl_vcpu *v)
 {
-	if (!(v->pv->clock_msr & 1))
+	uint64_t msr = v->pv->clock_msr, room = KL_PAGE_SIZE - (msr & ~1ull) % KL_PAGE_SIZE;
+
+	/* There is no clock across a page's end. */
+	if (!(msr & 1) || room < sizeof(struct kl_pvclock))
 		return -EINVAL;
 	v->pv->stopped = true;
 	kl_pv_ask(v, KL_PV_CLOCK);

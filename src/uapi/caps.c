@@ -294,7 +294,7 @@ int kl_vm_enable_cap(struct kl_uvm *vm, const struct kvm_enable_cap *cap)
 		return set_manual_dirty_log(kvm, arg);
 	case KVM_CAP_DIRTY_LOG_RING:
 	case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
-		return set_dirty_ring(vm, arg);
+		return set_dirty_ring(vm, (uint32_t)arg); /* KVM looks at no more */
 	case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
 		return kl_dirty_rings_with_bitmap(&kvm->mem);
 	case KVM_CAP_SPLIT_IRQCHIP:

@@ -43,7 +43,6 @@ struct kl_uvm {
 	struct kl_iobus bus;
 	int ring_fd; /* the coalesced ring's page: mapped into every vCPU mapping */
 	struct kvm_coalesced_mmio_ring *ring;
-	uint64_t nr_mmu_pages;           /* KVM_SET_NR_MMU_PAGES */
 	struct kl_irqfd *irqfds;         /* IRQFD */
 	struct kl_resampler *resamplers; /* IRQFD */
 	struct kl_uvcpu *vcpus;          /* kvm.lock; all that were ever made */

@@ -306,10 +306,7 @@ long kl_vm_ioctl(struct kl_uvm *vm, unsigned cmd, unsigned long arg, struct kl_o
 	case KVM_SET_NR_MMU_PAGES:
 		if (arg < KL_MIN_MMU_PAGES)
 			return -EINVAL;
-		vm->nr_mmu_pages = arg;
-		return 0;
-	case KVM_GET_NR_MMU_PAGES:
-		return (long)vm->nr_mmu_pages;
+		return 0; /* a hint: page tables cost what the touched memory costs */
 	case KVM_SET_TSC_KHZ:
 		return set_tsc_khz(kvm, (uint32_t)arg);
 	case KVM_GET_TSC_KHZ:

@@ -26,7 +26,9 @@
 static const char KVM_SIGNATURE[12] = "KVMKVMKVM"; /* EBX, ECX, EDX */
 static const char XEN_SIGNATURE[] = "XenVMMXenVMM";
 #define KVM_FEATURES_LEAF 0x40000001u
-#define MAX_ENTRIES       256u
+#define XCR0_TILE_DATA    (1u << 18)
+
+#define MAX_ENTRIES 256u
 
 /* ---- what the engine implements ---- */
 
@@ -539,6 +541,13 @@ int kl_x86_set_cpuid(struct kl_vcpu *v, const struct kvm_cpuid_entry2 *in, unsig
 			free(e);
 			return -EINVAL;
 		}
+	}
+	/* AMX's tiles need the kernel's permission (ARCH_REQ_XCOMP_GUEST_PERM), which nobody has.
+	 */
+	x = find(e, n, 0xd, 0);
+	if (x && (x->eax & XCR0_TILE_DATA)) {
+		free(e);
+		return -EPERM;
 	}
 	free(v->cpuid);
 	v->cpuid = e;

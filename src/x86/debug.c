@@ -51,7 +51,7 @@ int kl_x86_set_guest_debug(struct kl_vcpu *v, const struct kvm_guest_debug *d)
 
 	if (d->control & (KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP)) {
 		r = -EBUSY;
-		if (v->exc.pending || v->exc.injected || v->triple_fault_pending)
+		if (v->exc.pending || v->triple_fault_pending)
 			goto out;
 		v->exc = (struct kl_event_exception){
 			.pending = true,

@@ -47,6 +47,8 @@ static KL_NORETURN KL_COLD void raise_event(struct kl_vcpu *v, struct kl_event_e
 		v->irq.injected = false;
 		v->nmi.injected = false;
 	}
+	if (!(v->cr0 & KL_CR0_PE))
+		e.has_error = false;
 	e.pending = true;
 	v->exc = e;
 	kl_leave(v, KL_LEAVE_EXCEPTION);
@@ -91,6 +93,7 @@ void kl_x86_apply_payload(struct kl_vcpu *v)
 	else if (e->nr == KL_EXC_PF)
 		v->cr2 = e->payload;
 	e->has_payload = false;
+	e->payload = 0;
 }
 
 /* The bytes of the current instruction, as far as they are known. */

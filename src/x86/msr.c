@@ -170,6 +170,15 @@ static bool pat_valid(uint64_t data)
 
 /* ---- values that are facts of the machine ---- */
 
+/* The program may read, and set to 0, what the list has, even if it is nothing here. */
+static bool advertised(uint32_t index)
+{
+	for (unsigned i = 0; i < kl_x86_nr_msrs(); i++)
+		if (kl_x86_msr_list[i] == index)
+			return true;
+	return false;
+}
+
 int kl_x86_get_feature_msr(uint32_t index, uint64_t *data)
 {
 	switch (index) {
@@ -183,7 +192,8 @@ int kl_x86_get_feature_msr(uint32_t index, uint64_t *data)
 		*data = 0;
 		return 0;
 	default:
-		return -EINVAL;
+		*data = 0;
+		return advertised(index) ? 0 : -EINVAL;
 	}
 }
 
@@ -390,6 +400,16 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 	case 0xc0011023: /* TW_CFG */
 	case 0xc001102a: /* BU_CFG2 */
 	case 0xc001102c: /* EX_CFG */
+		break;
+	/* Those that have one value. */
+	case KL_MSR_EBC_FREQUENCY_ID:
+		*data = 1 << 24; /* the bus: 133 MHz */
+		break;
+	case KL_MSR_BBL_CR_CTL3:
+		*data = 0xbe702111;
+		break;
+	case KL_MSR_K7_CLK_CTL:
+		*data = 0x20000000;
 		break;
 	case KL_MSR_X2APIC ... KL_MSR_X2APIC + 0xff:
 		return get_apic_msr(v, index, data, host);
@@ -666,9 +686,11 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 	case KL_MSR_UCODE_WRITE:
 	case KL_MSR_P6_PERFCTR0:
 	case KL_MSR_P6_PERFCTR1:
+	case KL_MSR_BBL_CR_CTL3:
 	case KL_MSR_P6_EVNTSEL0:
 	case KL_MSR_P6_EVNTSEL1:
 	case KL_MSR_K7_EVNTSEL0 ... KL_MSR_K7_PERFCTR3:
+	case KL_MSR_K7_CLK_CTL:
 	case 0xc001001f: /* NB_CFG */
 	case 0xc0010020: /* PATCH_LOADER */
 	case 0xc0011022: /* DC_CFG */
@@ -682,15 +704,6 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		return (enum result)kl_pv_set_msr(v, index, data, host);
 	}
 	return OK;
-}
-
-/* The program may read, and set to 0, what the list has, even if it is nothing here. */
-static bool advertised(uint32_t index)
-{
-	for (unsigned i = 0; i < kl_x86_nr_msrs(); i++)
-		if (kl_x86_msr_list[i] == index)
-			return true;
-	return false;
 }
 
 int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data)

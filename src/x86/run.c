@@ -371,7 +371,7 @@ static bool next_event(struct kl_vcpu *v)
 	}
 	if (v->nmi.injected || v->irq.injected)
 		return true;
-	n = atomic_load_explicit(&v->nmi.pending, memory_order_acquire);
+	n = kl_x86_nmis_waiting(v);
 	if (kl_debug_blocks_irq(v))
 		return false;
 	if (KL_LIKELY(!n || v->nmi.masked || v->int_shadow))

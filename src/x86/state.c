@@ -211,6 +211,9 @@ void kl_x86_get_regs(struct kl_vcpu *v, struct kvm_regs *r)
 	r->r15 = v->gpr[KL_R15];
 	r->rip = v->rip;
 	r->rflags = v->rflags;
+	/* While the program steps, TF is its own affair, as far as KVM tells. */
+	if (v->debug.control & KVM_GUESTDBG_SINGLESTEP)
+		r->rflags &= ~(uint64_t)KL_FL_TF;
 }
 
 /* CPL is where the hardware keeps it: SS.DPL in protected mode. */
@@ -524,13 +527,13 @@ void kl_x86_get_events(struct kl_vcpu *v, struct kvm_vcpu_events *e)
 	e->exception.nr = x->nr;
 	e->exception.has_error_code = x->has_error;
 	e->exception.error_code = x->error;
-	e->exception_has_payload = x->has_payload && v->kvm->exception_payload;
-	e->exception_payload = e->exception_has_payload ? x->payload : 0;
+	e->exception_has_payload = x->has_payload;
+	e->exception_payload = x->payload;
 	e->interrupt.injected = v->irq.injected && !v->irq.soft;
 	e->interrupt.nr = v->irq.nr;
 	e->interrupt.shadow = v->int_shadow;
 	e->nmi.injected = v->nmi.injected;
-	e->nmi.pending = (uint8_t)atomic_load_explicit(&v->nmi.pending, memory_order_relaxed);
+	e->nmi.pending = (uint8_t)kl_x86_nmis_waiting(v);
 	e->nmi.masked = v->nmi.masked;
 	e->smi.latched_init = kl_apic_init_pending(v);
 	e->flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW |
@@ -589,7 +592,8 @@ int kl_x86_set_events(struct kl_vcpu *v, const struct kvm_vcpu_events *e)
 			e->interrupt.shadow & (KVM_X86_SHADOW_INT_MOV_SS | KVM_X86_SHADOW_INT_STI);
 	v->nmi.injected = e->nmi.injected;
 	if (e->flags & KVM_VCPUEVENT_VALID_NMI_PENDING)
-		atomic_store_explicit(&v->nmi.pending, e->nmi.pending, memory_order_relaxed);
+		atomic_store_explicit(&v->nmi.pending, kl_min(e->nmi.pending, (uint8_t)2),
+				      memory_order_relaxed);
 	v->nmi.masked = e->nmi.masked;
 	if ((e->flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR) && v->apic)
 		kl_apic_set_sipi_vector(v, (uint8_t)e->sipi_vector);
@@ -659,6 +663,18 @@ int kl_x86_interrupt(struct kl_vcpu *v, unsigned vector)
 	}
 	kl_vcpu_request(&v->core, KL_REQ_EVENT);
 	return 0;
+}
+
+uint32_t kl_x86_nmis_waiting(struct kl_vcpu *v)
+{
+	uint32_t n = atomic_load_explicit(&v->nmi.pending, memory_order_acquire);
+
+	/* Behind one that is being handled only one more waits. Nobody else takes any away. */
+	if (n > 1 && (v->nmi.masked || v->nmi.injected)) {
+		n = 1;
+		atomic_store_explicit(&v->nmi.pending, n, memory_order_relaxed);
+	}
+	return n;
 }
 
 /* More than two wait together only as two, whatever is being delivered. */

@@ -357,7 +357,7 @@ struct kl_vcpu {
 	uint64_t msr_star, msr_lstar, msr_cstar, msr_fmask, msr_kernel_gs_base, msr_tsc_aux;
 	uint64_t msr_sysenter_cs, msr_sysenter_esp, msr_sysenter_eip;
 	uint64_t msr_pat, msr_misc_enable, msr_debugctl, msr_tsc_adjust;
-	uint64_t msr_spec_ctrl, msr_xss, msr_feature_control, msr_arch_capabilities;
+	uint64_t msr_xss, msr_feature_control, msr_arch_capabilities;
 	uint64_t msr_mtrr[32]; /* msr.c has the order */
 	uint64_t msr_power_ctl, msr_hwcr, msr_ucode_rev, msr_de_cfg;
 	uint64_t msr_platform_info, msr_misc_features;
@@ -785,6 +785,8 @@ bool kl_x86_has_extint(struct kl_vcpu *v);
 void kl_x86_wait(struct kl_vcpu *v, const _Atomic bool *waiting);
 /* One more NMI, as KVM_NMI. Any thread; does not sleep. */
 void kl_x86_nmi(struct kl_vcpu *v);
+/* How many of those are still to be delivered. The vCPU's thread. */
+uint32_t kl_x86_nmis_waiting(struct kl_vcpu *v);
 
 uint64_t kl_x86_get_cr8(struct kl_vcpu *v);
 void kl_x86_set_cr8(struct kl_vcpu *v, uint64_t cr8);

@@ -263,6 +263,7 @@ static void vm_arguments(void **state)
 	assert_int_equal(dev_ioctl_p(&empty_vm, KVM_SET_IDENTITY_MAP_ADDR, &zero), 0);
 	assert_int_equal(dev_ioctl(&vm, KVM_SET_NR_MMU_PAGES, 63), -EINVAL);
 	assert_int_equal(dev_ioctl(&vm, KVM_SET_NR_MMU_PAGES, 64), 0);
+	assert_int_equal(dev_ioctl(&vm, KVM_GET_NR_MMU_PAGES, 0), -ENOTTY);
 	assert_int_equal(dev_ioctl(&vm, KVM_SET_BOOT_CPU_ID, 0), -EBUSY);
 	assert_int_equal(dev_ioctl(&empty_vm, KVM_SET_BOOT_CPU_ID, 4097), -EINVAL);
 	assert_int_equal(dev_ioctl(&empty_vm, KVM_SET_BOOT_CPU_ID, 1ul << 32), -EINVAL);
@@ -320,6 +321,9 @@ static void enable_cap(void **state)
 	assert_int_equal(enable(&fresh, KVM_CAP_MAX_VCPU_ID, 0, 3), -EINVAL);
 	assert_int_equal(dev_ioctl(&fresh, KVM_CREATE_VCPU, 2), -EINVAL);
 	assert_int_equal(enable(&vcpu, 9999, 0, 0), -EINVAL);
+	/* Of the rings' size 32 bits are looked at. */
+	assert_int_equal(enable(&fresh, KVM_CAP_DIRTY_LOG_RING, 0, 1ull << 40), -EINVAL);
+	assert_int_equal(enable(&fresh, KVM_CAP_DIRTY_LOG_RING, 0, 1ull << 30), -E2BIG);
 	dev_close(&fresh);
 }
 
@@ -422,6 +426,92 @@ static void msr_counts(void **state)
 	munmap(half, 2 * KL_PAGE_SIZE);
 }
 
+/* The program may read what is in the list of MSRs, of the system too, even if it is nothing there.
+ */
+static void constant_msrs(void **state)
+{
+	static const struct {
+		uint32_t index;
+		uint64_t val;
+		bool ignored; /* what is written */
+	} msrs[] = {
+		{0x2c, 1 << 24, false},
+		{0x11e, 0xbe702111, true},
+		{0xc001001b, 0x20000000, true},
+	};
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {.head.nmsrs = 1};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(msrs) / sizeof(msrs[0]); i++) {
+		m.e.index = msrs[i].index;
+		assert_int_equal(dev_ioctl_p(&vcpu, KVM_GET_MSRS, &m), 1);
+		assert_int_equal(m.e.data, msrs[i].val);
+		m.e.data = 5;
+		assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_MSRS, &m), msrs[i].ignored);
+		assert_int_equal(dev_ioctl_p(&vcpu, KVM_GET_MSRS, &m), 1);
+		assert_int_equal(m.e.data, msrs[i].val);
+		assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_MSRS, &m), 0);
+	}
+	m.e.index = 0xc0000082;
+	m.e.data = 5;
+	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_MSRS, &m), 1);
+	assert_int_equal(m.e.data, 0);
+}
+
+/* What KVM makes of events that cannot be. */
+static void odd_events(void **state)
+{
+	struct kvm_guest_debug d = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_DB};
+	struct kvm_vcpu_events e = {.exception_payload = 0x1234};
+	struct dev fresh = make_vm(&kvm), v = make_vcpu(&fresh, 0);
+
+	(void)state;
+	e.nmi.pending = 200;
+	e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING;
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_VCPU_EVENTS, &e), 0);
+	assert_int_equal(dev_ioctl_p(&v, KVM_GET_VCPU_EVENTS, &e), 0);
+	assert_int_equal(e.nmi.pending, 2);
+	assert_int_equal(e.exception_payload, 0x1234); /* kept, whatever it is for */
+	/* Behind one that is handled one more waits. */
+	e.nmi.masked = 1;
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_VCPU_EVENTS, &e), 0);
+	assert_int_equal(dev_ioctl(&v, KVM_NMI, 0), 0);
+	assert_int_equal(dev_ioctl_p(&v, KVM_GET_VCPU_EVENTS, &e), 0);
+	assert_int_equal(e.nmi.pending, 1);
+	/* An exception that is being delivered gives way to the program's, a pending one does not.
+	 */
+	e.exception.injected = 1;
+	e.exception.nr = 6;
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_VCPU_EVENTS, &e), 0);
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_GUEST_DEBUG, &d), 0);
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_GUEST_DEBUG, &d), -EBUSY);
+	dev_close(&v);
+	dev_close(&fresh);
+}
+
+/* While the program steps, GET_REGS does not tell of TF. */
+static void stepping_hides_tf(void **state)
+{
+	struct kvm_guest_debug d = {.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP};
+	struct dev fresh = make_vm(&kvm), v = make_vcpu(&fresh, 0);
+	struct kvm_regs r;
+
+	(void)state;
+	assert_int_equal(dev_ioctl_p(&v, KVM_GET_REGS, &r), 0);
+	r.rflags |= 0x100;
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_REGS, &r), 0);
+	assert_int_equal(dev_ioctl_p(&v, KVM_GET_REGS, &r), 0);
+	assert_int_equal(r.rflags & 0x100, 0x100);
+	assert_int_equal(dev_ioctl_p(&v, KVM_SET_GUEST_DEBUG, &d), 0);
+	assert_int_equal(dev_ioctl_p(&v, KVM_GET_REGS, &r), 0);
+	assert_int_equal(r.rflags & 0x100, 0);
+	dev_close(&v);
+	dev_close(&fresh);
+}
+
 static void msr_lists(void **state)
 {
 	static const unsigned long cmds[] = {KVM_GET_MSR_INDEX_LIST,
@@ -467,6 +557,12 @@ static void cpuid_counts(void **state)
 	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_SUPPORTED_CPUID, c), 0);
 	n = c->head.nent;
 	assert_in_range(n, 2, 256);
+	/* AMX without the kernel's permission. */
+	c->e[0] = (struct kvm_cpuid_entry2){
+		.function = 0xd, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX, .eax = 1u << 18};
+	c->head.nent = 1;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_CPUID2, c), -EPERM);
+	c->head.nent = n;
 	assert_int_equal(dev_ioctl_p(&kvm, KVM_GET_SUPPORTED_CPUID, c), 0);
 
 	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_CPUID2, c), 0);
@@ -538,6 +634,10 @@ static void vcpu_arguments(void **state)
 	struct kvm_interrupt irq = {.irq = 256};
 	struct kvm_mp_state mp = {.mp_state = 77};
 	struct kvm_translation tr = {.linear_address = 0x1234};
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry e;
+	} m = {{.nmsrs = 1}, {.index = 0x12}};
 
 	(void)state;
 	assert_int_equal(dev_ioctl(&vcpu, KVM_RUN, 1), -EINVAL);
@@ -554,6 +654,13 @@ static void vcpu_arguments(void **state)
 	assert_int_equal(dev_ioctl(&vcpu, KVM_SET_TSC_KHZ, 0x7fffffff), -EINVAL);
 	assert_int_equal(dev_ioctl(&vcpu, KVM_GET_LAPIC, 0), -EINVAL);
 	assert_int_equal(dev_ioctl(&vcpu, KVM_KVMCLOCK_CTRL, 0), -EINVAL);
+	/* A clock does not go across a page's end. */
+	m.e.data = 0xff1;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_MSRS, &m), 1);
+	assert_int_equal(dev_ioctl(&vcpu, KVM_KVMCLOCK_CTRL, 0), -EINVAL);
+	m.e.data = 0xfe1;
+	assert_int_equal(dev_ioctl_p(&vcpu, KVM_SET_MSRS, &m), 1);
+	assert_int_equal(dev_ioctl(&vcpu, KVM_KVMCLOCK_CTRL, 0), 0);
 }
 
 static void tsc_offset_attribute(void **state)
@@ -675,6 +782,9 @@ int main(void)
 		cmocka_unit_test(memory_regions),
 		cmocka_unit_test(no_dirty_log),
 		cmocka_unit_test(msr_counts),
+		cmocka_unit_test(constant_msrs),
+		cmocka_unit_test(odd_events),
+		cmocka_unit_test(stepping_hides_tf),
 		cmocka_unit_test(msr_lists),
 		cmocka_unit_test(cpuid_counts),
 		cmocka_unit_test(msr_filter),
