@@ -70,10 +70,11 @@ stress: build
 	$(BUILD)/tests/stress/gmem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 	$(BUILD)/tests/stress/dirty-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
-# Guests that do anything: SECONDS=N, SEED=N. The build with sanitizers finds most
+# Guests that do anything, and calls of all kinds: SECONDS=N, SEED=N. The build with sanitizers finds most
 fuzz: build-asan/build.ninja
-	@$(NINJA) -C build-asan $(j) kvmlet libkvmlet-preload.so tests/fuzz/guest-fuzz
+	@$(NINJA) -C build-asan $(j) kvmlet libkvmlet-preload.so tests/fuzz/guest-fuzz tests/fuzz/call-fuzz
 	build-asan/kvmlet run -- build-asan/tests/fuzz/guest-fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	build-asan/kvmlet run -- build-asan/tests/fuzz/call-fuzz --threads 4 --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 bench: build
 	@bench/run $(BUILD)
