@@ -1,33 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * linux-vmm's devices: virtio over MMIO, as version 1.1 of its specification has it. A disk, a
- * console, a balloon; a thread for each.
+ * linux-vmm's devices: virtio over MMIO, as version 1.2 of its specification has it. Rings and
+ * registers; what the devices do is in linux-vmm-devices.c.
  */
-#include "linux-vmm.h"
+#include "linux-vmm-virtio.h"
 
 #include <err.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/virtio_balloon.h>
-#include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
-#include <linux/virtio_console.h>
-#include <linux/virtio_ids.h>
 #include <linux/virtio_mmio.h>
-#include <linux/virtio_ring.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#define QUEUES       2
-#define QUEUE_SIZE   128
-#define CACHE_PIECES 2 /* no ring is longer than a page, but it may cross one */
-
-static struct kvmlet_vm *mem;
 
 static void ring(int eventfd)
 {
@@ -45,20 +30,6 @@ int interrupt(unsigned gsi)
 }
 
 /* ---- rings: what caches are for ------------------------------------------------------------ */
-
-/* One part of a virtqueue, where the driver has put it. */
-struct part {
-	struct kvmlet_gpc *gpc[CACHE_PIECES];
-	kl_gpa_t gpa;
-	size_t len, first; /* bytes in all; in the first page */
-};
-
-struct queue {
-	struct part desc, avail, used;
-	unsigned size;
-	bool ready;
-	uint16_t next_avail, next_used;
-};
 
 static int part_activate(struct part *p, size_t len)
 {
@@ -91,17 +62,12 @@ static int part_copy(struct part *p, size_t off, void *buf, size_t len, bool wri
 	else
 		memcpy(write ? at : buf, write ? buf : at, len);
 	kvmlet_gpc_unlock(p->gpc[piece], write);
+	if (write)
+		memory_wrote(p->gpa + off, len);
 	return 0;
 }
 
-struct chain {
-	uint16_t head;
-	unsigned n;
-	struct vring_desc desc[QUEUE_SIZE];
-};
-
-/* The next chain of descriptors. Returns: 1; 0 there is none; less: the driver made a mistake. */
-static int take(struct queue *q, struct chain *c)
+int queue_take(struct queue *q, struct chain *c)
 {
 	uint16_t avail, i;
 	int error = part_copy(&q->avail, offsetof(struct vring_avail, idx), &avail, 2, false);
@@ -125,8 +91,7 @@ static int take(struct queue *q, struct chain *c)
 	return error;
 }
 
-/* Give it back, with @len bytes written. */
-static int give(struct queue *q, const struct chain *c, uint32_t len)
+int queue_give(struct queue *q, const struct chain *c, uint32_t len)
 {
 	struct vring_used_elem e = {.id = c->head, .len = len};
 	int error = part_copy(
@@ -141,24 +106,19 @@ static int give(struct queue *q, const struct chain *c, uint32_t len)
 
 /* ---- virtio devices: registers, and a thread ------------------------------------------------ */
 
-struct device {
-	uint32_t id;
-	unsigned nr_queues;
-	uint8_t config[64];
-	/* The driver has put chains into queue @nr. */
-	int (*work)(struct device *d, unsigned nr);
-	int fd;
-	int kick, irq;        /* eventfds: from the driver, and to it */
-	pthread_mutex_t lock; /* what is below: vCPUs set it up, the device's threads use it */
-	struct queue queue[QUEUES];
-	uint32_t select, feature_select, status, interrupts;
-};
-static struct device devices[NR_DEVICES];
+struct device devices[NR_DEVICES];
 
-static void notify_driver(struct device *d, uint32_t why)
+void notify_driver(struct device *d, uint32_t why)
 {
 	d->interrupts |= why;
 	ring(d->irq);
+}
+
+/* The driver is told that its configuration is another one. */
+void config_changed(struct device *d)
+{
+	if (d->status & VIRTIO_CONFIG_S_DRIVER_OK)
+		notify_driver(d, VIRTIO_MMIO_INT_CONFIG);
 }
 
 static void *device_thread(void *arg)
@@ -291,6 +251,8 @@ void virtio_mmio(struct kvm_run *run)
 
 		memcpy(run->mmio.is_write ? field : run->mmio.data,
 		       run->mmio.is_write ? run->mmio.data : field, len);
+		if (run->mmio.is_write && d->configured)
+			d->configured(d);
 	} else if (run->mmio.is_write) {
 		memcpy(&value, run->mmio.data, 4);
 		register_write(d, reg, value);
@@ -301,8 +263,8 @@ void virtio_mmio(struct kvm_run *run)
 	pthread_mutex_unlock(&d->lock);
 }
 
-static void device_start(unsigned nr, uint32_t id, unsigned nr_queues,
-			 int (*work)(struct device *, unsigned))
+void device_start(unsigned nr, uint32_t id, unsigned nr_queues,
+		  int (*work)(struct device *, unsigned))
 {
 	struct device *d = &devices[nr];
 	struct kvm_ioeventfd kick = {
@@ -322,210 +284,97 @@ static void device_start(unsigned nr, uint32_t id, unsigned nr_queues,
 		struct part *parts[] = {&d->queue[i].desc, &d->queue[i].avail, &d->queue[i].used};
 
 		for (unsigned k = 0; k < 3 * CACHE_PIECES; k++)
-			if (kvmlet_gpc_init(mem, 0,
-					    &parts[k / CACHE_PIECES]->gpc[k % CACHE_PIECES]))
-				errx(1, "no memory for caches");
+			parts[k / CACHE_PIECES]->gpc[k % CACHE_PIECES] = memory_cache();
 	}
 	if (pthread_create(&thread, NULL, device_thread, d))
 		errx(1, "no thread for a device");
 }
 
-/* ---- a disk -------------------------------------------------------------------------------- */
-
-/* Between the file and the guest, a piece at a time. Returns: 0, or what the driver is told. */
-static uint8_t disk_transfer(struct device *d, const struct vring_desc *desc, uint64_t at,
-			     bool read)
-{
-	static uint8_t buf[64 << 10]; /* the one thread's */
-
-	for (uint32_t done = 0, n; done < desc->len; done += n) {
-		n = desc->len - done < sizeof(buf) ? desc->len - done : (uint32_t)sizeof(buf);
-		if (read ? pread(d->fd, buf, n, (off_t)(at + done)) != n ||
-				    kvmlet_vm_write(mem, 0, desc->addr + done, buf, n, NULL)
-			 : kvmlet_vm_read(mem, 0, desc->addr + done, buf, n, NULL) ||
-				    pwrite(d->fd, buf, n, (off_t)(at + done)) != n)
-			return VIRTIO_BLK_S_IOERR;
-	}
-	return VIRTIO_BLK_S_OK;
-}
-
-static int disk_work(struct device *d, unsigned nr)
-{
-	struct chain c;
-	int more, error = 0;
-	bool any = false;
-
-	while (!error && (more = take(&d->queue[nr], &c)) > 0) {
-		struct virtio_blk_outhdr header;
-		uint8_t status = VIRTIO_BLK_S_OK;
-		uint32_t written = 1;
-		uint64_t at;
-
-		/* A header, the data, a byte for the answer. */
-		if (c.n < 2 || c.desc[0].len != sizeof(header))
-			return -EINVAL;
-		error = kvmlet_vm_read(mem, 0, c.desc[0].addr, &header, sizeof(header), NULL);
-		at = header.sector * 512;
-		for (unsigned i = 1; i + 1 < c.n && !error; at += c.desc[i++].len) {
-			bool in = c.desc[i].flags & VRING_DESC_F_WRITE;
-
-			if (in != (header.type == VIRTIO_BLK_T_IN) ||
-			    header.type > VIRTIO_BLK_T_OUT)
-				status = VIRTIO_BLK_S_UNSUPP;
-			else if (status == VIRTIO_BLK_S_OK)
-				status = disk_transfer(d, &c.desc[i], at, in);
-			written += in ? c.desc[i].len : 0;
-		}
-		if (!error)
-			error = kvmlet_vm_write(mem, 0, c.desc[c.n - 1].addr, &status, 1, NULL);
-		if (!error)
-			error = give(&d->queue[nr], &c, written);
-		any = true;
-	}
-	if (any)
-		notify_driver(d, VIRTIO_MMIO_INT_VRING);
-	return error ? error : more;
-}
-
-void disk_start(unsigned nr, const char *file)
-{
-	struct device *d = &devices[nr];
-	uint64_t sectors;
-	struct stat st;
-
-	d->fd = open(file, O_RDWR | O_CLOEXEC);
-	if (d->fd < 0)
-		d->fd = open(file, O_RDONLY | O_CLOEXEC);
-	if (d->fd < 0 || fstat(d->fd, &st))
-		err(1, "%s", file);
-	sectors = (uint64_t)st.st_size / 512;
-	memcpy(d->config, &sectors, sizeof(sectors));
-	device_start(nr, VIRTIO_ID_BLOCK, 1, disk_work);
-}
-
-/* ---- a console: queue 0 to the guest, queue 1 from it -----------------------------------------
+/* ---- migration: with its lock held, a device does nothing ---------------------------------------
  */
 
-static int console_work(struct device *d, unsigned nr)
+struct queue_state {
+	kl_gpa_t desc, avail, used;
+	uint32_t size;
+	uint16_t next_avail, next_used;
+	bool ready;
+};
+
+struct device_state {
+	uint8_t config[64];
+	uint32_t id, select, feature_select, status, interrupts;
+	struct queue_state queue[QUEUES];
+};
+
+void virtio_stop(void)
 {
-	struct chain c;
-	int more = 0, error = 0;
-	bool any = false;
-
-	/* Queue 0 waits for input. */
-	while (nr == 1 && !error && (more = take(&d->queue[1], &c)) > 0) {
-		for (unsigned i = 0; i < c.n && !error; i++) {
-			char buf[PAGE];
-			size_t len = c.desc[i].len < sizeof(buf) ? c.desc[i].len : sizeof(buf);
-
-			error = kvmlet_vm_read(mem, 0, c.desc[i].addr, buf, len, NULL);
-			if (!error && write(STDOUT_FILENO, buf, len) < 0)
-				error = -errno;
-		}
-		if (!error)
-			error = give(&d->queue[1], &c, 0);
-		any = true;
-	}
-	if (any)
-		notify_driver(d, VIRTIO_MMIO_INT_VRING);
-	return error ? error : more;
+	for (unsigned i = 0; i < NR_DEVICES; i++)
+		pthread_mutex_lock(&devices[i].lock);
 }
 
-static void *console_input(void *arg)
+void virtio_go(void)
 {
-	struct device *d = arg;
-	struct chain c;
-	char buf[256];
-	ssize_t n;
+	for (unsigned i = 0; i < NR_DEVICES; i++)
+		pthread_mutex_unlock(&devices[i].lock);
+}
 
-	while ((n = read(STDIN_FILENO, buf, sizeof(buf))) > 0) {
+int virtio_save(put_fn *put)
+{
+	int error = 0;
+
+	for (unsigned i = 0; i < NR_DEVICES && !error; i++) {
+		struct device *d = &devices[i];
+		struct device_state s = {
+			.id = d->id,
+			.select = d->select,
+			.feature_select = d->feature_select,
+			.status = d->status,
+			.interrupts = d->interrupts,
+		};
+
+		memcpy(s.config, d->config, sizeof(s.config));
+		for (unsigned q = 0; q < QUEUES; q++)
+			s.queue[q] = (struct queue_state){
+				.desc = d->queue[q].desc.gpa,
+				.avail = d->queue[q].avail.gpa,
+				.used = d->queue[q].used.gpa,
+				.size = d->queue[q].size,
+				.ready = d->queue[q].ready,
+				.next_avail = d->queue[q].next_avail,
+				.next_used = d->queue[q].next_used,
+			};
+		error = put(&s, sizeof(s));
+	}
+	return error;
+}
+
+void virtio_load(get_fn *get)
+{
+	for (unsigned i = 0; i < NR_DEVICES; i++) {
+		struct device *d = &devices[i];
+		struct device_state s;
+
+		get(&s, sizeof(s));
+		if (s.id != d->id)
+			errx(1, "device %u is another one there", i);
 		pthread_mutex_lock(&d->lock);
-		/* Without a buffer, or with a short one, the rest is lost, as on a real line. */
-		if (d->queue[0].ready && take(&d->queue[0], &c) > 0) {
-			size_t len = (size_t)n < c.desc[0].len ? (size_t)n : c.desc[0].len;
-
-			if (!kvmlet_vm_write(mem, 0, c.desc[0].addr, buf, len, NULL) &&
-			    !give(&d->queue[0], &c, (uint32_t)len))
-				notify_driver(d, VIRTIO_MMIO_INT_VRING);
+		memcpy(d->config, s.config, sizeof(s.config));
+		d->select = s.select;
+		d->feature_select = s.feature_select;
+		d->status = s.status;
+		d->interrupts = s.interrupts;
+		for (unsigned q = 0; q < QUEUES; q++) {
+			d->queue[q].desc.gpa = s.queue[q].desc;
+			d->queue[q].avail.gpa = s.queue[q].avail;
+			d->queue[q].used.gpa = s.queue[q].used;
+			d->queue[q].size = s.queue[q].size;
+			d->queue[q].ready = s.queue[q].ready && !queue_ready(&d->queue[q]);
+			d->queue[q].next_avail = s.queue[q].next_avail;
+			d->queue[q].next_used = s.queue[q].next_used;
 		}
 		pthread_mutex_unlock(&d->lock);
+		/* What the driver has asked for, and nobody has seen. */
+		if (d->id)
+			ring(d->kick);
 	}
-	return NULL;
-}
-
-void console_start(unsigned nr)
-{
-	pthread_t thread;
-
-	device_start(nr, VIRTIO_ID_CONSOLE, 2, console_work);
-	if (pthread_create(&thread, NULL, console_input, &devices[nr]))
-		errx(1, "no thread for input");
-}
-
-/* ---- a balloon: queue 0 takes pages from the guest, queue 1 gives them back --------------------
- */
-
-/*
- * The page goes. Everybody who might use it is told first: vCPUs of kvmlet's, and caches. On a
- * real /dev/kvm the kernel tells its own; the caches are this program's all the same.
- */
-static int discard(kl_gpa_t gpa)
-{
-	struct kvmlet_notifier_range range = {
-		.start = (uint64_t)(ram + gpa),
-		.end = (uint64_t)(ram + gpa + PAGE),
-		.may_block = 1,
-		.event = KVMLET_EVENT_DISCARD,
-	};
-	int error;
-
-	if (gpa >= memory)
-		return -EINVAL;
-	error = kvmlet_notifier_begin(&range);
-	if (error)
-		return error;
-	madvise(ram + gpa, PAGE, MADV_DONTNEED);
-	kvmlet_notifier_end(&range);
-	return 0;
-}
-
-static int balloon_work(struct device *d, unsigned nr)
-{
-	struct chain c;
-	int more, error = 0;
-	bool any = false;
-
-	while (!error && (more = take(&d->queue[nr], &c)) > 0) {
-		uint32_t pfn[256];
-
-		for (unsigned i = 0; i < c.n && !error && nr == 0; i++) {
-			size_t len = c.desc[i].len < sizeof(pfn) ? c.desc[i].len : sizeof(pfn);
-
-			error = kvmlet_vm_read(mem, 0, c.desc[i].addr, pfn, len, NULL);
-			for (unsigned k = 0; k < len / 4 && !error; k++)
-				error = discard((kl_gpa_t)pfn[k] << VIRTIO_BALLOON_PFN_SHIFT);
-		}
-		if (!error)
-			error = give(&d->queue[nr], &c, 0);
-		any = true;
-	}
-	if (any)
-		notify_driver(d, VIRTIO_MMIO_INT_VRING);
-	return error ? error : more;
-}
-
-void balloon_start(unsigned nr, unsigned mib)
-{
-	struct virtio_balloon_config config = {.num_pages = mib << (20 - VIRTIO_BALLOON_PFN_SHIFT)};
-
-	memcpy(devices[nr].config, &config, sizeof(config));
-	device_start(nr, VIRTIO_ID_BALLOON, 2, balloon_work);
-}
-
-/* The same memory as the vCPUs', as the devices see it. */
-void virtio_memory(uint32_t slot, kl_gpa_t gpa, size_t size, void *hva)
-{
-	if ((!mem && kvmlet_vm_create(&mem)) ||
-	    kvmlet_memslot_set(mem, slot, 0, gpa, size, kl_hva(hva)))
-		errx(1, "no memory for the devices");
 }

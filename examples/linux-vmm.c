@@ -2,21 +2,27 @@
 /*
  * A small virtual machine monitor that boots Linux. docs/tutorial.md walks through it.
  *
- *   linux-vmm.c         memory, vCPUs, a serial port
- *   linux-vmm-boot.c    the kernel, and the tables that describe the machine to it
- *   linux-vmm-virtio.c  a disk, a console and a balloon, each with a thread of its own
+ *   linux-vmm.c          vCPUs, a serial port, commands
+ *   linux-vmm-boot.c     the kernel, and the tables that describe the machine to it
+ *   linux-vmm-memory.c   memory, which comes and goes
+ *   linux-vmm-virtio.c   virtio: rings and registers, a thread for each device
+ *   linux-vmm-devices.c  a disk, a console, a balloon, hot-plugged memory
+ *   linux-vmm-migrate.c  the guest moves to another process
  *
  * The processor is whatever answers at /dev/kvm: a real one, or kvmlet's. How the devices get at
  * the guest's memory is what the library is for: they reach the rings through caches
  * (kvmlet/gpc.h), and data through kvmlet/vm.h. Nothing holds a pointer into guest memory for
  * longer than it takes to use it, so the memory may change under the devices: the balloon gives
- * pages back to the host while the disk reads into their neighbours.
+ * pages back to the host, and slots are unplugged, while the disk reads into their neighbours.
  *
  *   cc linux-vmm*.c $(pkg-config --cflags --libs kvmlet) -lpthread
  *   kvmlet run -- ./linux-vmm KERNEL [--initrd FILE] [--disk FILE] [--memory MIB] [--cpus N]
- *                             [--balloon MIB] [--append WORDS]
+ *                             [--balloon MIB] [--hotplug MIB] [--append WORDS]
+ *                             [--control FIFO] [--incoming SOCKET]
  *
- * It ends when the guest turns its machine off.
+ * Commands come through the FIFO, one a line: "balloon MIB", "hotplug MIB", "migrate SOCKET". It
+ * ends when the guest turns its machine off, or has gone to who waits with --incoming SOCKET and
+ * otherwise the same arguments.
  */
 #include "linux-vmm.h"
 
@@ -26,6 +32,8 @@
 #include <getopt.h>
 #include <linux/serial_reg.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,13 +41,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MAX_CPUS 16
-#define MAX_MIB  2048ul
-
-int vm, nr_cpus = 1;
-uint8_t *ram;
-size_t memory = 256ul << 20;
-static int kvm;
+int kvm, vm, nr_cpus = 1;
+struct vcpu vcpus[MAX_CPUS];
 
 int call(int fd, const char *name, unsigned long cmd, unsigned long arg)
 {
@@ -54,16 +57,16 @@ int call(int fd, const char *name, unsigned long cmd, unsigned long arg)
  */
 
 static struct {
-	pthread_mutex_t lock;
-	int irq; /* an eventfd */
 	uint8_t enabled, line, modem, scratch, divisor[2];
 	bool sent; /* the guest has not been told yet that it may send again */
-} serial = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} serial;
+static pthread_mutex_t serial_lock = PTHREAD_MUTEX_INITIALIZER;
+static int serial_irq; /* an eventfd */
 
 static void serial_may_send(void)
 {
 	serial.sent = true;
-	if ((serial.enabled & UART_IER_THRI) && eventfd_write(serial.irq, 1))
+	if ((serial.enabled & UART_IER_THRI) && eventfd_write(serial_irq, 1))
 		err(1, "eventfd");
 }
 
@@ -127,6 +130,26 @@ static uint8_t serial_read(unsigned reg)
 	}
 }
 
+void serial_stop(void)
+{
+	pthread_mutex_lock(&serial_lock);
+}
+
+void serial_go(void)
+{
+	pthread_mutex_unlock(&serial_lock);
+}
+
+int serial_save(put_fn *put)
+{
+	return put(&serial, sizeof(serial));
+}
+
+void serial_load(get_fn *get)
+{
+	get(&serial, sizeof(serial));
+}
+
 /* ---- vCPUs -------------------------------------------------------------------------------------
  */
 
@@ -142,25 +165,79 @@ static void port(struct kvm_run *run)
 			memset(data, 0xff, run->io.size * run->io.count);
 		return;
 	}
-	pthread_mutex_lock(&serial.lock);
+	pthread_mutex_lock(&serial_lock);
 	for (uint32_t i = 0; i < run->io.count; i++) {
 		if (out)
 			serial_write(run->io.port - SERIAL, data[i]);
 		else
 			data[i] = serial_read(run->io.port - SERIAL);
 	}
-	pthread_mutex_unlock(&serial.lock);
+	pthread_mutex_unlock(&serial_lock);
+}
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	atomic_bool stop;
+	int stopped;
+} pause_state = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static __thread struct kvm_run *my_run;
+
+/* KVM_RUN ends, or does not begin: the signal may come just before the call. */
+static void kicked(int sig)
+{
+	(void)sig;
+	if (my_run)
+		my_run->immediate_exit = 1;
+}
+
+void vcpus_stop(void)
+{
+	pthread_mutex_lock(&pause_state.lock);
+	atomic_store(&pause_state.stop, true);
+	for (int i = 0; i < nr_cpus; i++)
+		pthread_kill(vcpus[i].thread, SIGUSR1);
+	while (pause_state.stopped < nr_cpus)
+		pthread_cond_wait(&pause_state.changed, &pause_state.lock);
+	pthread_mutex_unlock(&pause_state.lock);
+}
+
+void vcpus_go(void)
+{
+	pthread_mutex_lock(&pause_state.lock);
+	atomic_store(&pause_state.stop, false);
+	pthread_cond_broadcast(&pause_state.changed);
+	pthread_mutex_unlock(&pause_state.lock);
+}
+
+static void wait_to_go(int fd, struct kvm_run *run)
+{
+	/* The answer to the last exit is taken by the next KVM_RUN; this one does no more. */
+	run->immediate_exit = 1;
+	ioctl(fd, KVM_RUN, 0);
+	pthread_mutex_lock(&pause_state.lock);
+	pause_state.stopped++;
+	pthread_cond_broadcast(&pause_state.changed);
+	while (atomic_load(&pause_state.stop))
+		pthread_cond_wait(&pause_state.changed, &pause_state.lock);
+	pause_state.stopped--;
+	pthread_mutex_unlock(&pause_state.lock);
+	run->immediate_exit = 0;
 }
 
 static void *vcpu_thread(void *arg)
 {
-	int fd = (int)(intptr_t)arg;
+	int fd = ((struct vcpu *)arg)->fd;
 	size_t size = (size_t)CALL(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	struct kvm_run *run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
 	if (run == MAP_FAILED)
 		err(1, "a vCPU's run area");
+	my_run = run;
 	for (;;) {
+		if (atomic_load(&pause_state.stop))
+			wait_to_go(fd, run);
 		if (ioctl(fd, KVM_RUN, 0)) {
 			/* A signal; or this vCPU has just been started by another. */
 			if (errno != EINTR && errno != EAGAIN)
@@ -227,7 +304,6 @@ static void set_msrs(int fd)
 
 static void make_machine(void)
 {
-	struct kvm_userspace_memory_region slot = {.memory_size = memory};
 	uint64_t identity_map = 0xfffbc000;
 	struct kvm_pit_config pit = {0};
 
@@ -240,14 +316,45 @@ static void make_machine(void)
 	CALL(vm, KVM_CREATE_IRQCHIP, 0);
 	CALL(vm, KVM_CREATE_PIT2, &pit);
 
-	ram = mmap(NULL, memory, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (ram == MAP_FAILED)
-		err(1, "memory");
-	slot.userspace_addr = (uint64_t)ram;
-	CALL(vm, KVM_SET_USER_MEMORY_REGION, &slot);
-	virtio_memory(0, 0, memory, ram);
-	serial.irq = interrupt(SERIAL_GSI);
+	memory_start();
+	serial_irq = interrupt(SERIAL_GSI);
+}
+
+/* ---- commands ----------------------------------------------------------------------------------
+ */
+
+static void *control_thread(void *arg)
+{
+	FILE *commands = arg;
+	char line[200], path[200];
+	unsigned mib;
+	int error;
+
+	while (fgets(line, sizeof(line), commands)) {
+		if (sscanf(line, "balloon %u", &mib) == 1) {
+			balloon_resize(BALLOON, mib);
+		} else if (sscanf(line, "hotplug %u", &mib) == 1) {
+			hotplug_resize(MEMORY, mib);
+		} else if (sscanf(line, "migrate %199s", path) == 1) {
+			error = migrate_to(path);
+			fprintf(stderr, "linux-vmm: the guest stays: %s\n", strerror(-error));
+		} else {
+			fprintf(stderr, "linux-vmm: what is %s", line);
+		}
+	}
+	return NULL;
+}
+
+static void control_start(const char *file)
+{
+	int fd = open(file, O_RDWR | O_CLOEXEC); /* it has a writer, and so no end */
+	FILE *commands = fd < 0 ? NULL : fdopen(fd, "r");
+	pthread_t thread;
+
+	if (!commands)
+		err(1, "%s", file);
+	if (pthread_create(&thread, NULL, control_thread, commands))
+		errx(1, "no thread for commands");
 }
 
 static unsigned long number(const char *what, const char *arg, unsigned long min, unsigned long max)
@@ -263,14 +370,16 @@ static unsigned long number(const char *what, const char *arg, unsigned long min
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"initrd", 1, NULL, 'i'}, {"disk", 1, NULL, 'd'},    {"memory", 1, NULL, 'm'},
-		{"cpus", 1, NULL, 'c'},   {"balloon", 1, NULL, 'b'}, {"append", 1, NULL, 'a'},
+		{"initrd", 1, NULL, 'i'},  {"disk", 1, NULL, 'd'},    {"memory", 1, NULL, 'm'},
+		{"cpus", 1, NULL, 'c'},    {"balloon", 1, NULL, 'b'}, {"append", 1, NULL, 'a'},
+		{"hotplug", 1, NULL, 'h'}, {"control", 1, NULL, 'C'}, {"incoming", 1, NULL, 'I'},
 		{NULL, 0, NULL, 0},
 	};
+	const struct sigaction kick = {.sa_handler = kicked};
 	const char *initrd = NULL, *disk = NULL, *words = "console=ttyS0 panic=-1";
-	unsigned balloon = 0;
-	pthread_t thread[MAX_CPUS];
-	int c, fd[MAX_CPUS];
+	const char *control = NULL, *incoming = NULL;
+	unsigned balloon = 0, hotplug = 0;
+	int c;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) >= 0) {
 		switch (c) {
@@ -284,13 +393,22 @@ int main(int argc, char **argv)
 			words = optarg;
 			break;
 		case 'm':
-			memory = number("memory", optarg, 64, MAX_MIB) << 20;
+			memory = number("memory", optarg, 64, MAX_MEMORY >> 20) << 20;
 			break;
 		case 'c':
 			nr_cpus = (int)number("cpus", optarg, 1, MAX_CPUS);
 			break;
 		case 'b':
-			balloon = (unsigned)number("balloon", optarg, 0, MAX_MIB);
+			balloon = (unsigned)number("balloon", optarg, 0, MAX_MEMORY >> 20);
+			break;
+		case 'h':
+			hotplug = (unsigned)number("hotplug", optarg, 0, MAX_BLOCKS * BLOCK >> 20);
+			break;
+		case 'C':
+			control = optarg;
+			break;
+		case 'I':
+			incoming = optarg;
 			break;
 		default:
 			return 2;
@@ -300,21 +418,29 @@ int main(int argc, char **argv)
 		errx(2, "usage: linux-vmm [OPTIONS] KERNEL");
 
 	make_machine();
-	load_linux(argv[optind], initrd, words);
 	if (disk)
-		disk_start(0, disk);
-	console_start(1);
-	balloon_start(2, balloon);
+		disk_start(DISK, disk);
+	console_start(CONSOLE);
+	balloon_start(BALLOON, balloon);
+	hotplug_start(MEMORY, hotplug);
 	/* All of them exist before one runs: the guest looks for them. */
 	for (int i = 0; i < nr_cpus; i++) {
-		fd[i] = CALL(vm, KVM_CREATE_VCPU, i);
-		set_cpuid(fd[i], i);
-		set_msrs(fd[i]);
+		vcpus[i].fd = CALL(vm, KVM_CREATE_VCPU, i);
+		set_cpuid(vcpus[i].fd, i);
+		set_msrs(vcpus[i].fd);
 	}
-	set_boot_state(fd[0]); /* the others wait until the guest starts them */
+	if (incoming) {
+		migrate_from(incoming);
+	} else {
+		load_linux(argv[optind], initrd, words);
+		set_boot_state(vcpus[0].fd); /* the others wait until the guest starts them */
+	}
+	sigaction(SIGUSR1, &kick, NULL);
 	for (int i = 0; i < nr_cpus; i++)
-		if (pthread_create(&thread[i], NULL, vcpu_thread, (void *)(intptr_t)fd[i]))
+		if (pthread_create(&vcpus[i].thread, NULL, vcpu_thread, &vcpus[i]))
 			errx(1, "no thread for a vCPU");
-	pthread_join(thread[0], NULL);
+	if (control)
+		control_start(control);
+	pthread_join(vcpus[0].thread, NULL);
 	return 0;
 }

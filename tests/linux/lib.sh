@@ -125,7 +125,7 @@ modules_of()
 		{ path = $1; line = ""; for (i = 2; i <= NF; i++) line = line " " $i
 		  deps[path] = line; at[base(path)] = path }
 		END { n = split("crc32c_generic virtio_pci virtio_mmio virtio_blk virtio_console" \
-				" virtio_balloon ata_piix ahci sd_mod ext4", want, " ")
+				" virtio_balloon virtio_mem ata_piix ahci sd_mod ext4", want, " ")
 		      for (i = 1; i <= n; i++) if (want[i] in at) add(at[want[i]]) }' \
 		"$dir/lib/modules/$version/modules.dep"
 }
