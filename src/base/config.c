@@ -37,6 +37,7 @@ void kl_config_init(void)
 	done = true;
 	kl_config.log_path = env_path("KVMLET_LOG");
 	kl_config.trace_path = env_path("KVMLET_TRACE");
+	kl_config.heatmap_path = env_path("KVMLET_HEATMAP");
 	kl_config.stats = env_set("KVMLET_STATS");
 	kl_config.keep_seccomp = env_set("KVMLET_KEEP_SECCOMP");
 	kl_config.uffd_events = env_set("KVMLET_UFFD_EVENTS");

@@ -7,6 +7,7 @@
  *   KVMLET_LOG=FILE     warnings and errors go to FILE (default: stderr, warnings up)
  *   KVMLET_TRACE=FILE   one line per ioctl, exit and memory event
  *   KVMLET_STATS=1      table at exit, on stderr
+ *   KVMLET_HEATMAP=FILE picture of what guests write, and a summary at exit, on stderr
  *   KVMLET_UFFD_EVENTS=1  brackets from userfaultfd events, too
  *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
  *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
@@ -18,6 +19,7 @@
 struct kl_config {
 	const char *log_path;
 	const char *trace_path;
+	const char *heatmap_path;
 	bool stats;
 	bool keep_seccomp;
 	bool uffd_events;

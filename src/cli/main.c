@@ -22,6 +22,8 @@ static const char help_run[] =
 	"\n"
 	"  --stats          print a table at exit, on stderr: VMs, vCPUs, exits, faults,\n"
 	"                   invalidations, instructions, MIPS\n"
+	"  --heatmap FILE   draw FILE, an SVG: which guest memory is written how fast, over time;\n"
+	"                   and print a summary at exit, on stderr\n"
 	"  --log FILE       write warnings and errors to FILE instead of stderr\n"
 	"  --trace FILE     write every ioctl, exit and memory event to FILE, one per line\n"
 	"  --abi=6.18       also KVM interfaces that Linux 6.12 lacks (default: 6.12)\n"

@@ -174,11 +174,12 @@ static int set_abi(const char *version)
 	return setenv("KVMLET_ABI", version, 1) ? EXIT_CANNOT_RUN : 0;
 }
 
-enum { OPT_LOG = 1, OPT_STATS, OPT_TRACE, OPT_KEEP_SECCOMP, OPT_UFFD_EVENTS, OPT_ABI };
+enum { OPT_LOG = 1, OPT_STATS, OPT_HEATMAP, OPT_TRACE, OPT_KEEP_SECCOMP, OPT_UFFD_EVENTS, OPT_ABI };
 
 static const struct option options[] = {
 	{"log", required_argument, NULL, OPT_LOG},
 	{"stats", no_argument, NULL, OPT_STATS},
+	{"heatmap", required_argument, NULL, OPT_HEATMAP},
 	{"trace", required_argument, NULL, OPT_TRACE},
 	{"keep-seccomp", no_argument, NULL, OPT_KEEP_SECCOMP},
 	{"uffd-events", no_argument, NULL, OPT_UFFD_EVENTS},
@@ -199,6 +200,9 @@ static int parse(int argc, char **argv)
 			break;
 		case OPT_TRACE:
 			err = set_file("KVMLET_TRACE", "--trace", optarg);
+			break;
+		case OPT_HEATMAP:
+			err = set_file("KVMLET_HEATMAP", "--heatmap", optarg);
 			break;
 		case OPT_STATS:
 			err = setenv("KVMLET_STATS", "1", 1) ? EXIT_CANNOT_RUN : 0;

@@ -95,10 +95,10 @@ static void mark_all(struct kl_dirty_log *log)
 		half->lines[i / 64] |= 1ull << i % 64;
 }
 
-struct kl_dirty_log *kl_dirty_log_new(struct kl_vm *vm, unsigned as, unsigned id, uint64_t npages)
+static struct kl_dirty_log *new_log(struct kl_vm *vm, unsigned as, unsigned id, uint64_t npages,
+				    bool rings)
 {
 	struct kl_dirty_log *log, sizes;
-	bool rings = vm->dirty_ring_size;
 	size_t size = lay_out(&sizes, 0, npages, rings);
 
 	kl_assert_held(&vm->slots_lock);
@@ -117,14 +117,33 @@ struct kl_dirty_log *kl_dirty_log_new(struct kl_vm *vm, unsigned as, unsigned id
 		log->size = size;
 	}
 	log->slot = as << 16 | id;
+	log->also = NULL;
 	atomic_init(&log->seq, 0);
+	/* Before the slot is published: whoever finds it there does not find 0 here. */
+	atomic_fetch_add(&vm->nr_logs, 1);
+	return log;
+}
+
+struct kl_dirty_log *kl_dirty_log_new(struct kl_vm *vm, unsigned as, unsigned id, uint64_t npages,
+				      struct kl_dirty_log *also)
+{
+	bool rings = vm->dirty_ring_size;
+	struct kl_dirty_log *log = new_log(vm, as, id, npages, rings);
+
+	if (!log)
+		return NULL;
+	log->also = also;
 	/* With rings the bitmap is for others than vCPUs. */
 	if ((vm->manual_dirty_log & KVM_DIRTY_LOG_INITIALLY_SET) &&
 	    (!rings || vm->dirty_ring_with_bitmap))
 		mark_all(log);
-	/* Before the slot is published: whoever finds it there does not find 0 here. */
-	atomic_fetch_add(&vm->nr_logs, 1);
 	return log;
+}
+
+struct kl_dirty_log *kl_dirty_log_new_own(struct kl_vm *vm, unsigned as, unsigned id,
+					  uint64_t npages)
+{
+	return new_log(vm, as, id, npages, false);
 }
 
 void kl_dirty_log_free(struct kl_vm *vm, struct kl_dirty_log *log)
@@ -205,6 +224,8 @@ void kl_dirty_mark(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t index)
 		kl_dirty_ring_mark(vm, c && c->vm == vm ? c : NULL, log, index);
 	else
 		kl_dirty_mark_half(log, index);
+	if (KL_UNLIKELY(log->also != NULL))
+		kl_dirty_mark_half(log->also, index);
 }
 
 /*
@@ -224,9 +245,20 @@ static KL_NOINLINE void find_log(struct kl_vcpu_core *c, kl_gfn_t gfn)
 		.generation = generation & 1 ? 0 : generation,
 		.base_gfn = slot ? slot->base_gfn : gfn,
 		.npages = slot ? slot->npages : 0,
-		.log = slot ? slot->log : NULL,
+		.log = slot ? kl_dirty_log_of(slot) : NULL,
 	};
 	kl_srcu_read_unlock(&vm->srcu, token);
+}
+
+static bool may_write(struct kl_vcpu_core *c, struct kl_dirty_log *log, uint64_t index, bool write)
+{
+	if (KL_UNLIKELY(log->in_ring) && (c->ring || !c->vm->dirty_ring_with_bitmap))
+		return write ? kl_dirty_ring_mark_in_guest(c, log, index)
+			     : kl_dirty_test(log->in_ring, index);
+	if (!write)
+		return is_marked(log, index);
+	mark_in_guest(log, index);
+	return true;
 }
 
 bool kl_dirty_may_write(struct kl_vcpu_core *c, kl_gfn_t gfn, bool write)
@@ -242,11 +274,8 @@ bool kl_dirty_may_write(struct kl_vcpu_core *c, kl_gfn_t gfn, bool write)
 	racepoint("dirty-log-found");
 	if (!log)
 		return true;
-	if (KL_UNLIKELY(log->in_ring) && (c->ring || !c->vm->dirty_ring_with_bitmap))
-		return write ? kl_dirty_ring_mark_in_guest(c, log, index)
-			     : kl_dirty_test(log->in_ring, index);
-	if (!write)
-		return is_marked(log, index);
-	mark_in_guest(log, index);
-	return true;
+	/* The program's decides; the other one never refuses a write. */
+	if (KL_UNLIKELY(log->also != NULL) && !may_write(c, log->also, index, write))
+		return false;
+	return may_write(c, log, index, write);
 }

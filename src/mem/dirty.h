@@ -29,6 +29,10 @@
  * A log is the slot's, for the slot's life with KVM_MEM_LOG_DIRTY_PAGES; it moves with it. Before
  * it is freed no set of slots has it, readers and holders of caches have left, and vCPUs were
  * flushed.
+ *
+ * A slot may have a second log, `heat`, which the engine reads for itself (mem/heat.h) and the
+ * program knows nothing of. It is there for as long as the slot is. Who marks a page does so in
+ * both: the program's names the other in `also`, for all of its life.
  */
 #pragma once
 
@@ -36,6 +40,8 @@
 
 #define KL_DIRTY_LINE_WORDS 8
 #define KL_DIRTY_LINE_PAGES (64 * KL_DIRTY_LINE_WORDS)
+
+struct kl_heat_record;
 
 struct kl_dirty_half {
 	_Atomic uint64_t *words; /* a bit for each page */
@@ -47,10 +53,18 @@ struct kl_dirty_log {
 	uint32_t slot;        /* as KVM's interfaces have it: address space << 16 | id */
 	_Atomic uint64_t seq; /* the current half is half[seq & 1]; slots_lock to change it */
 	struct kl_dirty_half half[2];
-	_Atomic uint64_t *in_ring; /* a bit for each page, see dirty_ring.h; NULL: no rings */
-	uint64_t *scratch;         /* slots_lock; as many words as a half has */
-	size_t size;               /* of the mapping that all of it is in */
+	struct kl_dirty_log *also;     /* to be marked, too: the slot's second log; or NULL */
+	struct kl_heat_record *record; /* of a second one: mem/heat.c's */
+	_Atomic uint64_t *in_ring;     /* a bit for each page, see dirty_ring.h; NULL: no rings */
+	uint64_t *scratch;             /* slots_lock; as many words as a half has */
+	size_t size;                   /* of the mapping that all of it is in */
 };
+
+/* Where a write to @slot is to be marked, or NULL. */
+KL_INLINE struct kl_dirty_log *kl_dirty_log_of(const struct kl_memslot *slot)
+{
+	return slot->log ? slot->log : slot->heat;
+}
 
 /* May some slot log? If not, no lookup has to care. */
 KL_INLINE bool kl_vm_logs(struct kl_vm *vm)
@@ -82,8 +96,14 @@ KL_INLINE bool kl_dirty_test(const _Atomic uint64_t *words, uint64_t index)
 
 /* ---- life ------------------------------------------------------------------------------- */
 
-/* A log for a slot of @npages; NULL: out of memory. Context: slots_lock. */
-struct kl_dirty_log *kl_dirty_log_new(struct kl_vm *vm, unsigned as, unsigned id, uint64_t npages);
+/*
+ * A log for a slot of @npages, as the program has asked for, beside @also (or NULL). The second
+ * one: the engine's own. NULL: out of memory. Context: slots_lock.
+ */
+struct kl_dirty_log *kl_dirty_log_new(struct kl_vm *vm, unsigned as, unsigned id, uint64_t npages,
+				      struct kl_dirty_log *also);
+struct kl_dirty_log *kl_dirty_log_new_own(struct kl_vm *vm, unsigned as, unsigned id,
+					  uint64_t npages);
 /* No set has it. Flushes. Context: slots_lock; not in guest mode. */
 void kl_dirty_log_free(struct kl_vm *vm, struct kl_dirty_log *log);
 /* With the VM: the log that is kept for the next one. */
@@ -100,6 +120,14 @@ void kl_dirty_logs_destroy(struct kl_vm *vm);
  */
 int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap,
 		     bool keep) KL_MUST_CHECK;
+
+/*
+ * The log for the engine itself: @fn gets each word of it that is not 0. It is taken unless @keep;
+ * then no vCPU is disturbed, and a write that is under way may be missing.
+ * Context: slots_lock, or the log is the caller's alone.
+ */
+void kl_dirty_log_harvest(struct kl_vm *vm, struct kl_dirty_log *log, bool keep,
+			  void (*fn)(void *arg, uint64_t word, uint64_t pages), void *arg);
 
 /*
  * KVM_CLEAR_DIRTY_LOG: of slot @id's pages from @first_page on, @num_pages, take those out of the

@@ -112,6 +112,44 @@ static int take_all(struct kl_vm *vm, struct kl_dirty_log *log, char *bitmap)
 	return r;
 }
 
+/* Of chunk @i, the words that are not 0. */
+static void tell_chunk(const struct kl_dirty_half *half, uint64_t i, uint64_t lines,
+		       void (*fn)(void *arg, uint64_t word, uint64_t pages), void *arg)
+{
+	for_each_line(line, i, lines) for (uint64_t w = line * KL_DIRTY_LINE_WORDS;
+					   w < (line + 1) * KL_DIRTY_LINE_WORDS; w++)
+	{
+		uint64_t pages = atomic_load_explicit(&half->words[w], memory_order_relaxed);
+
+		if (pages)
+			fn(arg, w, pages);
+	}
+}
+
+void kl_dirty_log_harvest(struct kl_vm *vm, struct kl_dirty_log *log, bool keep,
+			  void (*fn)(void *arg, uint64_t word, uint64_t pages), void *arg)
+{
+	uint64_t seq = atomic_load_explicit(&log->seq, memory_order_relaxed);
+	struct kl_dirty_half *half = &log->half[seq & 1];
+
+	if (is_clean(log, half))
+		return;
+	if (!keep) {
+		atomic_store(&log->seq, seq + 1); /* PAIR(vcpu-mode) PAIR(dirty-seq) */
+		(void)kl_vcpus_flush(vm, true);
+	}
+	for (uint64_t i = 0; i < nr_chunks(log); i++) {
+		uint64_t lines = atomic_load_explicit(&half->lines[i], memory_order_acquire);
+
+		/* As when the program takes it: the lines before the words. */
+		if (!keep && lines)
+			lines = atomic_exchange_explicit(&half->lines[i], 0, memory_order_acquire);
+		tell_chunk(half, i, lines, fn, arg);
+		if (!keep)
+			wipe_chunk(half, i, lines);
+	}
+}
+
 /* 0 and the slot's log; the errors that get and clear have in common. Context: slots_lock. */
 static int find(struct kl_vm *vm, unsigned as, unsigned id, struct kl_dirty_log **log)
 {

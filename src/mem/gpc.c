@@ -159,7 +159,7 @@ static struct lookup look_up(struct kl_gpc *c)
 	/* As KVM, which maps what it caches writable. */
 	if (slot && !slot->invalid && !(slot->flags & KVM_MEM_READONLY)) {
 		l.hva = page_address(c->vm, slot, gfn, &l.inode) | (c->addr & ~KL_PAGE_MASK);
-		l.log = slot->log;
+		l.log = kl_dirty_log_of(slot);
 		l.log_index = gfn - slot->base_gfn;
 	}
 	kl_srcu_read_unlock(&c->vm->srcu, token);

@@ -29,6 +29,7 @@
 #include "host/thread.h"
 #include "mem/dirty.h"
 #include "mem/gmem.h"
+#include "mem/heat.h"
 #include "mem/notifier.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -204,6 +205,10 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 		kl_gmem_unbind(old->gmem);
 	if (old && old->log && !(slot && slot->log))
 		kl_dirty_log_free(vm, old->log);
+	if (slot && slot->heat)
+		kl_heat_slot_set(vm, slot);
+	else if (old && old->heat)
+		kl_heat_slot_gone(vm, old);
 	free((void *)old);
 	kl_stat_add(&vm->stats.memslot_changes, 1);
 	return 0;
@@ -279,8 +284,10 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 		goto fail;
 	if (change == CREATE && now->by_gfn.n >= KL_USER_MEM_SLOTS)
 		goto fail;
+	slot->heat = old ? old->heat : kl_heat_log_new(vm, as, id, npages);
 	if (r->flags & KVM_MEM_LOG_DIRTY_PAGES) {
-		slot->log = old && old->log ? old->log : kl_dirty_log_new(vm, as, id, npages);
+		slot->log = old && old->log ? old->log
+					    : kl_dirty_log_new(vm, as, id, npages, slot->heat);
 		ret = -ENOMEM;
 		if (!slot->log)
 			goto fail;
@@ -292,6 +299,8 @@ static int set_region_locked(struct kl_vm *vm, unsigned as, unsigned id,
 fail:
 	if (slot->log && !(old && old->log))
 		kl_dirty_log_free(vm, slot->log);
+	if (slot->heat && !old)
+		kl_dirty_log_free(vm, slot->heat);
 	if (slot->gmem)
 		kl_gmem_unbind(slot->gmem);
 	free(slot);
@@ -409,6 +418,8 @@ static void free_slot(const struct kl_memslot *slot)
 {
 	if (slot->log)
 		kl_sys_unmap(slot->log, slot->log->size);
+	if (slot->heat)
+		kl_sys_unmap(slot->heat, slot->heat->size);
 	if (slot->gmem)
 		kl_gmem_unbind(slot->gmem);
 	free((void *)slot);

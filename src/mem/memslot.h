@@ -49,6 +49,7 @@ struct kl_memslot {
 	uint8_t as_id;
 	bool invalid;                 /* being deleted or moved (S4): faults retry */
 	struct kl_dirty_log *log;     /* NULL without KVM_MEM_LOG_DIRTY_PAGES */
+	struct kl_dirty_log *heat;    /* the engine's own (mem/heat.h), or NULL */
 	struct kl_gmem_binding *gmem; /* NULL without KVM_MEM_GUEST_MEMFD; mem/gmem.h */
 } KL_CACHELINE;
 

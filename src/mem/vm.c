@@ -11,6 +11,7 @@
 #include "host/timer.h"
 #include "mem/gmem.h"
 #include "mem/gpc.h"
+#include "mem/heat.h"
 #include "mem/notifier_gate.h"
 #include "mem/subscribers.h"
 #include "mem/uffd_source.h"
@@ -54,6 +55,7 @@ void kl_vm_make_private(struct kl_vm *vm)
 
 void kl_vm_destroy(struct kl_vm *vm)
 {
+	kl_heat_remove_vm(vm);
 	kl_notifier_remove_vm(vm);
 	kl_gmem_vm_gone(vm); /* who closes a file of it is not done before */
 	if (kl_uffd_source_on())
@@ -92,6 +94,7 @@ void kl_vms_after_fork(void)
 	kl_notifier_after_fork();
 	kl_gpcs_after_fork();
 	kl_gmem_after_fork();
+	kl_heat_after_fork();
 	kl_bias_after_fork();
 	kl_uffd_source_after_fork();
 	kl_maps_after_fork();

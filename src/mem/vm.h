@@ -32,6 +32,8 @@ struct kl_vm {
 	/* Dirty logs (mem/dirty.h) and rings (mem/dirty_ring.h). */
 	_Atomic unsigned nr_logs;       /* slots_lock to change it */
 	struct kl_dirty_log *spare_log; /* slots_lock */
+	bool heat;                      /* its slots have logs of the engine's own; mem/heat.h */
+	struct kl_vm *next_hot;         /* mem/heat.c */
 	uint64_t manual_dirty_log;      /* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2's flags */
 	uint32_t dirty_ring_size;       /* bytes, or 0; set once, before there is a vCPU */
 	bool dirty_ring_with_bitmap;    /* slots_lock; set once, before there is a slot */

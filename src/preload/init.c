@@ -55,11 +55,16 @@ void kl_pl_exit_report(void)
 {
 	struct kl_entry e;
 
-	if (!kl_config.stats || !atomic_load_explicit(&kl_pl_opened, memory_order_acquire) ||
-	    kl_fd_shared_child() || atomic_exchange(&reported, true))
+	if ((!kl_config.stats && !kl_config.heatmap_path) ||
+	    !atomic_load_explicit(&kl_pl_opened, memory_order_acquire) || kl_fd_shared_child() ||
+	    atomic_exchange(&reported, true))
 		return;
 	kl_pl_enter(&e);
-	kl_uapi_print_stats(2);
+	/* First, while other threads do as ever. */
+	if (kl_config.heatmap_path)
+		kl_uapi_finish_heatmap(2);
+	if (kl_config.stats)
+		kl_uapi_print_stats(2);
 	kl_pl_leave(&e);
 }
 

@@ -35,7 +35,7 @@ void kl_pl_take_over(void);
 void kl_pl_after_fork_child(void);
 /* The same where no atfork handler ran: _Fork(), clone(), syscall(SYS_fork). */
 void kl_pl_after_raw_fork(void);
-/* Statistics, if asked for; once. */
+/* Heatmap and statistics, if asked for; once. */
 void kl_pl_exit_report(void);
 
 /* The kernel's value as libc returns it. */

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "host/guard.h"
 #include "host/sys.h"
+#include "uapi/heatmap.h"
 #include "uapi/object.h"
 
 #define HASH_SIZE 1024
@@ -236,4 +237,5 @@ void kl_uapi_after_fork(void)
 	kl_vms_after_fork();
 	kl_irqfd_after_fork();
 	kl_stats_after_fork();
+	kl_heatmap_after_fork();
 }

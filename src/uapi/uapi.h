@@ -91,6 +91,9 @@ void kl_irqfd_written(void);
 /* Exit table of `kvmlet run --stats`, of everything that this process did. */
 void kl_uapi_print_stats(int fd);
 
+/* The picture of --heatmap, for the last time, and its summary. */
+void kl_uapi_finish_heatmap(int fd);
+
 /*
  * fork(): in the child, before anything else of the engine. Calls the lower layers' own
  * kl_*_after_fork(). Objects that the child inherited stay in the table; of those only

@@ -16,6 +16,7 @@
 #include "mem/dirty.h"
 #include "mem/dirty_ring.h"
 #include "pv/pv.h"
+#include "uapi/heatmap.h"
 #include "uapi/object.h"
 #include "x86/irqchip.h"
 #include "x86/tsc.h"
@@ -104,6 +105,7 @@ int kl_uvm_create(unsigned long type, struct kl_object **new_obj)
 		goto out_vm;
 	}
 	list_add(vm);
+	kl_heatmap_add_vm(&vm->kvm.mem);
 	kl_object_publish(&vm->obj);
 	*new_obj = &vm->obj;
 	return fd;
@@ -122,6 +124,7 @@ void kl_uvm_destroy(struct kl_uvm *vm)
 	struct kl_uvcpu *vc;
 
 	list_del(vm);
+	kl_heatmap_remove_vm(&vm->kvm.mem);
 	/* From here on nobody raises an interrupt. */
 	kl_irqfd_release(vm);
 	for (vc = vm->vcpus; vc; vc = vc->next)

@@ -10,6 +10,9 @@
  * equal to the copy all the same was not written: the log said too much. (While writers run that
  * cannot be told: a page may be named twice for a store between its mark and its copy.)
  *
+ * Every other VM is in a heatmap: a thread takes the slot's second log all the time, which must not
+ * matter to the first.
+ *
  * The modes take turns: bitmap; manual protection; the same with all pages set at first; rings;
  * rings with a bitmap.
  *
@@ -23,6 +26,7 @@
 
 #include "unit/uapi_guest.h"
 #include "mem/gpc.h"
+#include "mem/heat.h"
 #include "uapi/object.h"
 
 #define PAGE        KL_PAGE_SIZE
@@ -79,6 +83,10 @@ static _Atomic bool stop;
 static struct {
 	unsigned long rounds, harvests, stores, by_caches, named, too_many, quiet_named;
 } total;
+
+static bool hot;
+static _Atomic bool stop_samples;
+static pthread_t sampler;
 
 static unsigned rnd(unsigned below)
 {
@@ -279,11 +287,27 @@ static void harvest(bool quiet)
 
 /* ---- rounds ------------------------------------------------------------------------------- */
 
+static void *run_samples(void *arg)
+{
+	while (!atomic_load(&stop_samples)) {
+		kl_heat_sample();
+		sched_yield();
+	}
+	return arg;
+}
+
 static void make_guest(void)
 {
 	struct kl_vm *vm;
 
 	guest_make_vm(&g);
+	vm = &kl_uvm(g.vm.obj)->kvm.mem;
+	hot = rnd(2);
+	if (hot) {
+		kl_heat_add_vm(vm);
+		atomic_store(&stop_samples, false);
+		assert_int_equal(pthread_create(&sampler, NULL, run_samples, NULL), 0);
+	}
 	if (mode == MANUAL || mode == INITIALLY_SET)
 		assert_int_equal(enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, mode == MANUAL ? 1 : 3),
 				 0);
@@ -310,7 +334,6 @@ static void make_guest(void)
 		assert_true(ring[i] != MAP_FAILED);
 		next_entry[i] = 0;
 	}
-	vm = &kl_uvm(g.vm.obj)->kvm.mem;
 	for (unsigned i = 0; i < CACHES; i++)
 		assert_int_equal(kl_gpc_init(&caches[i].gpc, vm, 0, KL_GPC_USER), 0);
 }
@@ -322,6 +345,11 @@ static void destroy(void)
 	for (unsigned i = 0; mode >= RINGS && i < VCPUS; i++)
 		munmap(ring[i], BYTES);
 	munmap(run1, RUN_SIZE);
+	if (hot) {
+		atomic_store(&stop_samples, true);
+		pthread_join(sampler, NULL);
+		kl_heat_remove_vm(&kl_uvm(g.vm.obj)->kvm.mem);
+	}
 	dev_close(&vcpu1);
 	guest_free(&g);
 }
