@@ -7,6 +7,7 @@
 #ifndef KVMLET_KVMLET_H
 #define KVMLET_KVMLET_H
 
+#include <kvmlet/dirty.h>
 #include <kvmlet/gmem.h>
 #include <kvmlet/gpc.h>
 #include <kvmlet/memslot.h>

@@ -15,6 +15,8 @@
 extern "C" {
 #endif
 
+/** What is written to the slot is logged (kvmlet/dirty.h; KVM_MEM_LOG_DIRTY_PAGES). */
+#define KVMLET_MEM_LOG_DIRTY (1u << 0)
 /** A slot may be read only: guest writes do not reach host memory (KVM_MEM_READONLY). */
 #define KVMLET_MEM_READONLY (1u << 1)
 
@@ -23,7 +25,7 @@ extern "C" {
  * [KVM API documentation, 4.35].
  *
  * @param slot   bits 0 to 15: slot number, 0 to 32763; bits 16 to 31: address space, 0 or 1
- * @param flags  0 or KVMLET_MEM_READONLY
+ * @param flags  0, KVMLET_MEM_READONLY, KVMLET_MEM_LOG_DIRTY, or both
  * @param gpa    guest-physical address in bytes, a multiple of 4096
  * @param size   bytes, a multiple of 4096; 0 deletes the slot
  * @param hva    host memory behind it, a multiple of 4096

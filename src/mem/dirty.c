@@ -146,6 +146,13 @@ struct kl_dirty_log *kl_dirty_log_new_own(struct kl_vm *vm, unsigned as, unsigne
 	return new_log(vm, as, id, npages, false);
 }
 
+static void drop_spare(struct kl_vm *vm)
+{
+	if (vm->spare_log)
+		kl_sys_unmap(vm->spare_log, vm->spare_log->size);
+	vm->spare_log = NULL;
+}
+
 void kl_dirty_log_free(struct kl_vm *vm, struct kl_dirty_log *log)
 {
 	kl_assert_held(&vm->slots_lock);
@@ -156,15 +163,21 @@ void kl_dirty_log_free(struct kl_vm *vm, struct kl_dirty_log *log)
 		kl_sys_unmap(log, log->size);
 		return;
 	}
-	kl_dirty_logs_destroy(vm);
+	drop_spare(vm);
 	vm->spare_log = log;
 }
 
 void kl_dirty_logs_destroy(struct kl_vm *vm)
 {
-	if (vm->spare_log)
-		kl_sys_unmap(vm->spare_log, vm->spare_log->size);
-	vm->spare_log = NULL;
+	drop_spare(vm);
+	kl_dirty_ring_destroy(vm);
+}
+
+void kl_dirty_log_set_manual(struct kl_vm *vm, uint64_t flags)
+{
+	kl_mutex_lock(&vm->slots_lock);
+	vm->manual_dirty_log = flags;
+	kl_mutex_unlock(&vm->slots_lock);
 }
 
 /* ---- marking ----------------------------------------------------------------------------- */

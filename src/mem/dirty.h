@@ -106,7 +106,9 @@ struct kl_dirty_log *kl_dirty_log_new_own(struct kl_vm *vm, unsigned as, unsigne
 					  uint64_t npages);
 /* No set has it. Flushes. Context: slots_lock; not in guest mode. */
 void kl_dirty_log_free(struct kl_vm *vm, struct kl_dirty_log *log);
-/* With the VM: the log that is kept for the next one. */
+/* KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2. Context: no lock. */
+void kl_dirty_log_set_manual(struct kl_vm *vm, uint64_t flags);
+/* With the VM: the log that is kept for the next one, and the VM's ring. */
 void kl_dirty_logs_destroy(struct kl_vm *vm);
 
 /* ---- reading ---------------------------------------------------------------------------- */
@@ -120,6 +122,13 @@ void kl_dirty_logs_destroy(struct kl_vm *vm);
  */
 int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap,
 		     bool keep) KL_MUST_CHECK;
+
+/*
+ * The same for a caller whose @bitmap has room for @npages, as vm->manual_dirty_log says; -EINVAL
+ * also if the slot has more.
+ */
+int kl_dirty_log_get_pages(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap,
+			   uint64_t npages) KL_MUST_CHECK;
 
 /*
  * The log for the engine itself: @fn gets each word of it that is not 0. It is taken unless @keep;

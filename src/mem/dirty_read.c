@@ -168,6 +168,11 @@ static int check_args(struct kl_vm *vm, unsigned as, unsigned id)
 	return as >= KL_NR_AS || id >= KL_USER_MEM_SLOTS ? -EINVAL : 0;
 }
 
+static int get_locked(struct kl_vm *vm, struct kl_dirty_log *log, void *bitmap, bool keep)
+{
+	return keep ? keep_all(log, &log->half[log->seq & 1], bitmap) : take_all(vm, log, bitmap);
+}
+
 int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap, bool keep)
 {
 	struct kl_dirty_log *log;
@@ -178,8 +183,25 @@ int kl_dirty_log_get(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap, b
 	kl_mutex_lock(&vm->slots_lock);
 	r = find(vm, as, id, &log);
 	if (!r)
-		r = keep ? keep_all(log, &log->half[log->seq & 1], bitmap)
-			 : take_all(vm, log, bitmap);
+		r = get_locked(vm, log, bitmap, keep);
+	kl_mutex_unlock(&vm->slots_lock);
+	return r;
+}
+
+int kl_dirty_log_get_pages(struct kl_vm *vm, unsigned as, unsigned id, void *bitmap,
+			   uint64_t npages)
+{
+	struct kl_dirty_log *log;
+	int r = check_args(vm, as, id);
+
+	if (r)
+		return r;
+	kl_mutex_lock(&vm->slots_lock);
+	r = find(vm, as, id, &log);
+	if (!r && npages < log->npages)
+		r = -EINVAL;
+	if (!r)
+		r = get_locked(vm, log, bitmap, vm->manual_dirty_log);
 	kl_mutex_unlock(&vm->slots_lock);
 	return r;
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
 #include <sched.h>
+#include <stdlib.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/racepoint.h"
+#include "host/sys.h"
 #include "mem/dirty_ring.h"
 
-#define RESET_BATCH 64 /* entries for which the lock is held at a time */
+#define RESET_BATCH 64u /* entries for which the lock is held at a time */
 
 int kl_dirty_rings_enable(struct kl_vm *vm, uint64_t bytes, bool late)
 {
@@ -48,6 +51,44 @@ void kl_dirty_ring_init(struct kl_dirty_ring *ring, struct kl_vcpu_core *c, void
 		.soft_limit = size - KL_DIRTY_RING_RESERVED,
 	};
 	atomic_store_explicit(&c->ring, ring, memory_order_release);
+}
+
+int kl_dirty_ring_make(struct kl_vm *vm, unsigned size)
+{
+	uint32_t bytes = size * (uint32_t)sizeof(struct kvm_dirty_gfn);
+	struct kl_dirty_ring *ring = kl_failpoint("dirty-ring") ? NULL : malloc(sizeof(*ring));
+	void *entries = ring && !kl_failpoint("dirty-ring-entries") ? kl_sys_map(bytes) : NULL;
+	int r = entries ? 0 : -ENOMEM;
+
+	/* Never soft-full: there is nobody who could be told. */
+	if (!r)
+		*ring = (struct kl_dirty_ring){
+			.entries = entries, .size = size, .soft_limit = size + 1};
+	kl_mutex_lock(&vm->slots_lock);
+	if (!r && vm->dirty_ring_size)
+		r = -EEXIST;
+	if (!r && kl_memslots_any(vm))
+		r = -EBUSY;
+	if (!r) {
+		vm->dirty_ring_size = bytes;
+		atomic_store_explicit(&vm->dirty_ring, ring, memory_order_release);
+	}
+	kl_mutex_unlock(&vm->slots_lock);
+	if (!r)
+		return 0;
+	if (entries)
+		kl_sys_unmap(entries, bytes);
+	free(ring);
+	return r;
+}
+
+void kl_dirty_ring_destroy(struct kl_vm *vm)
+{
+	struct kl_dirty_ring *ring = atomic_load(&vm->dirty_ring);
+
+	if (ring)
+		kl_sys_unmap(ring->entries, vm->dirty_ring_size);
+	free(ring);
 }
 
 static void lock(struct kl_dirty_ring *ring)
@@ -106,8 +147,11 @@ static bool mark_in(struct kl_dirty_ring *ring, struct kl_dirty_log *log, uint64
 /* In whatever ring has room. */
 static bool mark_anywhere(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t index)
 {
+	struct kl_dirty_ring *own = atomic_load_explicit(&vm->dirty_ring, memory_order_acquire);
 	unsigned n = atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
 
+	if (own)
+		return mark_in(own, log, index);
 	for (unsigned i = 0; i < n; i++) {
 		struct kl_vcpu_core *c = atomic_load_explicit(&vm->vcpus[i], memory_order_acquire);
 		struct kl_dirty_ring *ring =
@@ -247,4 +291,46 @@ int kl_dirty_rings_reset(struct kl_vm *vm)
 	push_left_over_locked(vm);
 	kl_mutex_unlock(&vm->slots_lock);
 	return total;
+}
+
+/* ---- the VM's own ------------------------------------------------------------------------ */
+
+/* Some entries; returns how many. */
+static unsigned collect_some(struct kl_vm *vm, struct kl_dirty_ring *ring,
+			     struct kvmlet_dirty_page *pages, unsigned max)
+{
+	uint32_t pushed, reset;
+	unsigned n = 0;
+
+	lock(ring);
+	pushed = atomic_load_explicit(&ring->pushed, memory_order_relaxed);
+	reset = atomic_load_explicit(&ring->reset, memory_order_relaxed);
+	for (; n < kl_min(max, RESET_BATCH) && reset != pushed; n++, reset++) {
+		const struct kvm_dirty_gfn *e = &ring->entries[reset & (ring->size - 1)];
+
+		pages[n] = (struct kvmlet_dirty_page){.slot = e->slot, .page = e->offset};
+		forget(vm, e->slot, e->offset);
+	}
+	atomic_store_explicit(&ring->reset, reset, memory_order_relaxed);
+	unlock(ring);
+	return n;
+}
+
+unsigned kl_dirty_ring_collect(struct kl_vm *vm, struct kvmlet_dirty_page *pages, unsigned max)
+{
+	struct kl_dirty_ring *ring = atomic_load(&vm->dirty_ring);
+	unsigned n = 0, some;
+
+	kl_mutex_lock(&vm->slots_lock);
+	do {
+		some = collect_some(vm, ring, pages + n, max - n);
+		n += some;
+		/* Now there is room. */
+		push_left_over_locked(vm);
+	} while (some && n < max);
+	racepoint("dirty-ring-collected");
+	if (n)
+		(void)kl_vcpus_flush(vm, true);
+	kl_mutex_unlock(&vm->slots_lock);
+	return n;
 }

@@ -18,6 +18,9 @@
  * none has, or there is no vCPU yet, the page stays in the bitmap, and goes to a ring when one is
  * reset or the next vCPU runs.
  *
+ * A program that uses the library has no vCPUs. Its VM may have a ring of its own, which is shared
+ * with nobody: what is collected is reset in one step.
+ *
  * Entries are the program's to write at any time: what is read from one is read once and checked.
  * The indices are the engine's own. A wrong entry makes nothing worse than a page that is not
  * reported again, as in KVM.
@@ -27,6 +30,8 @@
  */
 #pragma once
 
+#include <kvmlet/dirty.h>
+
 #include "mem/dirty.h"
 
 #define KL_DIRTY_RING_MAX_ENTRIES 65536
@@ -35,7 +40,7 @@
 
 struct kl_dirty_ring {
 	_Atomic uint32_t lock;
-	struct kl_vcpu_core *owner;
+	struct kl_vcpu_core *owner;    /* NULL: the VM's own */
 	struct kvm_dirty_gfn *entries; /* shared with the program */
 	uint32_t size, soft_limit;     /* entries */
 	/* Own count of pushes and resets; the lock to change them. */
@@ -49,6 +54,16 @@ struct kl_dirty_ring {
  */
 int kl_dirty_rings_enable(struct kl_vm *vm, uint64_t bytes, bool late) KL_MUST_CHECK;
 int kl_dirty_rings_with_bitmap(struct kl_vm *vm) KL_MUST_CHECK;
+
+/*
+ * A ring of the VM's own, of @size entries (a power of two), in place of those of vCPUs. 0;
+ * -EEXIST: there are rings; -EBUSY: there are slots; -ENOMEM. Context: no lock.
+ */
+int kl_dirty_ring_make(struct kl_vm *vm, unsigned size) KL_MUST_CHECK;
+/* Nobody uses the VM. */
+void kl_dirty_ring_destroy(struct kl_vm *vm);
+/* At most @max from it; all there are, if it returns fewer. Context: may sleep; no lock. */
+unsigned kl_dirty_ring_collect(struct kl_vm *vm, struct kvmlet_dirty_page *pages, unsigned max);
 
 /* @entries: vm->dirty_ring_size bytes. Context: @c does not run yet. */
 void kl_dirty_ring_init(struct kl_dirty_ring *ring, struct kl_vcpu_core *c, void *entries);

@@ -38,6 +38,7 @@ struct kl_vm {
 	uint32_t dirty_ring_size;       /* bytes, or 0; set once, before there is a vCPU */
 	bool dirty_ring_with_bitmap;    /* slots_lock; set once, before there is a slot */
 	_Atomic bool dirty_left_over;
+	_Atomic(struct kl_dirty_ring *) dirty_ring; /* of who has no vCPUs; set before slots */
 
 	/*
 	 * Private memory. private_mem and gmem_slots are set before anybody else knows the VM:

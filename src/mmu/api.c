@@ -54,6 +54,13 @@ int kl_api_may_access(const struct kvmlet_vm *vm, unsigned as)
 	return kl_api_vm_usable(vm);
 }
 
+int kl_api_may_wait(const struct kvmlet_vm *vm)
+{
+	int r = kl_api_may_access(vm, 0);
+
+	return r ? r : kl_self.reports ? -EDEADLK : 0;
+}
+
 KL_EXPORT const char *kvmlet_version(void)
 {
 	return KVMLET_VERSION;
@@ -127,7 +134,7 @@ KL_EXPORT int kvmlet_memslot_set(struct kvmlet_vm *vm, uint32_t slot, uint32_t f
 	if (kl_api_window || kl_bias_held())
 		return -EDEADLK;
 	/* What else the engine knows has no function here that goes with it. */
-	if (flags & ~KVMLET_MEM_READONLY)
+	if (flags & ~(KVMLET_MEM_READONLY | KVMLET_MEM_LOG_DIRTY))
 		return -EINVAL;
 	kl_engine_enter();
 	ret = kl_set_memory_region(&vm->vm, &r);

@@ -37,3 +37,6 @@ KL_INLINE int KL_MUST_CHECK kl_api_vm_usable(const struct kvmlet_vm *vm)
  * 0, -EINVAL (@as), -EDEADLK, or -EIO.
  */
 int kl_api_may_access(const struct kvmlet_vm *vm, unsigned as) KL_MUST_CHECK;
+
+/* May it wait for changes of slots, and for reports to trackers? 0, -EDEADLK, or -EIO. */
+int kl_api_may_wait(const struct kvmlet_vm *vm) KL_MUST_CHECK;

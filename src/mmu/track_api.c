@@ -12,19 +12,11 @@ struct kvmlet_tracker {
 	struct kvmlet_vm *vm;
 };
 
-/* 0, -EIO or -EDEADLK: may this thread wait for changes of slots, and for reports? */
-static int may_wait(const struct kvmlet_vm *vm)
-{
-	int r = kl_api_may_access(vm, 0);
-
-	return r ? r : kl_self.reports ? -EDEADLK : 0;
-}
-
 KL_EXPORT int kvmlet_track_register(struct kvmlet_vm *vm, const struct kvmlet_track_ops *ops,
 				    void *opaque, struct kvmlet_tracker **out)
 {
 	struct kvmlet_tracker *t;
-	int r = may_wait(vm);
+	int r = kl_api_may_wait(vm);
 
 	if (r)
 		return r;
@@ -43,7 +35,7 @@ KL_EXPORT int kvmlet_track_register(struct kvmlet_vm *vm, const struct kvmlet_tr
 
 KL_EXPORT int kvmlet_track_unregister(struct kvmlet_tracker *tracker)
 {
-	int r = tracker->vm->forks == kl_api_forks ? may_wait(tracker->vm) : -EIO;
+	int r = tracker->vm->forks == kl_api_forks ? kl_api_may_wait(tracker->vm) : -EIO;
 
 	/* Of a VM that is dead it can be taken off, too: it may not outlive its memory. */
 	if (r && !(r == -EIO && tracker->vm->forks == kl_api_forks))

@@ -260,9 +260,7 @@ static int set_manual_dirty_log(struct kl_x86_vm *kvm, uint64_t flags)
 
 	if (flags & ~allowed)
 		return -EINVAL;
-	kl_mutex_lock(&kvm->mem.slots_lock);
-	kvm->mem.manual_dirty_log = flags;
-	kl_mutex_unlock(&kvm->mem.slots_lock);
+	kl_dirty_log_set_manual(&kvm->mem, flags);
 	return 0;
 }
 

@@ -60,7 +60,7 @@ static void memslot_refused(void **state)
 	uint64_t gen = kvmlet_memslot_generation(f->vm);
 	kl_hva_t ram = kl_hva(f->ram);
 
-	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 1, 0x100000, PG, ram), -EINVAL);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 8, 0x100000, PG, ram), -EINVAL);
 	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 4, 0x100000, PG, ram), -EINVAL);
 	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, 0x100001, PG, ram), -EINVAL);
 	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, 0x100000, PG + 1, ram), -EINVAL);

@@ -18,6 +18,7 @@
 #include "base/pool.h"
 #include "host/await.h"
 #include "host/timer.h"
+#include "mem/dirty_ring.h"
 #include "mem/gmem.h"
 #include "mem/gpc.h"
 #include "mem/private.h"
@@ -89,6 +90,11 @@ static int create_vm(struct life *l)
 	if (!r)
 		kl_vm_make_private(&l->vm);
 	return r;
+}
+
+static int make_ring(struct life *l)
+{
+	return kl_dirty_ring_make(&l->vm, 256);
 }
 
 static int start_timers(struct life *l)
@@ -236,6 +242,7 @@ static void live(struct life *l)
 	uint64_t pages = kl_pages_in_use();
 
 	step(l, create_vm);
+	step(l, make_ring);
 	step(l, start_timers);
 	assert_int_equal(kl_vcpu_core_add(&l->vm, &l->vcpu, 0), 0);
 	step(l, create_cache);
