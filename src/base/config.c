@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,17 @@ static const char *env_path(const char *name)
 	return v && *v ? v : NULL;
 }
 
+static void vcpu(const char *how)
+{
+	static const char translate[] = "translate";
+	size_t n = sizeof(translate) - 1;
+
+	kl_config.translate_after = UINT_MAX;
+	kl_config.translate = how && !strncmp(how, translate, n) && (!how[n] || how[n] == ':');
+	if (kl_config.translate && how[n])
+		kl_config.translate_after = (unsigned)strtoul(how + n + 1, NULL, 10);
+}
+
 void kl_config_init(void)
 {
 	static bool done;
@@ -42,5 +54,6 @@ void kl_config_init(void)
 	kl_config.keep_seccomp = env_set("KVMLET_KEEP_SECCOMP");
 	kl_config.uffd_events = env_set("KVMLET_UFFD_EVENTS");
 	kl_config.abi_6_18 = env_is("KVMLET_ABI", "6.18");
+	vcpu(getenv("KVMLET_VCPU"));
 	kl_log_init();
 }

@@ -11,6 +11,8 @@
  *   KVMLET_UFFD_EVENTS=1  brackets from userfaultfd events, too
  *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
  *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
+ *   KVMLET_VCPU=translate  64-bit guest code is translated (x86/xlate/) where it is used often;
+ *                       translate:N: after N uses, for tests; interp: never
  */
 #pragma once
 
@@ -24,6 +26,8 @@ struct kl_config {
 	bool keep_seccomp;
 	bool uffd_events;
 	bool abi_6_18;
+	bool translate;
+	unsigned translate_after; /* this many uses; UINT_MAX: as the engine thinks best */
 };
 
 extern struct kl_config kl_config;

@@ -27,8 +27,17 @@ extern const int32_t kl_extable_end[] __asm__("__stop_kl_extable")
 	__attribute__((visibility("hidden")));
 #endif
 
+static uint64_t way_out(uint64_t pc)
+{
+	const struct kl_generated *g = kl_self.generated;
+
+	return g && pc - g->start < g->end - g->start ? g->way_out(g, pc) : 0;
+}
+
 static bool is_access(uint64_t pc)
 {
+	if (way_out(pc))
+		return true;
 #if !KL_TSAN
 	for (const int32_t *e = kl_extable_start; e < kl_extable_end; e++)
 		if ((uint64_t)e + (uint64_t)(int64_t)*e == pc)
@@ -64,7 +73,13 @@ static void landing(long reason)
 static void redirect(ucontext_t *uc, enum kl_guard_reason reason)
 {
 	greg_t *g = uc->uc_mcontext.gregs;
+	uint64_t out = way_out((uint64_t)g[REG_RIP]);
 
+	if (out) {
+		kl_self.landed = (int)reason;
+		g[REG_RIP] = (greg_t)out;
+		return;
+	}
 	g[REG_RSP] = ((g[REG_RSP] - RED_ZONE) & ~15ll) - 8; /* as after a call */
 	g[REG_RDI] = reason;
 	g[REG_RIP] = (greg_t)(uintptr_t)landing;

@@ -25,6 +25,17 @@
 
 #include "host/thread.h"
 
+/*
+ * Code that is made at run time, for one thread: kl_self.generated. @way_out: if the instruction at
+ * @pc is an access to guest memory, where to go on instead, with all registers but the flags as
+ * they are; else 0. What is there finds enum kl_guard_reason in kl_self.landed and ends in
+ * _longjmp(*kl_self.guard).
+ */
+struct kl_generated {
+	uint64_t start, end;
+	uint64_t (*way_out)(const struct kl_generated *g, uint64_t pc);
+};
+
 /* Install SIGSEGV/SIGBUS/kick handlers once per process. 0 or -errno. Idempotent. */
 int kl_guard_init(void);
 

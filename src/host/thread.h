@@ -20,6 +20,7 @@
 #include "base/compiler.h"
 
 struct kl_vcpu_core;
+struct kl_generated;
 
 /* Why control came back to a guard (host/guard.h). */
 enum kl_guard_reason {
@@ -37,6 +38,10 @@ struct kl_thread {
 	volatile sig_atomic_t
 		only_listed; /* of faults, only those of listed instructions are ours */
 	uint64_t fault_addr;
+	/* Code made at run time that this thread may be in (host/guard.h), or NULL; why the guard
+	 * had it take its way out. */
+	const struct kl_generated *generated;
+	volatile sig_atomic_t landed;
 	struct kl_vcpu_core *running; /* the vCPU in KVM_RUN on this thread, or NULL */
 	uint64_t saved_mask;          /* valid while sig_pending: kernel sigset to restore */
 	uint64_t deferred;            /* signals that were put off (sig_pending) */

@@ -55,6 +55,9 @@ struct kl_slot_log {
 
 struct kl_vcpu_core {
 	_Atomic uint32_t requests; /* futex word of a halted vCPU */
+	/* Own thread: changes when what was derived from code may be void (x86/vcpu.h). Code that
+	 * is made at run time reads both as one word. */
+	uint32_t pass;
 	_Atomic uint32_t mode;
 	_Atomic uint32_t sleeping; /* set around the futex wait of a halted vCPU */
 	struct kl_vm *vm;

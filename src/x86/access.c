@@ -40,8 +40,7 @@ struct page {
 
 /* ---- TLB ---- */
 
-#define CODE_GEN_STEP 4u
-_Static_assert(KL_NR_TLB_MODES <= CODE_GEN_STEP, "low bits of code_gen");
+_Static_assert(KL_NR_TLB_MODES <= KL_CODE_GEN_STEP, "low bits of code_gen");
 
 static void clear(struct kl_vcpu *v, unsigned mode, unsigned index)
 {
@@ -65,7 +64,7 @@ void kl_tlb_flush(struct kl_vcpu *v)
 	v->tlb_used = 0;
 	v->tlb_large = false;
 	v->mmio_tag = KL_MMIO_NONE;
-	v->code_gen += CODE_GEN_STEP;
+	kl_code_unmapped(v);
 }
 
 void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
@@ -78,7 +77,7 @@ void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
 	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
 		clear(v, m, kl_tlb_index(lin));
 	v->mmio_tag = KL_MMIO_NONE;
-	v->code_gen += CODE_GEN_STEP;
+	kl_code_unmapped(v);
 }
 
 void kl_serve_flush(struct kl_vcpu *v)
@@ -110,7 +109,8 @@ void kl_x86_update_mode(struct kl_vcpu *v)
 	v->code_mode = v->long_mode ? KL_CODE64 : cs->db ? KL_CODE32 : KL_CODE16;
 	v->tlb_mode = (uint8_t)kl_tlb_mode_of(v, v->cpl, false);
 	v->tlb_now = v->tlb[v->tlb_mode];
-	v->code_gen = (v->code_gen & ~(uint64_t)(CODE_GEN_STEP - 1)) | v->tlb_mode;
+	v->code_gen = (v->code_gen & ~(uint64_t)(KL_CODE_GEN_STEP - 1)) | v->tlb_mode;
+	kl_code_void(v);
 }
 
 /* Pages are entered for fetches when something is fetched: tlb_gfn is of interest for those only.

@@ -16,6 +16,7 @@
 #include "x86/block.h"
 #include "x86/fast.h"
 #include "x86/thunk.h"
+#include "x86/xlate/xlate.h"
 
 #define ARENA_SIZE (8u << 20)
 #define MAX_OPS    32
@@ -43,11 +44,18 @@ int kl_blocks_create(struct kl_vcpu *v)
 	/* Pages that come when they are used: a program may make thousands of vCPUs. */
 	v->blocks = kl_failpoint("x86-blocks-map") ? NULL : kl_sys_map(sizeof(*v->blocks));
 	kl_not_leaked(v->blocks);
-	return v->blocks ? 0 : -12; /* ENOMEM */
+	if (!v->blocks)
+		return -12; /* ENOMEM */
+	if (kl_xlate_wanted())
+		v->blocks->xlate = kl_xlate_create();
+	kl_not_leaked(v->blocks->xlate);
+	return 0;
 }
 
 void kl_blocks_destroy(struct kl_vcpu *v)
 {
+	if (v->blocks && v->blocks->xlate)
+		kl_xlate_destroy(v->blocks->xlate);
 	if (v->blocks && v->blocks->arena)
 		kl_sys_unmap(v->blocks->arena, ARENA_SIZE);
 	if (v->blocks)
@@ -61,6 +69,8 @@ static void flush(struct kl_block_cache *c)
 	memset(c->hash, 0, sizeof(c->hash));
 	c->used = 0;
 	c->nr_flushes++;
+	if (c->xlate)
+		kl_xlate_flush(c->xlate);
 }
 
 /* Room for a block, or NULL: without memory everything is executed uncached. */
@@ -165,6 +175,8 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	b->until = KL_BLOCK_PATIENCE;
 	b->gfn = KL_STALE;
 	b->page = NULL;
+	if (c->xlate && v->code_mode == KL_CODE64)
+		kl_xlate_prepare(b);
 	c->used += block_size(n, len);
 	c->nr_built++;
 	return b;

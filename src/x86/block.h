@@ -28,6 +28,12 @@ struct kl_block {
 	struct kl_block *next; /* in its hash chain */
 	const uint8_t *code;
 	uint64_t gen;
+	/* The translation of xlate/, or NULL; what lets it be entered; the first op's run without.
+	 */
+	const uint8_t *host;
+	uint64_t pass;
+	kl_run_fn *run0;
+	uint32_t heat;
 	uint64_t seen; /* the epoch in which it was compared while its page was live, or KL_STALE */
 	const uint8_t *own; /* the copy, padded to 16 bytes */
 	uint16_t nr_ops, nr_bytes;
@@ -57,9 +63,10 @@ struct kl_block_cache {
 	struct kl_block *hash[KL_BLOCK_HASH];
 	uint8_t *arena;
 	size_t used;
-	bool stepping;        /* kl_interp_one: one element of a string instruction at a time */
-	bool stop;            /* kl_interp_run() is to return */
-	struct kl_block *ask; /* its page is to be asked for, before another block runs */
+	struct kl_xlate *xlate; /* or NULL */
+	bool stepping;          /* kl_interp_one: one element of a string instruction at a time */
+	bool stop;              /* kl_interp_run() is to return */
+	struct kl_block *ask;   /* its page is to be asked for, before another block runs */
 	/* The jump that is to be linked to the block that comes next, if no flush intervenes. */
 	struct kl_op *from;
 	uint64_t from_flushes;

@@ -41,7 +41,9 @@ kl_run_fn *kl_fast_select_mov(const struct kl_decode *d, kl_run_fn **noflags);
 kl_run_fn *kl_fast_select_sse(const struct kl_decode *d);
 kl_run_fn *kl_fast_select_branch(const struct kl_decode *d);
 
-/* Let op->fn do it. */
+/* Let op->fn do it. False: the block is left. */
+bool kl_fast_do(struct kl_vcpu *v, const struct kl_op *op);
+/* The same, and go on. */
 kl_run_fn kl_fast_call;
 /* Behind the last op: the next block. */
 kl_run_fn kl_fast_go_on;

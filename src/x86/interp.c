@@ -42,7 +42,7 @@ static void link_to(struct kl_block_cache *c, struct kl_block *b)
 	c->from = NULL;
 }
 
-const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
+bool kl_fast_do(struct kl_vcpu *v, const struct kl_op *op)
 {
 	enum kl_next r;
 
@@ -51,14 +51,14 @@ const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
 	if (op->flags & KL_OPF_END) {
 		v->insn_count += op->nth - 1u;
 		v->block = NULL;
-		v->code_epoch++; /* what serialises, and PAUSE, end blocks */
+		kl_code_new_epoch(v); /* what serialises, and PAUSE, end blocks */
 		r = op->fn(v, op);
 		v->insn_count++;
 	} else {
 		r = op->fn(v, op);
 		if (KL_LIKELY(!(r | v->code_written | v->exit_pending))) {
 			kl_fast_unsync(v);
-			KL_NEXT_OP(v, op + 1);
+			return true;
 		}
 		v->insn_count += op->nth;
 		v->block = NULL;
@@ -70,7 +70,14 @@ const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
 	if (KL_UNLIKELY(v->nr_notes))
 		kl_report_notes(v);
 	v->blocks->stop = (r & KL_STOP) || v->exit_pending;
-	return NULL;
+	return false;
+}
+
+const struct kl_op *kl_fast_call(struct kl_vcpu *v, const struct kl_op *op)
+{
+	if (!kl_fast_do(v, op))
+		return NULL;
+	KL_NEXT_OP(v, op + 1);
 }
 
 const struct kl_op *kl_fast_go_on(struct kl_vcpu *v, const struct kl_op *op)
@@ -106,7 +113,7 @@ static bool run_one(struct kl_vcpu *v)
 	enum kl_next r;
 
 	v->cur_op = op;
-	v->code_epoch++;
+	kl_code_new_epoch(v);
 	r = op->fn(v, op);
 	v->insn_count++;
 	if (!(r & KL_JUMPED))
@@ -123,10 +130,11 @@ void kl_interp_run(struct kl_vcpu *v)
 	struct kl_block_cache *c = v->blocks;
 
 	kl_interp_settle(v);
+	kl_self.generated = (const struct kl_generated *)c->xlate;
 	c->stepping = c->stop = false;
 	c->from = NULL;
 	c->ask = NULL;
-	v->code_epoch++;
+	kl_code_new_epoch(v);
 	v->tlb_now = v->tlb[v->tlb_mode];
 	/* Only run.c's events, the program and IRET set RF, and all of them come through here. */
 	while (KL_UNLIKELY(v->rflags & KL_FL_RF) &&
@@ -152,6 +160,10 @@ void kl_interp_run(struct kl_vcpu *v)
 			continue;
 		}
 		link_to(c, b);
+		if (KL_UNLIKELY(b->until == 1) && b->seen == KL_STALE) {
+			c->ask = b; /* a translation is wanted at its first use */
+			continue;
+		}
 		op = b->ops;
 		v->block = b;
 		v->cur_op = op;

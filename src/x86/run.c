@@ -886,6 +886,7 @@ int kl_x86_run(struct kl_vcpu *v)
 		kl_debug_take(v);
 	atomic_signal_fence(memory_order_seq_cst);
 	kl_self.running = NULL;
+	kl_self.generated = NULL;
 	kl_self.guard = outer;
 	atomic_store_explicit(&c->tid, 0, memory_order_release);
 	atomic_store_explicit(&c->stats.instructions, v->insn_count, memory_order_relaxed);

@@ -285,18 +285,22 @@ struct kl_vcpu {
 
 	/* Integer state. */
 	uint64_t gpr[16] KL_CACHELINE;
-	uint64_t rip;    /* of the current instruction while a handler runs */
-	uint64_t rflags; /* bit 1 always set; all flags exact outside of blocks */
+	/* Near to them, for translated code. */
+	struct kl_tlb_entry *tlb_now; /* tlb[tlb_mode] */
+	struct kl_xlate_jump *jumps;  /* xlate/xlate.h */
+	uint64_t insn_count;          /* guest instructions, published to core.stats at exits */
+	uint64_t branch_target;       /* of the translated instruction that runs */
+	bool lazy;                    /* see block */
+	bool mxcsr_lent; /* the host's MXCSR collects the guest's exception flags (fast_sse.c) */
+	uint16_t flags_now;
+	uint32_t host_mxcsr; /* what it was */
+	uint64_t rip;        /* of the current instruction while a handler runs */
+	uint64_t rflags;     /* bit 1 always set; all flags exact outside of blocks */
 	struct kvm_segment seg[KL_NR_SEGS];
 	uint64_t zero; /* what an address without base or index adds */
 	/* The block that runs, or NULL. While lazy, rip is that of cur_op, and the status flags are
 	 * flags_now, packed (ops.h): kl_interp_settle() puts both in place. */
 	struct kl_block *block;
-	bool lazy;
-	uint16_t flags_now;
-	/* The host's MXCSR collects the guest's exception flags (fast_sse.c); what it was. */
-	bool mxcsr_lent;
-	uint32_t host_mxcsr;
 	uint8_t vector_operand[16] __attribute__((aligned(16))); /* one in memory, for a thunk */
 	uint8_t cpl;
 	uint8_t code_mode; /* enum kl_code_mode, from CS and EFER */
@@ -310,12 +314,12 @@ struct kl_vcpu {
 	/* Memory. */
 	struct kl_tlb_entry tlb[KL_NR_TLB_MODES][KL_TLB_SIZE] KL_CACHELINE;
 	uint64_t tlb_gfn[KL_NR_TLB_MODES][KL_TLB_SIZE]; /* of the entry there */
-	struct kl_tlb_entry *tlb_now;                   /* tlb[tlb_mode] */
 	/* What was compared with memory in an earlier epoch is compared again (code.h). */
 	uint64_t code_epoch;
 	/* Changes whenever a pointer from the TLB may be void; the low bits are tlb_mode. */
 	uint64_t code_gen;
-	uint8_t tlb_used; /* bit per mode: entries were made since the last flush */
+	bool pass_wrapped; /* core.pass: an old one may look like a new one */
+	uint8_t tlb_used;  /* bit per mode: entries were made since the last flush */
 	/* Which: mode << KL_TLB_BITS | index. More than there is room for: all may be. */
 	uint16_t tlb_filled[KL_TLB_FILLED];
 	unsigned nr_tlb_filled;
@@ -441,7 +445,6 @@ struct kl_vcpu {
 	/* Instructions. */
 	struct kl_block_cache *blocks;
 	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */
-	uint64_t insn_count;        /* guest instructions, published to core.stats at exits */
 
 	bool userspace_irqchip; /* no KVM_CREATE_IRQCHIP */
 	bool runnable_once;     /* run at least once: SET_CPUID rules */
@@ -599,6 +602,28 @@ KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned 
 		return;
 	}
 	kl_write_slow(v, lin, val, size);
+}
+
+/*
+ * Of what was derived from code: pointers from the TLB may be void; all that was compared with
+ * memory is to be compared again (code.h).
+ */
+#define KL_CODE_GEN_STEP 4u
+KL_INLINE void kl_code_void(struct kl_vcpu *v)
+{
+	v->pass_wrapped |= !++v->core.pass;
+}
+
+KL_INLINE void kl_code_unmapped(struct kl_vcpu *v)
+{
+	v->code_gen += KL_CODE_GEN_STEP;
+	kl_code_void(v);
+}
+
+KL_INLINE void kl_code_new_epoch(struct kl_vcpu *v)
+{
+	v->code_epoch++;
+	kl_code_void(v);
 }
 
 /* Any length (vector operands, descriptors); same rules. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "env.h"
+#include "base/config.h"
 #include "x86/access.h"
 
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include "x86/insn.h"
 #include "x86/block.h"
 #include "x86/report.h"
+#include "x86/xlate/xlate.h"
 
 struct env env;
 
@@ -36,6 +38,8 @@ static struct kl_tlb_entry *fill(struct kl_vcpu *v, uint64_t lin)
 		kl_raise_pf(v, lin, 0);
 	lin &= KL_PAGE_MASK;
 	e->rtag = e->wtag = e->xtag = lin;
+	if (kl_xlate_wanted() && lin - (uint64_t)env.code < ENV_ARENA)
+		e->wtag = kl_tlb_none(kl_tlb_index(lin));
 	e->page = host(lin);
 	return e;
 }
@@ -94,6 +98,10 @@ void kl_write_bytes(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned l
 		uint8_t *p = host(lin + i);
 
 		*p = ((const uint8_t *)buf)[i];
+		if (kl_xlate_wanted() && lin + i - (uint64_t)env.code < ENV_ARENA) {
+			v->code_written = true;
+			kl_code_new_epoch(v);
+		}
 		if ((uint8_t *)((uint64_t)p & KL_PAGE_MASK) == v->code_page)
 			v->code_written = true;
 	}
@@ -142,9 +150,12 @@ bool kl_probe_writable(struct kl_vcpu *v, uint64_t lin, unsigned size)
 	return kl_rmw_pointer(v, lin, size) != NULL;
 }
 
+/* A page is live as long as the code arena is written to by the guest through the slow path. */
+static struct kl_code_page page = {.state = KL_CODE_LIVE};
+
 struct kl_code_page *kl_code_find(struct kl_vcpu *v, kl_gfn_t gfn)
 {
-	return NULL;
+	return kl_xlate_wanted() ? &page : NULL;
 }
 
 /* Blocks compare each time here. */
@@ -240,6 +251,7 @@ void env_init(void)
 		v->seg[i].s = 1;
 		v->seg[i].type = i == KL_CS ? 11 : 3;
 	}
+	kl_config_init();
 	if (kl_blocks_create(v))
 		abort();
 }

@@ -1052,7 +1052,7 @@ static void test_links(void **state)
 		if (i == 3) { /* as kl_tlb_flush_page() and a new translation would */
 			assert_int_equal(e->xtag, (uint64_t)env.code + 0x1000);
 			e->page += 0x1000;
-			v->code_gen += 4;
+			kl_code_unmapped(v);
 		}
 		env_run(false);
 		assert_true(env.halted);
@@ -1060,7 +1060,7 @@ static void test_links(void **state)
 		assert_int_equal(v->gpr[KL_RSP], (uint64_t)env.data + 0x800);
 	}
 	e->xtag = e->rtag = e->wtag = kl_tlb_none(kl_tlb_index((uint64_t)env.code + 0x1000));
-	v->code_gen += 4;
+	kl_code_unmapped(v);
 }
 
 /* More code than the cache holds. */

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Memory for generated code, and what is common to all of it: the way in, and the ways out into C.
+ *
+ * A memfd mapped twice, as in thunk.c: what is writable is not executable. One per vCPU, so that
+ * whoever changes code runs none of it. When it is full, all of it goes.
+ *
+ * In generated code rsp is as in any C function: handlers, gdb and longjmp find what they expect.
+ */
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "base/failpoint.h"
+#include "host/sys.h"
+#include "x86/xlate/emit.h"
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+
+/*
+ * Guest rAX leaves the host's to the flags, whose instructions want that; rSP cannot be in its own
+ * place. Compilers use the four that stay in memory least, or only after all others.
+ */
+const uint8_t kl_host_of[16] = {
+	[KL_RAX] = H_R13, [KL_RCX] = H_RCX,  [KL_RDX] = H_RDX,  [KL_RBX] = H_RBX,
+	[KL_RSP] = H_R12, [KL_RBP] = H_RBP,  [KL_RSI] = H_RSI,  [KL_RDI] = H_RDI,
+	[KL_R8] = H_R8,   [KL_R9] = H_R9,    [KL_R10] = H_R10,  [KL_R11] = H_NONE,
+	[KL_R12] = H_R11, [KL_R13] = H_NONE, [KL_R14] = H_NONE, [KL_R15] = H_NONE,
+};
+
+/* Context: a handler of the thread whose generated code it is, at @pc in it. */
+static uint64_t way_out(const struct kl_generated *g, uint64_t pc)
+{
+	const struct kl_xlate *x = (const struct kl_xlate *)g;
+	uint32_t at = (uint32_t)(pc - g->start);
+	unsigned lo = 0, hi = x->nr_points;
+
+	while (lo < hi) {
+		unsigned mid = lo + (hi - lo) / 2;
+
+		if (x->points[mid].at == at)
+			return g->start + x->points[mid].slow;
+		if (x->points[mid].at < at)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return 0;
+}
+
+bool kl_xlate_map(struct kl_xlate *x)
+{
+	long fd, rw, rx;
+
+	if (kl_failpoint("x86-xlate-code"))
+		return false;
+	fd = kl_sys(SYS_memfd_create, "kvmlet-code", MFD_CLOEXEC | MFD_EXEC);
+	if (fd < 0) /* before Linux 6.3 */
+		fd = kl_sys(SYS_memfd_create, "kvmlet-code", MFD_CLOEXEC);
+	if (fd < 0)
+		return false;
+	if (kl_sys(SYS_ftruncate, fd, KL_XLATE_CODE) < 0) {
+		kl_sys(SYS_close, fd);
+		return false;
+	}
+	rw = kl_sys(SYS_mmap, 0, KL_XLATE_CODE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	rx = kl_sys(SYS_mmap, 0, KL_XLATE_CODE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	kl_sys(SYS_close, fd);
+	x->rw = rw < 0 && rw >= -4095 ? NULL : (uint8_t *)rw;
+	x->rx = rx < 0 && rx >= -4095 ? NULL : (uint8_t *)rx;
+	if (!x->rw || !x->rx) {
+		if (x->rw)
+			kl_sys(SYS_munmap, rw, KL_XLATE_CODE);
+		if (x->rx)
+			kl_sys(SYS_munmap, rx, KL_XLATE_CODE);
+		x->rw = x->rx = NULL;
+		return false;
+	}
+	kl_sys(SYS_madvise, rw, KL_XLATE_CODE, MADV_DONTFORK);
+	kl_sys(SYS_madvise, rx, KL_XLATE_CODE, MADV_DONTFORK);
+	x->generated =
+		(struct kl_generated){(uint64_t)x->rx, (uint64_t)x->rx + KL_XLATE_CODE, way_out};
+	return true;
+}
+
+/* ---- what is common ---- */
+
+static void spill(struct kl_emit *e)
+{
+	for (unsigned i = 0; i < 16; i++)
+		if (kl_host_of[i] != H_NONE)
+			kl_e_store(e, kl_host_of[i], KL_CTX_GPR(i));
+}
+
+static void reload(struct kl_emit *e)
+{
+	for (unsigned i = 0; i < 16; i++)
+		if (kl_host_of[i] != H_NONE)
+			kl_e_load(e, kl_host_of[i], KL_CTX_GPR(i));
+}
+
+static const uint8_t kept[] = {H_RBP, H_RBX, H_R12, H_R13, H_R14, H_R15};
+
+static void push(struct kl_emit *e, unsigned r)
+{
+	if (r >> 3)
+		kl_e8(e, 0x41);
+	kl_e8(e, 0x50 | (r & 7));
+}
+
+static void pop(struct kl_emit *e, unsigned r)
+{
+	if (r >> 3)
+		kl_e8(e, 0x41);
+	kl_e8(e, 0x58 | (r & 7));
+}
+
+static void jump_reg(struct kl_emit *e, unsigned r)
+{
+	kl_e_rr(e, 0xff, 0, 4, r);
+}
+
+static void begin(struct kl_emit *e)
+{
+	while ((uint64_t)e->p & 15)
+		kl_e8(e, 0xcc);
+}
+
+enum third { NO_THIRD, RETURN_ADDRESS, TARGET };
+
+/*
+ * Called from generated code: @fn(vCPU, rax, third). If it says go on, back behind the call, or
+ * where it says.
+ */
+static const uint8_t *way_to(struct kl_emit *e, void (*fn)(void), enum third third, bool jump,
+			     const uint8_t *leave)
+{
+	const uint8_t *start;
+	uint8_t *stay;
+
+	begin(e);
+	start = kl_here(e);
+	spill(e);
+	kl_e_mov(e, H_RSI, H_RAX);
+	if (third == RETURN_ADDRESS)
+		kl_e_rm(e, 0x8b, 8, H_RDX, KL_AT(H_RSP, 0));
+	else if (third == TARGET)
+		kl_e_mov(e, H_RDX, H_S1);
+	kl_e_lea(e, 8, H_RDI, KL_AT(H_CTX, -(int32_t)(offsetof(struct kl_vcpu, gpr) + KL_BIAS)));
+	kl_e_alu_ri(e, 5, 8, H_RSP, 8);
+	kl_e_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
+	kl_e_rr(e, 0xff, 0, 2, H_RAX);
+	kl_e_alu_ri(e, 0, 8, H_RSP, 8);
+	kl_e_rr(e, 0x85, 8, H_RAX, H_RAX);
+	stay = kl_e_jcc(e, 5);
+	kl_e_alu_ri(e, 0, 8, H_RSP, 8);
+	kl_e_bind_to(e, kl_e_jmp(e), leave);
+	kl_e_bind(e, stay);
+	reload(e);
+	if (jump) {
+		kl_e_alu_ri(e, 0, 8, H_RSP, 8);
+		jump_reg(e, H_RAX);
+	} else {
+		kl_e8(e, 0xc3);
+	}
+	return start;
+}
+
+void kl_xlate_common(struct kl_xlate *x)
+{
+	struct kl_emit e = {.p = x->rw, .end = x->rw + KL_XLATE_CODE, .to_rx = x->rx - x->rw};
+	const uint8_t *leave;
+
+	x->enter = (const struct kl_op *(*)(struct kl_vcpu *, const void *))(uintptr_t)kl_here(&e);
+	for (unsigned i = 0; i < sizeof(kept); i++)
+		push(&e, kept[i]);
+	kl_e_alu_ri(&e, 5, 8, H_RSP, 8);
+	kl_e_lea(&e, 8, H_CTX, KL_AT(H_RDI, (int32_t)(offsetof(struct kl_vcpu, gpr) + KL_BIAS)));
+	kl_e_mov(&e, H_RAX, H_RSI);
+	reload(&e);
+	jump_reg(&e, H_RAX);
+
+	begin(&e);
+	leave = kl_here(&e);
+	kl_e_mov(&e, H_RAX, H_RDX);
+	kl_e_alu_ri(&e, 0, 8, H_RSP, 8);
+	for (unsigned i = sizeof(kept); i-- > 0;)
+		pop(&e, kept[i]);
+	kl_e8(&e, 0xc3);
+
+	x->slow = way_to(&e, (void (*)(void))kl_xlate_slow, NO_THIRD, false, leave);
+	x->reenter = way_to(&e, (void (*)(void))kl_xlate_reenter, NO_THIRD, false, leave);
+	x->edge = way_to(&e, (void (*)(void))kl_xlate_edge, RETURN_ADDRESS, true, leave);
+	x->indirect = way_to(&e, (void (*)(void))kl_xlate_indirect, TARGET, false, leave);
+	begin(&e);
+	x->used = x->start = (size_t)(e.p - x->rw);
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One block's translation while it is made, for the instruction families (lower*.c).
+ *
+ * A family looks at one instruction and either emits nothing and returns false, or all of it. What
+ * it must do:
+ *   - change no guest state before the last access that can fail; access memory only through
+ *     kl_t_access(), and with one instruction behind kl_t_point();
+ *   - call kl_t_flags_clobber() before it changes the host's flags as a side effect,
+ *     kl_t_flags_need() before what reads them, kl_t_flags_keep() before what leaves some of them
+ *     alone, and kl_t_flags_set() after what sets the guest's.
+ *
+ * Where the guest's flags are: in the host's, in flags_now, in both, or, if nothing can see them
+ * any more, nowhere. At both ends of a block, and wherever C is called, they are in flags_now.
+ */
+#pragma once
+
+#include "x86/decode.h"
+#include "x86/ops.h"
+#include "x86/xlate/emit.h"
+
+#define KL_T_MAX_OPS 33
+#define KL_T_REFS    6
+
+struct kl_t_op {
+	struct kl_decode d; /* of op */
+	struct kl_op op;    /* as decoded: the block's own has been prepared for its handlers */
+	const struct kl_op *own;
+	bool sees_before, live_after; /* flags: before it, after it */
+	/* Jumps to its slow path; the code behind it, with flags in the host's. */
+	uint8_t *slow[KL_T_REFS];
+	unsigned nr_slow;
+	const uint8_t *next;
+	bool next_host;
+};
+
+struct kl_translation {
+	struct kl_vcpu *v;
+	struct kl_xlate *x;
+	struct kl_block *b;
+	struct kl_emit e;
+	struct kl_t_op ops[KL_T_MAX_OPS], *at;
+	unsigned nr;
+	bool host, mem; /* where flags are */
+	struct {
+		uint32_t at;
+		unsigned op;
+	} point[KL_T_MAX_OPS * 4];
+	unsigned nr_points;
+	struct {
+		uint8_t *field;
+		const struct kl_op *op;
+		bool flags_out;
+		unsigned count; /* 0: has been counted */
+	} edge[2 * KL_T_MAX_OPS];
+	unsigned nr_edges;
+	struct {
+		uint8_t *field;
+		const struct kl_op *op;
+		const uint8_t *again;
+	} indirect[2];
+	unsigned nr_indirect;
+	bool ended; /* nothing runs into what follows */
+};
+
+/* ---- flags ---- */
+
+KL_INLINE void kl_t_flags_save(struct kl_translation *t)
+{
+	if (t->host && !t->mem) {
+		kl_e_flags_out(&t->e);
+		t->mem = true;
+	}
+}
+
+KL_INLINE void kl_t_flags_clobber(struct kl_translation *t)
+{
+	if (t->at->sees_before)
+		kl_t_flags_save(t);
+	t->host = false;
+}
+
+KL_INLINE void kl_t_flags_need(struct kl_translation *t)
+{
+	if (!t->host && t->mem)
+		kl_e_flags_in(&t->e);
+	t->host |= t->mem;
+}
+
+KL_INLINE void kl_t_flags_keep(struct kl_translation *t)
+{
+	if (t->at->live_after)
+		kl_t_flags_need(t);
+}
+
+KL_INLINE void kl_t_flags_set(struct kl_translation *t)
+{
+	t->host = true;
+	t->mem = false;
+}
+
+/* ---- registers ---- */
+
+/* The host register with guest register @n in it, which is @scratch if it has to be loaded. */
+KL_INLINE unsigned kl_t_use(struct kl_translation *t, unsigned n, unsigned scratch)
+{
+	if (kl_host_of[n] != H_NONE)
+		return kl_host_of[n];
+	kl_e_load(&t->e, scratch, KL_CTX_GPR(n));
+	return scratch;
+}
+
+/* The same without its value. */
+KL_INLINE unsigned kl_t_dst(unsigned n, unsigned scratch)
+{
+	return kl_host_of[n] != H_NONE ? kl_host_of[n] : scratch;
+}
+
+/* It has been changed. */
+KL_INLINE void kl_t_put(struct kl_translation *t, unsigned n, unsigned reg)
+{
+	if (kl_host_of[n] == H_NONE)
+		kl_e_store(&t->e, reg, KL_CTX_GPR(n));
+}
+
+/* Operands by their offset into gpr[]: not AH, CH, DH, BH. */
+KL_INLINE bool kl_t_is_low(uint8_t off)
+{
+	return off != KL_NOREG && !(off & 7);
+}
+
+KL_INLINE int64_t kl_t_imm(const struct kl_t_op *o)
+{
+	uint64_t x = o->op.imm;
+
+	return o->op.opsize == 1   ? (int8_t)x
+	       : o->op.opsize == 2 ? (int16_t)x
+	       : o->op.opsize == 4 ? (int32_t)x
+				   : (int64_t)x;
+}
+
+/* ---- memory ---- */
+
+bool kl_t_can_address(const struct kl_translation *t, const struct kl_t_op *o);
+/* The operand's address into @reg; it does not change flags unless there is a segment base. */
+void kl_t_address(struct kl_translation *t, const struct kl_t_op *o, unsigned reg, bool segment);
+/* H_S1 is a linear address; make a host address of it, or go to the slow path. Flags are lost. */
+void kl_t_check(struct kl_translation *t, unsigned size, bool write);
+/* Both, for the memory operand. */
+void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write);
+/* The next instruction is the access. */
+void kl_t_point(struct kl_translation *t);
+/* To the slow path if the condition holds. */
+void kl_t_slow_if(struct kl_translation *t, unsigned cc);
+
+#define KL_T_PTR KL_AT(H_S1, 0)
+
+/* ---- edges ---- */
+
+/* At the end of a path: flags are saved and everything is done; count and go where own's link
+ * goes. */
+void kl_t_edge(struct kl_translation *t, const struct kl_op *own, unsigned count);
+/* Jcc: the same if @cc holds. */
+void kl_t_edge_if(struct kl_translation *t, unsigned cc, bool likely);
+/* H_S1 is the address to go to; before: what is to be done if it is known. */
+void kl_t_jump(struct kl_translation *t, const uint8_t *again, int rsp_change);
+
+/* ---- families ---- */
+
+bool kl_lower_alu(struct kl_translation *t, struct kl_t_op *o);
+bool kl_lower_mov(struct kl_translation *t, struct kl_t_op *o);
+bool kl_lower_branch(struct kl_translation *t, struct kl_t_op *o);
+bool kl_lower_sse(struct kl_translation *t, struct kl_t_op *o);

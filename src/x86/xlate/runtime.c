@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Between generated code and the rest: when a block is translated, and what generated code calls.
+ *
+ * Invariants
+ *   - A translation is entered only while kl_block.pass equals the 64 bits at core.requests: no
+ *     request is pending, pointers from the TLB are what they were, and the block was compared
+ *     with memory in this epoch, while its page was live.
+ *   - As long as its page is tracked, a store into it takes the slow path. Before it ceases to be,
+ *     all vCPUs have a request (code.c), and whoever comes out of a slow path with a request
+ *     pending leaves the block. So stores need not look whether they hit the block they are in.
+ */
+#include <string.h>
+
+#include "base/config.h"
+#include "host/cpu.h"
+#include "host/sys.h"
+#include "x86/fast.h"
+#include "x86/xlate/xlate.h"
+
+_Static_assert(offsetof(struct kl_vcpu_core, pass) == offsetof(struct kl_vcpu_core, requests) + 4 &&
+		       offsetof(struct kl_vcpu, core.requests) % 8 == 0,
+	       "one word");
+
+static uint64_t pass_now(const struct kl_vcpu *v)
+{
+	return (uint64_t)v->core.pass << 32;
+}
+
+bool kl_xlate_wanted(void)
+{
+#if KL_TSAN
+	return false;
+#else
+	return kl_config.translate;
+#endif
+}
+
+struct kl_xlate *kl_xlate_create(void)
+{
+	return kl_sys_map(sizeof(struct kl_xlate));
+}
+
+static void forget_jumps(struct kl_xlate *x)
+{
+	/* An odd address that is not canonical: none. */
+	for (unsigned i = 0; i < KL_XLATE_JUMPS; i++)
+		x->jumps[i].rip = 1ull << 63 | 1;
+}
+
+#define SIZE_JUMPS  (KL_XLATE_JUMPS * sizeof(struct kl_xlate_jump))
+#define SIZE_POINTS (KL_XLATE_POINTS * sizeof(struct kl_xlate_point))
+#define MAX_BLOCKS  (KL_XLATE_CODE / 64)
+#define SIZE_BLOCKS (MAX_BLOCKS * sizeof(struct kl_block *))
+
+static void unmap(struct kl_xlate *x)
+{
+	if (x->rw)
+		kl_sys_unmap(x->rw, KL_XLATE_CODE);
+	if (x->rx)
+		kl_sys_unmap(x->rx, KL_XLATE_CODE);
+	if (x->jumps)
+		kl_sys_unmap(x->jumps, SIZE_JUMPS);
+	if (x->points)
+		kl_sys_unmap(x->points, SIZE_POINTS);
+	if (x->blocks)
+		kl_sys_unmap(x->blocks, SIZE_BLOCKS);
+	if (x->work)
+		kl_sys_unmap(x->work, kl_xlate_work_size);
+	*x = (struct kl_xlate){.refused = true};
+}
+
+void kl_xlate_destroy(struct kl_xlate *x)
+{
+	unmap(x);
+	kl_sys_unmap(x, sizeof(*x));
+}
+
+/* At the first translation. */
+static bool ready(struct kl_vcpu *v, struct kl_xlate *x)
+{
+	if (x->rw || x->refused)
+		return x->rw;
+	if (!kl_xlate_map(x)) {
+		x->refused = true;
+		return false;
+	}
+	x->jumps = kl_sys_map(SIZE_JUMPS);
+	x->points = kl_sys_map(SIZE_POINTS);
+	x->blocks = kl_sys_map(SIZE_BLOCKS);
+	x->work = kl_sys_map(kl_xlate_work_size);
+	if (!x->jumps || !x->points || !x->blocks || !x->work) {
+		unmap(x);
+		return false;
+	}
+	forget_jumps(x);
+	v->jumps = x->jumps;
+	kl_xlate_common(x);
+	return true;
+}
+
+void kl_xlate_flush(struct kl_xlate *x)
+{
+	for (unsigned i = 0; i < x->nr_blocks; i++) {
+		x->blocks[i]->host = NULL;
+		x->blocks[i]->pass = KL_STALE;
+	}
+	x->nr_blocks = x->nr_points = 0;
+	x->used = x->start;
+	if (x->jumps)
+		forget_jumps(x);
+	x->nr_flushes++;
+}
+
+void kl_xlate_prepare(struct kl_block *b)
+{
+	b->host = NULL;
+	b->pass = KL_STALE;
+	b->heat = 0;
+	/* Its page, too, is asked for as soon. */
+	if (kl_config.translate_after < b->until)
+		b->until = kl_config.translate_after + 1;
+	b->run0 = b->ops[0].run;
+	b->ops[0].run = kl_xlate_first;
+}
+
+/* What was written through other addresses is executed next. */
+static void serialize(void)
+{
+	__asm__ volatile("movl %%ss, %%eax\n\t"
+			 "movq %%rsp, %%rcx\n\t"
+			 "pushq %%rax\n\t"
+			 "pushq %%rcx\n\t"
+			 "pushfq\n\t"
+			 "movl %%cs, %%eax\n\t"
+			 "pushq %%rax\n\t"
+			 "leaq 1f(%%rip), %%rax\n\t"
+			 "pushq %%rax\n\t"
+			 "iretq\n"
+			 "1:"
+			 :
+			 :
+			 : "rax", "rcx", "cc", "memory");
+}
+
+static KL_NOINLINE void translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
+{
+	if (!ready(v, x)) {
+		b->ops[0].run = b->run0;
+		return;
+	}
+	if (x->used + KL_XLATE_ROOM > KL_XLATE_CODE || x->nr_blocks == MAX_BLOCKS ||
+	    x->nr_points + KL_XLATE_ROOM / 8 > KL_XLATE_POINTS)
+		kl_xlate_flush(x);
+	if (!kl_xlate_translate(v, x, b)) {
+		b->ops[0].run = b->run0;
+		return;
+	}
+	x->blocks[x->nr_blocks++] = b;
+	x->nr_translated++;
+	serialize();
+}
+
+/* ---- the way in ---- */
+
+const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
+{
+	struct kl_block *b = kl_xlate_block(op);
+	struct kl_xlate *x = v->blocks->xlate;
+
+	if (KL_UNLIKELY(v->pass_wrapped)) {
+		for (unsigned i = 0; i < x->nr_blocks; i++)
+			x->blocks[i]->pass = KL_STALE;
+		v->pass_wrapped = false;
+	}
+	/* Not live: each entry compares. */
+	if (b->seen != v->code_epoch || b->gen != v->code_gen)
+		return b->run0(v, op);
+	if (KL_UNLIKELY(!b->host)) {
+		if (++b->heat <= kl_min(kl_config.translate_after, KL_XLATE_PATIENCE))
+			return b->run0(v, op);
+		translate(v, x, b);
+		if (!b->host)
+			return b->run0(v, op);
+	}
+	b->pass = pass_now(v);
+	return x->enter(v, b->host);
+}
+
+/* ---- the ways out ---- */
+
+static const struct kl_xlate_to leave, stay = {&leave, NULL};
+
+/* As while a fast handler of @op runs. */
+static void in_block(struct kl_vcpu *v, struct kl_block *b, const struct kl_op *op)
+{
+	v->block = b;
+	v->cur_op = op;
+	v->lazy = true;
+	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
+}
+
+static bool requested(struct kl_vcpu *v)
+{
+	return atomic_load_explicit(&v->core.requests, memory_order_relaxed);
+}
+
+struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
+{
+	in_block(v, kl_xlate_block(op), op);
+	if (KL_UNLIKELY(kl_self.landed)) {
+		int why = kl_self.landed;
+
+		/* Its access has not happened, and does not now. */
+		kl_self.landed = 0;
+		_longjmp(*kl_self.guard, why);
+	}
+	if (!kl_fast_do(v, op))
+		return leave;
+	if (KL_UNLIKELY(requested(v))) {
+		v->cur_op = op + 1;
+		kl_fast_leave(v);
+		return leave;
+	}
+	return stay;
+}
+
+/* The translation's page may have been mapped anew where it was. */
+static bool still_mapped(struct kl_vcpu *v, struct kl_block *b)
+{
+	const uint8_t *code;
+	kl_gfn_t gfn;
+
+	if (KL_LIKELY(b->gen == v->code_gen))
+		return true;
+	if (b->gen == KL_STALE)
+		return false;
+	code = kl_fetch_pointer(v, b->rip);
+	if (!code)
+		return false;
+	gfn = kl_fetch_gfn(v, b->rip);
+	if (b->gfn != gfn)
+		return false;
+	b->code = code;
+	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
+	b->gen = v->code_gen;
+	b->seen = KL_STALE;
+	return true;
+}
+
+struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b)
+{
+	in_block(v, b, b->ops);
+	if (requested(v) || !still_mapped(v, b) ||
+	    (b->seen != v->code_epoch && !kl_block_verify(v, b)) || b->seen != v->code_epoch) {
+		kl_fast_leave(v);
+		return leave;
+	}
+	b->pass = pass_now(v);
+	return stay;
+}
+
+static uint64_t target_of(const struct kl_block *b, const struct kl_op *op)
+{
+	uint64_t next = b->rip + op->offset + op->len;
+
+	/* The op behind the last goes on where it is. */
+	return op->flags & KL_OPF_LINK ? next + op->imm : next;
+}
+
+/*
+ * @op has gone where its link goes, and is counted. Next time it goes there directly, from the
+ * jump whose distance lies where *@site says.
+ */
+struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const int32_t *site)
+{
+	struct kl_block *b = kl_xlate_block(op), *to = op->link;
+	struct kl_xlate *x = v->blocks->xlate;
+	uint64_t rip = target_of(b, op);
+
+	if (!to || to->gen != v->code_gen)
+		to = kl_fast_find(v, rip);
+	if (to && kl_fast_may_enter(v, to)) {
+		((struct kl_op *)(uintptr_t)op)->link = to;
+		if (to->host) {
+			int32_t rel = (int32_t)(to->host - (x->rx + *site + 4));
+
+			/* The same thread: it jumps here or there. */
+			memcpy(x->rw + *site, &rel, 4);
+			return (struct kl_xlate_to){.host = to->host};
+		}
+		in_block(v, to, to->ops);
+		if (to->seen == v->code_epoch || kl_block_verify(v, to))
+			return (struct kl_xlate_to){.op = to->ops};
+		kl_fast_leave(v);
+		return leave;
+	}
+	if (KL_UNLIKELY(v->mxcsr_lent))
+		kl_fast_return_mxcsr(v);
+	v->rip = rip;
+	kl_flags_put(v, v->flags_now);
+	v->lazy = false;
+	v->block = NULL;
+	v->blocks->from = (struct kl_op *)(uintptr_t)op;
+	v->blocks->from_flushes = v->blocks->nr_flushes;
+	return leave;
+}
+
+/* Nothing of @op has happened; it goes to @target. Again, if that is known now. */
+struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, uint64_t target)
+{
+	struct kl_block *to = kl_fast_find(v, target);
+
+	if (to && to->host) {
+		struct kl_xlate_jump *j = &v->jumps[target >> 1 & (KL_XLATE_JUMPS - 1)];
+
+		j->rip = target;
+		j->host = to->host;
+		return stay;
+	}
+	in_block(v, kl_xlate_block(op), op);
+	/* The first op's fast handler is the way into its translation. */
+	if (op->nth > 1)
+		return (struct kl_xlate_to){.op = op};
+	(void)kl_fast_do(v, op);
+	return leave;
+}

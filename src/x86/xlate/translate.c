@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A block's translation.
+ *
+ *	entry	mov rax, [&block->pass]; cmp rax, [requests, pass]; jne reenter
+ *	op 0	...
+ *	op n	...
+ *	edge	add [insn_count], n; jmp to the next block's entry, or to the edge's way out
+ *	then, out of line, for each op that has one, its slow path:
+ *		mov rax, op; call slow; get the flags if the next op wants them; jmp behind it
+ *	and for each edge that is not linked: mov rax, op; call edge; where the jump is
+ */
+#include "host/cpu.h"
+#include "x86/fast.h"
+#include "x86/xlate/lower.h"
+
+const size_t kl_xlate_work_size = sizeof(struct kl_translation);
+
+/* ---- memory ---- */
+
+bool kl_t_can_address(const struct kl_translation *t, const struct kl_t_op *o)
+{
+	const struct kl_op *op = &o->op;
+
+	if (!(op->flags & KL_OPF_MEM) || (op->addrsize != 8 && op->addrsize != 4))
+		return false;
+	/* Not by the base of FS or GS alone: kl_seg_linear(). */
+	if (op->seg >= KL_FS && (op->base < 16 || op->index != KL_NOREG) && !kl_host_is_intel())
+		return false;
+	return op->base == KL_NOREG || op->base < 16;
+}
+
+void kl_t_address(struct kl_translation *t, const struct kl_t_op *o, unsigned reg, bool segment)
+{
+	const struct kl_op *op = &o->op;
+	struct kl_emit *e = &t->e;
+	struct kl_mem m = {.base = H_NONE, .index = H_NONE, .scale = op->scale};
+	unsigned size = op->addrsize;
+
+	if (op->base < 16)
+		m.base = (uint8_t)kl_t_use(t, op->base, H_S1);
+	if (op->index != KL_NOREG)
+		m.index = (uint8_t)kl_t_use(t, op->index, H_S0);
+	if (op->disp == (int32_t)op->disp) {
+		m.disp = (int32_t)op->disp;
+		if (m.index == H_NONE && m.base == H_NONE)
+			kl_e_imm(e, reg, size == 4 ? (uint32_t)op->disp : (uint64_t)op->disp);
+		else
+			kl_e_lea(e, size, reg, m);
+	} else if (m.base == H_NONE && m.index == H_NONE) {
+		kl_e_imm(e, reg, size == 4 ? (uint32_t)op->disp : (uint64_t)op->disp);
+	} else {
+		/* MOV moffs and RIP have no registers: an index or a base only in 32-bit addresses
+		 */
+		kl_e_lea(e, size, reg, m);
+		kl_e_lea(e, size, reg, KL_AT(reg, (int32_t)op->disp));
+	}
+	if (segment && op->seg >= KL_FS)
+		kl_e_rm(e, 0x03, 8, reg,
+			KL_AT(H_CTX, op->seg == KL_FS ? KL_CTX(seg[KL_FS].base)
+						      : KL_CTX(seg[KL_GS].base)));
+}
+
+void kl_t_slow_if(struct kl_translation *t, unsigned cc)
+{
+	t->at->slow[t->at->nr_slow++] = kl_e_jcc(&t->e, cc);
+}
+
+void kl_t_check(struct kl_translation *t, unsigned size, bool write)
+{
+	enum { SHIFT = 5 };
+	struct kl_emit *e = &t->e;
+
+	_Static_assert(sizeof(struct kl_tlb_entry) == 1 << SHIFT, "index times size is one shift");
+	/* kl_tlb_index() */
+	kl_e_rr(e, 0x8b, 4, H_S0, H_S1);
+	kl_e_rr(e, 0xc1, 4, 5, H_S0), kl_e8(e, KL_TLB_BITS);
+	kl_e_rr(e, 0x33, 4, H_S0, H_S1);
+	kl_e_rr(e, 0xc1, 4, 5, H_S0), kl_e8(e, KL_PAGE_SHIFT - SHIFT);
+	kl_e_alu_ri(e, 4, 4, H_S0, (KL_TLB_SIZE - 1) << SHIFT);
+	kl_e_rm(e, 0x03, 8, H_S0, KL_AT(H_CTX, KL_CTX(tlb_now)));
+	/* The right page, and the operand ends in it. */
+	kl_e_rm(e, 0x2b, 8, H_S1,
+		KL_AT(H_S0, write ? offsetof(struct kl_tlb_entry, wtag)
+				  : offsetof(struct kl_tlb_entry, rtag)));
+	kl_e_alu_ri(e, 7, 8, H_S1, (int32_t)(KL_PAGE_SIZE - size));
+	kl_t_slow_if(t, 7); /* ja */
+	kl_e_rm(e, 0x03, 8, H_S1, KL_AT(H_S0, offsetof(struct kl_tlb_entry, page)));
+}
+
+void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write)
+{
+	kl_t_flags_clobber(t);
+	kl_t_address(t, o, H_S1, true);
+	kl_t_check(t, size, write);
+}
+
+void kl_t_point(struct kl_translation *t)
+{
+	t->point[t->nr_points].at = (uint32_t)(kl_here(&t->e) - t->x->rx);
+	t->point[t->nr_points++].op = (unsigned)(t->at - t->ops);
+}
+
+/* ---- edges ---- */
+
+static void count(struct kl_emit *e, unsigned n)
+{
+	kl_e_alu_mi(e, 0, 8, KL_AT(H_CTX, KL_CTX(insn_count)), (int32_t)n);
+}
+
+static void later(struct kl_translation *t, uint8_t *field, const struct kl_op *own, bool flags_out,
+		  unsigned n)
+{
+	t->edge[t->nr_edges].field = field;
+	t->edge[t->nr_edges].op = own;
+	t->edge[t->nr_edges].flags_out = flags_out;
+	t->edge[t->nr_edges++].count = n;
+}
+
+void kl_t_edge(struct kl_translation *t, const struct kl_op *own, unsigned n)
+{
+	count(&t->e, n);
+	later(t, kl_e_jmp(&t->e), own, false, 0);
+}
+
+void kl_t_edge_if(struct kl_translation *t, unsigned cc, bool likely)
+{
+	const struct kl_op *own = t->at->own;
+	bool out = t->host && !t->mem;
+	uint8_t *over;
+
+	if (!likely) {
+		later(t, kl_e_jcc(&t->e, cc), own, out, own->nth);
+		return;
+	}
+	over = kl_e_jcc(&t->e, cc ^ 1);
+	if (out)
+		kl_e_flags_out(&t->e);
+	kl_t_edge(t, own, own->nth);
+	kl_e_bind(&t->e, over);
+}
+
+void kl_t_jump(struct kl_translation *t, const uint8_t *again, int rsp_change)
+{
+	struct kl_emit *e = &t->e;
+
+	_Static_assert(sizeof(struct kl_xlate_jump) == 16, "two bits less");
+	kl_e_lea(e, 4, H_S0, (struct kl_mem){.base = H_NONE, .index = H_S1, .scale = 3});
+	kl_e_alu_ri(e, 4, 4, H_S0, (KL_XLATE_JUMPS - 1) << 4);
+	kl_e_rm(e, 0x03, 8, H_S0, KL_AT(H_CTX, KL_CTX(jumps)));
+	kl_e_rm(e, 0x3b, 8, H_S1, KL_AT(H_S0, offsetof(struct kl_xlate_jump, rip)));
+	t->indirect[t->nr_indirect].field = kl_e_jcc(e, 5);
+	t->indirect[t->nr_indirect].op = t->at->own;
+	t->indirect[t->nr_indirect++].again = again;
+	if (rsp_change)
+		kl_e_lea(e, 8, kl_host_of[KL_RSP], KL_AT(kl_host_of[KL_RSP], rsp_change));
+	count(e, t->at->own->nth);
+	kl_e_rm(e, 0xff, 0, 4, KL_AT(H_S0, offsetof(struct kl_xlate_jump, host)));
+	t->ended = true;
+}
+
+/* ---- out of line ---- */
+
+static uint32_t slow_path(struct kl_translation *t, struct kl_t_op *o)
+{
+	struct kl_emit *e = &t->e;
+	uint32_t at = (uint32_t)(kl_here(e) - t->x->rx);
+
+	for (unsigned i = 0; i < o->nr_slow; i++)
+		kl_e_bind(e, o->slow[i]);
+	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)o->own);
+	kl_e_call(e, t->x->slow);
+	if (o->next) {
+		if (o->next_host)
+			kl_e_flags_in(e);
+		kl_e_bind_to(e, kl_e_jmp(e), o->next);
+	}
+	return at;
+}
+
+static void way_out(struct kl_translation *t, unsigned i)
+{
+	struct kl_emit *e = &t->e;
+	uint8_t *field = t->edge[i].field;
+
+	if (t->edge[i].count) {
+		kl_e_bind(e, field);
+		if (t->edge[i].flags_out)
+			kl_e_flags_out(e);
+		count(e, t->edge[i].count);
+		field = kl_e_jmp(e);
+	}
+	kl_e_bind(e, field);
+	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)t->edge[i].op);
+	kl_e_call(e, t->x->edge);
+	kl_e32(e, (uint32_t)(field - t->x->rw));
+}
+
+static void out_of_line(struct kl_translation *t)
+{
+	uint32_t slow[KL_T_MAX_OPS];
+	struct kl_emit *e = &t->e;
+
+	for (unsigned i = 0; i < t->nr; i++)
+		if (t->ops[i].nr_slow)
+			slow[i] = slow_path(t, &t->ops[i]);
+	for (unsigned i = 0; i < t->nr_indirect; i++) {
+		kl_e_bind(e, t->indirect[i].field);
+		kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)t->indirect[i].op);
+		kl_e_call(e, t->x->indirect);
+		kl_e_bind_to(e, kl_e_jmp(e), t->indirect[i].again);
+	}
+	for (unsigned i = 0; i < t->nr_edges; i++)
+		way_out(t, i);
+	for (unsigned i = 0; i < t->nr_points; i++)
+		t->x->points[t->x->nr_points++] =
+			(struct kl_xlate_point){t->point[i].at, slow[t->point[i].op]};
+}
+
+/* ---- a block ---- */
+
+static bool decode(struct kl_translation *t)
+{
+	const struct kl_block *b = t->b;
+	bool live = true;
+
+	t->nr = b->nr_ops;
+	for (unsigned i = 0; i < t->nr; i++) {
+		struct kl_t_op *o = &t->ops[i];
+
+		o->own = &b->ops[i];
+		o->nr_slow = 0;
+		o->next = NULL;
+		if (kl_decode_one(&o->d, &o->op, KL_CODE64, b->rip + o->own->offset, o->own->bytes,
+				  o->own->len) != KL_DECODE_OK ||
+		    o->op.len != o->own->len)
+			return false;
+	}
+	/* As drop_dead_flags(). */
+	for (unsigned i = t->nr; i-- > 0;) {
+		struct kl_t_op *o = &t->ops[i];
+
+		live |= !o->d.simple || o->d.stores;
+		o->live_after = live;
+		o->sees_before = !o->d.simple || (o->op.flags & KL_OPF_MEM) || o->d.reads_flags;
+		live = o->sees_before || (live && !o->d.writes_flags);
+		o->sees_before = live;
+	}
+	return true;
+}
+
+/* By the block's own handler, with all state in place. */
+static void by_handler(struct kl_translation *t, struct kl_t_op *o)
+{
+	kl_t_flags_save(t);
+	t->host = false;
+	t->mem = true;
+	kl_e_imm(&t->e, H_S0, (uint64_t)(uintptr_t)o->own);
+	kl_e_call(&t->e, t->x->slow);
+	if (o->own->flags & KL_OPF_END)
+		t->ended = true;
+}
+
+static bool lower(struct kl_translation *t, struct kl_t_op *o)
+{
+	const struct kl_op *op = &o->op;
+	bool prefixed = op->flags & (KL_OPF_REP | KL_OPF_REPNE);
+
+	/* Then d->in may be what it was before. */
+	if (op->fn == kl_op_ud || op->fn == kl_op_too_long || op->fn == kl_op_unsupported)
+		return false;
+	if (prefixed && o->d.in.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+	    o->d.in.mnemonic != ZYDIS_MNEMONIC_RET)
+		return false;
+	return kl_lower_mov(t, o) || kl_lower_alu(t, o) || kl_lower_branch(t, o);
+}
+
+bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
+{
+	struct kl_translation *t = x->work;
+	struct kl_emit *e = &t->e;
+	const uint8_t *entry, *body;
+	unsigned lowered = 0;
+	uint8_t *reenter;
+
+	t->v = v;
+	t->x = x;
+	t->b = b;
+	t->nr_points = t->nr_edges = t->nr_indirect = 0;
+	t->ended = false;
+	t->host = false;
+	t->mem = true;
+	*e = (struct kl_emit){x->rw + x->used, x->rw + KL_XLATE_CODE, x->rx - x->rw};
+	if (!decode(t))
+		return false;
+	entry = kl_here(e);
+	kl_e8(e, 0x48), kl_e8(e, 0xa1), kl_e64(e, (uint64_t)(uintptr_t)&b->pass);
+	kl_e_rm(e, 0x3b, 8, H_S0,
+		KL_AT(H_CTX, (int32_t)offsetof(struct kl_vcpu, core.requests) -
+				     (int32_t)offsetof(struct kl_vcpu, gpr) - KL_BIAS));
+	reenter = kl_e_jcc(e, 5);
+	body = kl_here(e);
+	for (unsigned i = 0; i < t->nr; i++) {
+		struct kl_t_op *o = &t->ops[i];
+
+		t->at = o;
+		if (lower(t, o))
+			lowered++;
+		else
+			by_handler(t, o);
+		o->next = kl_here(e);
+		o->next_host = t->host;
+	}
+	if (2 * lowered < t->nr)
+		return false;
+	if (!t->ended) {
+		kl_t_flags_save(t);
+		kl_t_edge(t, &b->ops[t->nr], t->nr);
+	}
+	kl_e_bind(e, reenter);
+	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)b);
+	kl_e_call(e, x->reenter);
+	kl_e_bind_to(e, kl_e_jmp(e), body);
+	out_of_line(t);
+	while ((uint64_t)e->p & 15)
+		kl_e8(e, 0xcc);
+	x->used = (size_t)(e->p - x->rw);
+	b->host = entry;
+	return true;
+}
