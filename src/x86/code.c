@@ -13,6 +13,7 @@
 #include "x86/access.h"
 #include "x86/block.h"
 #include "x86/code.h"
+#include "x86/xlate/xlate.h"
 
 #define HASH      1024u
 #define MAX_PAGES 65536u
@@ -93,6 +94,12 @@ static void reap_locked(struct kl_code *code)
 	struct kl_code_page *p = atomic_exchange(&code->dead, NULL), *next;
 
 	kl_assert_held(&code->lock);
+	/*
+	 * Between here and the end of a translated block that lies in such a page, a store could
+	 * hit the block without anybody noticing [T8]. So nobody is in one when it goes on.
+	 */
+	if (p && kl_xlate_wanted())
+		kl_vcpus_request_all(&code->vm->mem, KL_REQ_CODE);
 	for (; p; p = next) {
 		next = p->next_dead;
 		/* The slot may have gone, and the count with it. */

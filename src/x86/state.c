@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/config.h"
 #include "base/failpoint.h"
 #include "host/sys.h"
 #include "x86/code.h"
@@ -33,6 +34,7 @@ int kl_x86_vm_init(struct kl_x86_vm *vm)
 {
 	int r = kl_vm_init(&vm->mem);
 
+	kl_config_init(); /* of tests, which make VMs without the library's calls */
 	if (r)
 		return r;
 	kl_mutex_init(&vm->lock, KL_RANK_VM);
