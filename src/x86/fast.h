@@ -50,6 +50,8 @@ kl_run_fn kl_fast_go_on;
 /* Back to kl_interp_run(), v->cur_op not executed. Returns NULL. */
 const struct kl_op *kl_fast_leave(struct kl_vcpu *v) KL_COLD;
 
+/* May vector instructions run on the host as they are? Then the host's MXCSR is the guest's. */
+bool kl_fast_lend_mxcsr(struct kl_vcpu *v);
 /* Take the host's MXCSR back. */
 void kl_fast_return_mxcsr(struct kl_vcpu *v) KL_COLD;
 

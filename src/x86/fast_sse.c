@@ -43,6 +43,11 @@ KL_INLINE bool fp_enabled(struct kl_vcpu *v)
 	return enabled(v) && (v->mxcsr_lent || borrow_mxcsr(v));
 }
 
+bool kl_fast_lend_mxcsr(struct kl_vcpu *v)
+{
+	return fp_enabled(v);
+}
+
 #define XMM(v, n) (*(kl_v128 *)(void *)kl_xmm(v, n))
 
 /* ---- moves of 16 bytes; op->imm: the memory operand must be aligned -------------------------- */

@@ -193,6 +193,7 @@ void kl_xlate_common(struct kl_xlate *x)
 	x->reenter = way_to(&e, (void (*)(void))kl_xlate_reenter, NO_THIRD, false, leave);
 	x->edge = way_to(&e, (void (*)(void))kl_xlate_edge, RETURN_ADDRESS, true, leave);
 	x->indirect = way_to(&e, (void (*)(void))kl_xlate_indirect, TARGET, false, leave);
+	x->lend = way_to(&e, (void (*)(void))kl_xlate_lend, NO_THIRD, false, leave);
 	begin(&e);
 	x->used = x->start = (size_t)(e.p - x->rw);
 }

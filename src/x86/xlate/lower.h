@@ -32,6 +32,7 @@ struct kl_t_op {
 	unsigned nr_slow;
 	const uint8_t *next;
 	bool next_host;
+	uint16_t xmm_dirty, next_xmm; /* to be written back for it; to be loaded for what follows */
 };
 
 struct kl_translation {
@@ -60,7 +61,9 @@ struct kl_translation {
 		const uint8_t *again;
 	} indirect[2];
 	unsigned nr_indirect;
-	bool ended; /* nothing runs into what follows */
+	bool lent;               /* the host's MXCSR is the guest's (lower_sse.c) */
+	uint16_t xmm, xmm_dirty; /* guest registers that are in the host's; and have changed */
+	bool ended;              /* nothing runs into what follows */
 };
 
 /* ---- flags ---- */
@@ -164,6 +167,11 @@ void kl_t_edge(struct kl_translation *t, const struct kl_op *own, unsigned count
 void kl_t_edge_if(struct kl_translation *t, unsigned cc, bool likely);
 /* H_S1 is the address to go to; before: what is to be done if it is known. */
 void kl_t_jump(struct kl_translation *t, const uint8_t *again, int rsp_change);
+
+/* ---- vector registers ---- */
+
+void kl_t_xmm_write_back(struct kl_translation *t, unsigned mask);
+void kl_t_xmm_load(struct kl_translation *t, unsigned mask);
 
 /* ---- families ---- */
 

@@ -113,6 +113,13 @@ bool kl_lower_branch(struct kl_translation *t, struct kl_t_op *o)
 	if (o->op.opsize != 8 || (o->op.flags & KL_OPF_LOCK) ||
 	    o->d.in.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
 		return false;
+	if (o->d.in.meta.category != ZYDIS_CATEGORY_COND_BR &&
+	    o->d.in.meta.category != ZYDIS_CATEGORY_UNCOND_BR &&
+	    o->d.in.meta.category != ZYDIS_CATEGORY_CALL &&
+	    o->d.in.meta.category != ZYDIS_CATEGORY_RET)
+		return false;
+	kl_t_xmm_write_back(t, t->xmm_dirty);
+	t->xmm_dirty = t->at->xmm_dirty = 0;
 	switch (o->d.in.mnemonic) {
 #define CC(n, sfx) case ZYDIS_MNEMONIC_J##sfx:
 		KL_CONDITIONS(CC)

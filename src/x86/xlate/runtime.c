@@ -207,6 +207,8 @@ static bool requested(struct kl_vcpu *v)
 
 struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 {
+	bool lent;
+
 	in_block(v, kl_xlate_block(op), op);
 	if (KL_UNLIKELY(kl_self.landed)) {
 		int why = kl_self.landed;
@@ -215,14 +217,29 @@ struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 		kl_self.landed = 0;
 		_longjmp(*kl_self.guard, why);
 	}
+	lent = v->mxcsr_lent;
 	if (!kl_fast_do(v, op))
 		return leave;
-	if (KL_UNLIKELY(requested(v))) {
+	/* What follows may count on it. */
+	if (KL_UNLIKELY(requested(v)) || (lent && !kl_fast_lend_mxcsr(v))) {
 		v->cur_op = op + 1;
 		kl_fast_leave(v);
 		return leave;
 	}
 	return stay;
+}
+
+/* Before @op, which uses vector registers. */
+struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op)
+{
+	if (kl_fast_lend_mxcsr(v))
+		return stay;
+	in_block(v, kl_xlate_block(op), op);
+	if (kl_fast_do(v, op)) {
+		v->cur_op = op + 1;
+		kl_fast_leave(v);
+	}
+	return leave;
 }
 
 /* The translation's page may have been mapped anew where it was. */

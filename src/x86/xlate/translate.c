@@ -168,9 +168,11 @@ static uint32_t slow_path(struct kl_translation *t, struct kl_t_op *o)
 
 	for (unsigned i = 0; i < o->nr_slow; i++)
 		kl_e_bind(e, o->slow[i]);
+	kl_t_xmm_write_back(t, o->xmm_dirty);
 	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)o->own);
 	kl_e_call(e, t->x->slow);
 	if (o->next) {
+		kl_t_xmm_load(t, o->next_xmm);
 		if (o->next_host)
 			kl_e_flags_in(e);
 		kl_e_bind_to(e, kl_e_jmp(e), o->next);
@@ -255,6 +257,8 @@ static void by_handler(struct kl_translation *t, struct kl_t_op *o)
 	kl_t_flags_save(t);
 	t->host = false;
 	t->mem = true;
+	kl_t_xmm_write_back(t, t->xmm_dirty);
+	t->xmm = t->xmm_dirty = 0;
 	kl_e_imm(&t->e, H_S0, (uint64_t)(uintptr_t)o->own);
 	kl_e_call(&t->e, t->x->slow);
 	if (o->own->flags & KL_OPF_END)
@@ -272,7 +276,8 @@ static bool lower(struct kl_translation *t, struct kl_t_op *o)
 	if (prefixed && o->d.in.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
 	    o->d.in.mnemonic != ZYDIS_MNEMONIC_RET)
 		return false;
-	return kl_lower_mov(t, o) || kl_lower_alu(t, o) || kl_lower_branch(t, o);
+	return kl_lower_mov(t, o) || kl_lower_alu(t, o) || kl_lower_branch(t, o) ||
+	       kl_lower_sse(t, o);
 }
 
 bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
@@ -287,7 +292,8 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	t->x = x;
 	t->b = b;
 	t->nr_points = t->nr_edges = t->nr_indirect = 0;
-	t->ended = false;
+	t->ended = t->lent = false;
+	t->xmm = t->xmm_dirty = 0;
 	t->host = false;
 	t->mem = true;
 	*e = (struct kl_emit){x->rw + x->used, x->rw + KL_XLATE_CODE, x->rx - x->rw};
@@ -304,17 +310,20 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 		struct kl_t_op *o = &t->ops[i];
 
 		t->at = o;
+		o->xmm_dirty = t->xmm_dirty;
 		if (lower(t, o))
 			lowered++;
 		else
 			by_handler(t, o);
 		o->next = kl_here(e);
 		o->next_host = t->host;
+		o->next_xmm = t->xmm;
 	}
 	if (2 * lowered < t->nr)
 		return false;
 	if (!t->ended) {
 		kl_t_flags_save(t);
+		kl_t_xmm_write_back(t, t->xmm_dirty);
 		kl_t_edge(t, &b->ops[t->nr], t->nr);
 	}
 	kl_e_bind(e, reenter);
