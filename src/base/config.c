@@ -53,6 +53,7 @@ void kl_config_init(void)
 	kl_config.stats = env_set("KVMLET_STATS");
 	kl_config.keep_seccomp = env_set("KVMLET_KEEP_SECCOMP");
 	kl_config.uffd_events = env_set("KVMLET_UFFD_EVENTS");
+	kl_config.eager_page_split = env_is("KVMLET_PARAMS", "kvm.eager_page_split=Y");
 	kl_config.abi_6_18 = env_is("KVMLET_ABI", "6.18");
 	vcpu(getenv("KVMLET_VCPU"));
 	kl_log_init();

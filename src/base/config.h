@@ -8,6 +8,7 @@
  *   KVMLET_TRACE=FILE   one line per ioctl, exit and memory event
  *   KVMLET_STATS=1      table at exit, on stderr
  *   KVMLET_HEATMAP=FILE picture of what guests write, and a summary at exit, on stderr
+ *   KVMLET_PARAMS=kvm.eager_page_split=Y  module parameters that may be set
  *   KVMLET_UFFD_EVENTS=1  brackets from userfaultfd events, too
  *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
  *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
@@ -25,6 +26,7 @@ struct kl_config {
 	bool stats;
 	bool keep_seccomp;
 	bool uffd_events;
+	bool eager_page_split;
 	bool abi_6_18;
 	bool translate;
 	unsigned translate_after; /* this many uses; UINT_MAX: as the engine thinks best */

@@ -27,6 +27,8 @@ static const char help_run[] =
 	"  --log FILE       write warnings and errors to FILE instead of stderr\n"
 	"  --trace FILE     write every ioctl, exit and memory event to FILE, one per line\n"
 	"  --abi=6.18       also KVM interfaces that Linux 6.12 lacks (default: 6.12)\n"
+	"  --param NAME=VALUE  a parameter of KVM's modules for PROGRAM and what it runs:\n"
+	"                   kvm.eager_page_split=Y splits large pages when logging begins\n"
 	"  --keep-seccomp   install the program's own seccomp filters (default: accept and\n"
 	"                   leave out, because they lack system calls that kvmlet needs)\n"
 	"  --uffd-events    learn of changes of guest memory that bypass the C library from\n"

@@ -165,6 +165,27 @@ static int set_uffd_events(void)
 	return setenv("KVMLET_UFFD_EVENTS", "1", 1) ? EXIT_CANNOT_RUN : 0;
 }
 
+/* A parameter of KVM's modules, as modprobe takes it. */
+static int set_param(const char *param)
+{
+	static const char name[] = "kvm.eager_page_split=";
+	const char *value = param + sizeof(name) - 1;
+	bool yes;
+
+	if (strncmp(param, name, sizeof(name) - 1)) {
+		complain("--param: only kvm.eager_page_split can be chosen, not '%s'", param);
+		return EXIT_USAGE;
+	}
+	yes = !strcmp(value, "Y") || !strcmp(value, "y") || !strcmp(value, "1");
+	if (!yes && strcmp(value, "N") && strcmp(value, "n") && strcmp(value, "0")) {
+		complain("--param: kvm.eager_page_split is Y or N, not '%s'", value);
+		return EXIT_USAGE;
+	}
+	return setenv("KVMLET_PARAMS", yes ? "kvm.eager_page_split=Y" : "kvm.eager_page_split=N", 1)
+		       ? EXIT_CANNOT_RUN
+		       : 0;
+}
+
 static int set_abi(const char *version)
 {
 	if (strcmp(version, "6.12") && strcmp(version, "6.18")) {
@@ -174,7 +195,16 @@ static int set_abi(const char *version)
 	return setenv("KVMLET_ABI", version, 1) ? EXIT_CANNOT_RUN : 0;
 }
 
-enum { OPT_LOG = 1, OPT_STATS, OPT_HEATMAP, OPT_TRACE, OPT_KEEP_SECCOMP, OPT_UFFD_EVENTS, OPT_ABI };
+enum {
+	OPT_LOG = 1,
+	OPT_STATS,
+	OPT_HEATMAP,
+	OPT_PARAM,
+	OPT_TRACE,
+	OPT_KEEP_SECCOMP,
+	OPT_UFFD_EVENTS,
+	OPT_ABI
+};
 
 static const struct option options[] = {
 	{"log", required_argument, NULL, OPT_LOG},
@@ -183,6 +213,7 @@ static const struct option options[] = {
 	{"trace", required_argument, NULL, OPT_TRACE},
 	{"keep-seccomp", no_argument, NULL, OPT_KEEP_SECCOMP},
 	{"uffd-events", no_argument, NULL, OPT_UFFD_EVENTS},
+	{"param", required_argument, NULL, OPT_PARAM},
 	{"abi", required_argument, NULL, OPT_ABI},
 	{"help", no_argument, NULL, 'h'},
 	{0},
@@ -216,9 +247,14 @@ static int parse(int argc, char **argv)
 		case OPT_ABI:
 			err = set_abi(optarg);
 			break;
+		case OPT_PARAM:
+			err = set_param(optarg);
+			break;
 		case ':':
 			complain("option '%s' needs %s; see 'kvmlet help run'", argv[optind - 1],
-				 optopt == OPT_ABI ? "a version" : "a file name");
+				 optopt == OPT_ABI     ? "a version"
+				 : optopt == OPT_PARAM ? "a parameter"
+						       : "a file name");
 			return EXIT_USAGE;
 		default:
 			complain(

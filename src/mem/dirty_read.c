@@ -12,6 +12,7 @@
 #include "base/racepoint.h"
 #include "host/guard.h"
 #include "mem/dirty.h"
+#include "mem/subscribers.h"
 
 #define CHUNK_LINES 64 /* of one word of `lines` */
 #define CHUNK_WORDS (CHUNK_LINES * KL_DIRTY_LINE_WORDS)
@@ -255,8 +256,11 @@ static int clear_locked(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t fir
 			any |= clear_line(half, line, first, last, log->scratch);
 	}
 	racepoint("dirty-cleared");
-	if (any)
+	if (any) {
 		(void)kl_vcpus_flush(vm, true);
+		kl_mmu_log_cleared(vm, vm->slot_by_id[log->slot >> 16][log->slot & 0xffff],
+				   first_page, first_page + num_pages);
+	}
 	return 0;
 }
 

@@ -195,8 +195,12 @@ static int install(struct kl_vm *vm, unsigned as, enum change change, const stru
 		publish(vm, as, old, slot);
 	}
 	/* Logging has begun: who may write to its pages without having marked them? (D4) */
-	if (slot && slot->log && !(old && old->log))
+	if (slot && slot->log && !(old && old->log)) {
 		(void)kl_vcpus_flush(vm, true);
+		kl_mmu_log_begun(vm, slot);
+	}
+	if (slot && !slot->log && old && old->log)
+		kl_mmu_log_ended(vm, slot);
 	vm->slot_by_id[as][old ? old->id : slot->id] = slot;
 	if (invalid)
 		kl_track_slot_gone(vm, old, counts);

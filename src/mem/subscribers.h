@@ -74,6 +74,15 @@ void kl_mmu_zap_slot(struct kl_vm *vm, const struct kl_memslot *slot);
  */
 int kl_mmu_age(struct kl_vm *vm, const struct kl_notifier_range *r, bool clear);
 
+/*
+ * mmu: @slot logs from now on, and vCPUs know it; it does not any more, likewise; of its pages
+ * [@first, @last) some were taken by KVM_CLEAR_DIRTY_LOG (D4). Context: slots_lock.
+ */
+void kl_mmu_log_begun(struct kl_vm *vm, const struct kl_memslot *slot);
+void kl_mmu_log_ended(struct kl_vm *vm, const struct kl_memslot *slot);
+void kl_mmu_log_cleared(struct kl_vm *vm, const struct kl_memslot *slot, uint64_t first,
+			uint64_t last);
+
 /* mmu: the MMIO generation wrapped (S6). */
 void kl_mmu_zap_mmio(struct kl_vm *vm);
 

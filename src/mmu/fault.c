@@ -25,6 +25,7 @@
 #include "mem/vm.h"
 #include "mmu/huge.h"
 #include "mmu/mmu.h"
+#include "mmu/split.h"
 #include "mmu/stage2.h"
 #include "mmu/trace.h"
 #include "mmu/track.h"
@@ -114,7 +115,8 @@ static struct lookup look_up(struct kl_vm *vm, unsigned as, kl_gfn_t gfn)
 							    : WRITABLE;
 		l.hva = kl_memslot_hva(slot, gfn);
 		l.id = slot->id;
-		l.max_level = kl_huge_slot_level(slot, l.hva, gfn);
+		l.max_level =
+			kl_eager_page_split && slot->log ? 1 : kl_huge_slot_level(slot, l.hva, gfn);
 	}
 	if (KL_UNLIKELY(vm->gmem_slots))
 		look_up_backing(vm, slot, gfn, &l);

@@ -20,6 +20,11 @@ static void count_leaf(struct kl_vm *vm, unsigned as, unsigned level, uint64_t n
 		kl_stat_add(&vm->mmu->leaves[as][level], n);
 }
 
+void kl_stage2_count(struct kl_vm *vm, unsigned as, unsigned level, uint64_t n)
+{
+	count_leaf(vm, as, level, n);
+}
+
 static void count_change(struct kl_vm *vm, unsigned as, uint64_t old, uint64_t new)
 {
 	if (kl_spte_is_leaf(new) == kl_spte_is_leaf(old))

@@ -9,7 +9,8 @@
  *     under the lock for reading. So nothing that keeps a leaf may lose a bit of it (M7).
  *   - A table that was unlinked is freed only after kl_vcpus_flush(): a vCPU IN_GUEST may
  *     still be walking it.
- *   - A table is never replaced by a leaf, and a leaf never by a table: one is zapped first.
+ *   - A table is never replaced by a leaf: it is zapped first. So is a leaf before a table takes
+ * its place, but for a split (mmu/split.h), under the lock for writing.
  */
 #pragma once
 
@@ -73,6 +74,9 @@ KL_INLINE kl_spte_t *kl_stage2_walk(struct kl_mmu *mmu, unsigned as, kl_gfn_t gf
 
 /* Change *@sptep from @old to @new; false if it is not @old any more. Keeps the statistics. */
 bool kl_spte_cas(struct kl_vm *vm, unsigned as, kl_spte_t *sptep, uint64_t old, uint64_t new);
+
+/* @n leaves of @level came, by which no entry that is counted was changed. */
+void kl_stage2_count(struct kl_vm *vm, unsigned as, unsigned level, uint64_t n);
 
 enum kl_sweep_what {
 	KL_SWEEP_ZAP,    /* take every entry away, and tables that became empty */

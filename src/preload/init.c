@@ -4,6 +4,7 @@
 
 #include "host/uffd.h"
 #include "mem/uffd_source.h"
+#include "mmu/split.h"
 #include "preload/preload.h"
 
 _Atomic bool kl_pl_opened;
@@ -19,6 +20,7 @@ void kl_pl_init(void)
 	kl_config_init();
 	kl_proc_init();
 	atomic_store(&kl_uffd_source_wanted, kl_config.uffd_events);
+	kl_eager_page_split = kl_config.eager_page_split;
 }
 
 static __attribute__((constructor)) void constructor(void)

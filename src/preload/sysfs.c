@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * /sys/module/kvm* as the program sees it: the parameters that mean something here, with the
- * values that hold here. They are the same on every host, and cannot be written.
+ * values that hold here. They are the same on every host, and cannot be written: what may be chosen
+ * is chosen for a program and those that it runs, by `kvmlet run --param`.
  *
  * Text as the kernel formats it: bool "Y\n" or "N\n", numbers in decimal and "\n".
  */
@@ -107,6 +108,7 @@ int kl_sysfs_mode(const char *rest, unsigned *mode)
 int kl_sysfs_open(const char *rest, int flags)
 {
 	const struct param *p;
+	const char *value;
 	char path[32];
 	long fd, ro;
 	bool dir;
@@ -123,7 +125,9 @@ int kl_sysfs_open(const char *rest, int flags)
 	fd = kl_sys(SYS_memfd_create, p->name, 1 /* MFD_CLOEXEC */);
 	if (fd < 0)
 		return (int)fd;
-	kl_sys(SYS_write, fd, p->value, strlen(p->value));
+	value = kl_config.eager_page_split && !strcmp(p->name, "eager_page_split") ? "Y\n"
+										   : p->value;
+	kl_sys(SYS_write, fd, value, strlen(value));
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", (int)fd);
 	ro = kl_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | (flags & O_CLOEXEC));
 	if (ro < 0) {

@@ -19,6 +19,7 @@ static void __attribute__((constructor)) loaded(void)
 	show("KVMLET_TRACE");
 	show("KVMLET_STATS");
 	show("KVMLET_HEATMAP");
+	show("KVMLET_PARAMS");
 	show("KVMLET_KEEP_SECCOMP");
 	show("KVMLET_UFFD_EVENTS");
 	show("KVMLET_ABI");

@@ -8,7 +8,7 @@ cc=${3:-cc}
 . "$(dirname "$0")/tap.sh"
 
 export KVMLET_PRELOAD_LIBRARY="$dummy"
-unset LD_PRELOAD KVMLET_LOG KVMLET_TRACE KVMLET_STATS KVMLET_HEATMAP KVMLET_KEEP_SECCOMP KVMLET_UFFD_EVENTS
+unset LD_PRELOAD KVMLET_LOG KVMLET_TRACE KVMLET_STATS KVMLET_HEATMAP KVMLET_PARAMS KVMLET_KEEP_SECCOMP KVMLET_UFFD_EVENTS
 cd "$tmp" || exit 99
 
 echo 'int main(int c, char **v) { return c > 1 ? v[1][0] - 48 : 0; }' > prog.c
@@ -38,6 +38,9 @@ expect "an empty PATH element is the directory" 0 preloaded env PATH=":/bin:/usr
 expect "--stats" 0 '^KVMLET_STATS=1$' "$kvmlet" run --stats -- ./prog
 expect "--heatmap becomes absolute" 0 "^KVMLET_HEATMAP=$tmp/h.svg$" "$kvmlet" run --heatmap h.svg -- ./prog
 expect "unwritable heatmap" 2 "cannot write '/nowhere/h.svg'" "$kvmlet" run --heatmap /nowhere/h.svg -- ./prog
+expect "--param" 0 '^KVMLET_PARAMS=kvm.eager_page_split=Y$' "$kvmlet" run --param kvm.eager_page_split=1 -- ./prog
+expect "--param that is none" 2 "only kvm.eager_page_split" "$kvmlet" run --param kvm.tdp_mmu=N -- ./prog
+expect "--param of no such value" 2 "Y or N" "$kvmlet" run --param kvm.eager_page_split=2 -- ./prog
 expect "--abi" 0 '^KVMLET_ABI=6.18$' "$kvmlet" run --abi=6.18 -- ./prog
 expect "--abi of another kernel" 2 '6.12 or 6.18' "$kvmlet" run --abi=5.4 -- ./prog
 expect "--keep-seccomp" 0 '^KVMLET_KEEP_SECCOMP=1$' "$kvmlet" run --keep-seccomp -- ./prog
@@ -51,7 +54,7 @@ expect "--log becomes absolute" 0 "^KVMLET_LOG=$tmp/l.txt$" "$kvmlet" run --log 
 expect "--trace=FILE" 0 "^KVMLET_TRACE=$tmp/t.txt$" "$kvmlet" run --trace=t.txt -- ./prog
 expect "the log exists" 0 '' test -f l.txt
 expect "nothing is set that was not asked for" 1 '' \
-	sh -c "'$kvmlet' run -- ./prog | grep -E 'KVMLET_(LOG|TRACE|STATS|HEATMAP|KEEP_SECCOMP|UFFD_EVENTS)='"
+	sh -c "'$kvmlet' run -- ./prog | grep -E 'KVMLET_(LOG|TRACE|STATS|HEATMAP|PARAMS|KEEP_SECCOMP|UFFD_EVENTS)='"
 expect "the user's LD_PRELOAD stays, behind" 0 "^LD_PRELOAD=[^:]*dummy[^:]*:libdl.so.2$" \
 	env ASAN_OPTIONS=verify_asan_link_order=0 LD_PRELOAD=libdl.so.2 "$kvmlet" run -- ./prog
 sh -c 'echo $$; exec "$0" run -- sh -c "echo \$\$"' "$kvmlet" 2>&1 | grep -v = > pids
