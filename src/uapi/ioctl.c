@@ -67,6 +67,7 @@ long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd_long, unsigned long 
 	}
 	if (KL_UNLIKELY(kl_trace_on))
 		trace_ioctl(obj, cmd, arg, r);
+	kl_object_used(obj);
 	return r;
 }
 

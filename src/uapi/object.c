@@ -165,6 +165,7 @@ void kl_object_put(struct kl_object *obj)
 {
 	if (atomic_fetch_sub_explicit(&obj->refs, 1, memory_order_acq_rel) > 1)
 		return;
+	kl_object_no_user(obj);
 	unlink_object(obj);
 	destroy(obj);
 }

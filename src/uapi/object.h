@@ -101,6 +101,20 @@ KL_INLINE struct kl_ugmem *kl_ugmem(struct kl_object *o)
 #define kl_run_get(lv)      (*(const volatile __typeof__(lv) *)&(lv))
 #define kl_run_set(lv, val) (*(volatile __typeof__(lv) *)&(lv) = (val))
 
+/*
+ * Who uses an object is counted by the callers of uapi.h, outside of what ThreadSanitizer sees
+ * (preload/): tell it that this use is over before the object goes.
+ */
+#if KL_TSAN
+void __tsan_acquire(void *addr);
+void __tsan_release(void *addr);
+#define kl_object_used(obj)    __tsan_release(obj)
+#define kl_object_no_user(obj) __tsan_acquire(obj)
+#else
+#define kl_object_used(obj)    ((void)(obj))
+#define kl_object_no_user(obj) ((void)(obj))
+#endif
+
 /* ---- object.c ---------------------------------------------------------------------- */
 
 extern struct kl_mutex kl_objects_lock; /* list of VMs, totals */

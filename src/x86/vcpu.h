@@ -475,8 +475,9 @@ struct kl_x86_vm {
 	struct kl_ioapic *ioapic;
 	_Atomic(struct kl_pit *) pit; /* KVM_CREATE_PIT2, at any time */
 	struct kl_irq_routing *routing;
-	uint32_t nr_program_pins; /* split: pins of the program's IOAPIC */
-	uint64_t tss_addr, identity_map_addr;
+	uint32_t nr_program_pins;  /* split: pins of the program's IOAPIC */
+	_Atomic uint64_t tss_addr; /* KVM_SET_TSS_ADDR: these are set by any thread at any time */
+	uint64_t identity_map_addr;
 	/* Local APICs: lapic_send.c. */
 	struct kl_mutex apic_map_lock;          /* rank APIC_MAP: who makes the map */
 	_Atomic(struct kl_apic_map *) apic_map; /* read under mem.srcu */
@@ -488,11 +489,11 @@ struct kl_x86_vm {
 	uint32_t boot_cpu_id, max_vcpu_ids;
 	_Atomic uint64_t disabled_quirks;
 	_Atomic uint32_t hypercall_exit_enabled; /* KVM_CAP_EXIT_HYPERCALL: bit per hypercall */
-	uint32_t user_space_msr_mask;            /* KVM_CAP_X86_USER_SPACE_MSR */
-	bool exception_payload;                  /* KVM_CAP_EXCEPTION_PAYLOAD */
-	bool triple_fault_event;                 /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
-	bool exit_on_emulation_error;            /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
-	bool hide_platform_info;                 /* KVM_CAP_MSR_PLATFORM_INFO with 0 */
+	_Atomic uint32_t user_space_msr_mask;    /* KVM_CAP_X86_USER_SPACE_MSR */
+	_Atomic bool exception_payload;          /* KVM_CAP_EXCEPTION_PAYLOAD */
+	_Atomic bool triple_fault_event;         /* KVM_CAP_X86_TRIPLE_FAULT_EVENT */
+	_Atomic bool exit_on_emulation_error;    /* KVM_CAP_EXIT_ON_EMULATION_FAILURE */
+	_Atomic bool hide_platform_info;         /* KVM_CAP_MSR_PLATFORM_INFO with 0 */
 	_Atomic uint64_t disabled_exits;         /* KVM_CAP_X86_DISABLE_EXITS */
 	uint32_t tsc_khz;                        /* the host's */
 	_Atomic uint32_t default_tsc_khz;        /* of vCPUs to come */

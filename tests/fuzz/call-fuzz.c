@@ -168,7 +168,8 @@ static long create_vm(struct vm *vm, unsigned long cmd, uint64_t type)
 		return fd;
 	}
 	drop_vm(vm);
-	fill_memory(vm->memory);
+	if (!shared) /* else it stays as it is: others run in it */
+		fill_memory(vm->memory);
 	set_memory(vm, fd);
 	if (atomic_exchange(&vm->fd, fd) >= 0 && !shared)
 		abort();
@@ -253,9 +254,9 @@ static void real_mode(struct kvm_segment *s, uint16_t selector, uint8_t type)
 	};
 }
 
-static bool clean_state(int fd)
+static bool clean_state(int fd, uint16_t at)
 {
-	struct kvm_regs regs = {.rip = CODE, .rflags = 2, .rsp = 0x8000, .rax = 0x5a};
+	struct kvm_regs regs = {.rip = at, .rflags = 2, .rsp = 0x8000, .rax = 0x5a};
 	struct kvm_sregs s;
 
 	if (ioctl(fd, KVM_GET_SREGS, &s))
@@ -356,34 +357,39 @@ static void run_guest(const struct call *c, int fd)
 	struct vm *vm = &vms[c->vm];
 	struct kvm_run *run = vm->run[c->vcpu];
 	struct kvm_regs regs;
+	uint16_t at = CODE;
 	long r;
 
 	if (fd < 0 || !run) {
 		say(" none");
 		return;
 	}
-	if (!clean_state(fd)) {
+	if (shared) /* there are all kinds */
+		at = (uint16_t)(CODE + 64 * (c->value % 16));
+	if (!clean_state(fd, at)) {
 		say(" unclean");
 		return;
 	}
-	write_code(vm->memory + CODE, c, !vm->irqchip);
+	if (!shared)
+		write_code(vm->memory + at, c, !vm->irqchip);
 	/*
 	 * Software KVMs run the guest with their emulator, which differs in when an event is
 	 * delivered. A comparison is of the calls, so the guest is not entered there.
 	 */
-	run->immediate_exit = !shared || c->data[13] % 4 == 0;
-	run->request_interrupt_window = c->data[14] % 4 == 0;
+	__atomic_store_n(&run->immediate_exit, !shared || c->data[13] % 4 == 0, __ATOMIC_RELAXED);
+	if (!shared)
+		run->request_interrupt_window = c->data[14] % 4 == 0;
 	interrupt_me(true);
 	r = ioctl(fd, c->cmd, 0);
 	interrupt_me(false);
 	say_result(r);
-	if (!r || errno == EINTR)
+	if (!shared && (!r || errno == EINTR))
 		say_exit(run);
 	if (!r) { /* finish what was begun */
-		run->immediate_exit = 1;
+		__atomic_store_n(&run->immediate_exit, 1, __ATOMIC_RELAXED);
 		say_result(ioctl(fd, KVM_RUN, 0));
 	}
-	run->immediate_exit = 0;
+	__atomic_store_n(&run->immediate_exit, 0, __ATOMIC_RELAXED);
 	if (!ioctl(fd, KVM_GET_REGS, &regs)) {
 		say(" rip %llx fl %llx rax %llx", (unsigned long long)regs.rip,
 		    (unsigned long long)regs.rflags, (unsigned long long)regs.rax);
@@ -592,9 +598,17 @@ static void *work(void *arg)
 static void threads_round(unsigned n, uint64_t seed, const struct features *f, unsigned long *calls)
 {
 	struct worker w[16] = {0};
+	static struct call c; /* what MSRs and values there are in the code */
 	unsigned waited = 0;
 
 	begin_round();
+	for (unsigned i = 0; i < NR_VMS; i++) {
+		fill_memory(vms[i].memory);
+		for (unsigned k = 0; k < 16; k++) {
+			c.value = k;
+			write_code(vms[i].memory + CODE + 64 * k, &c, false);
+		}
+	}
 	for (unsigned i = 0; i < n; i++) {
 		w[i].seed = seed * 1000 + 10 * i;
 		w[i].features = f;

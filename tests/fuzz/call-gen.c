@@ -577,8 +577,6 @@ static void fill(struct gen *g, struct call *c, const struct form *f)
 		while (!has(g, (unsigned)c->value));
 		break;
 	case OUT:
-		c->ndata = f->size;
-		memset(c->data, 0, MAX_DATA);
 		break;
 	case IN:
 	case IN_OUT:
