@@ -112,6 +112,7 @@ check-docs:
 	@tools/install-deps docs
 	@tools/check-source
 	@tools/check-requirements
+	@tools/check-oracle
 	@tools/gen-locking --check
 	@mandoc -Tlint -Wwarning man/*.[0-9]
 

@@ -13,11 +13,15 @@ static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
 
 #ifdef KL_RACEPOINTS
 _Atomic int kl_racepoints_on;
+static void (*_Atomic hook)(const char *name);
 
 void kl_racepoint_hit(const struct kl_testpoint *point)
 {
+	void (*fn)(const char *name) = atomic_load(&hook);
 	struct kl_testpoint *p;
 
+	if (fn)
+		fn(point->name);
 	pthread_mutex_lock(&lock);
 	p = kl_testpoint_find(KL_RACEPOINT, point->name);
 	if (p->to_park > 0) {
@@ -97,6 +101,17 @@ void kl_racepoint_release(const char *name)
 		pthread_cond_broadcast(&cond);
 	}
 	pthread_mutex_unlock(&lock);
+}
+
+void kl_racepoint_hook(void (*fn)(const char *name))
+{
+#ifdef KL_RACEPOINTS
+	void (*old)(const char *name) = atomic_exchange(&hook, fn);
+
+	atomic_fetch_add(&kl_racepoints_on, !!fn - !!old);
+#else
+	(void)fn;
+#endif
 }
 
 bool kl_racepoints_enabled(void)

@@ -37,5 +37,10 @@ bool kl_racepoint_wait(const char *name, int timeout_ms);
 bool kl_racepoint_wait_for(const char *name, int count, int timeout_ms);
 /* Let all threads parked at @name go on, and disarm it. */
 void kl_racepoint_release(const char *name);
+/*
+ * @fn is called by whoever passes a racepoint, and may keep the thread there. NULL: nothing is.
+ * Context: as the racepoint's, with any lock of the engine held: it must not touch the engine.
+ */
+void kl_racepoint_hook(void (*fn)(const char *name));
 /* True where racepoints are compiled in. */
 bool kl_racepoints_enabled(void);
