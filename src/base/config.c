@@ -29,13 +29,14 @@ static const char *env_path(const char *name)
 	return v && *v ? v : NULL;
 }
 
+/* translate, check; with :N. */
 static void vcpu(const char *how)
 {
-	static const char translate[] = "translate";
-	size_t n = sizeof(translate) - 1;
+	size_t n = how ? strcspn(how, ":") : 0;
 
+	kl_config.check = n == 5 && !strncmp(how, "check", n);
+	kl_config.translate = kl_config.check || (n == 9 && !strncmp(how, "translate", n));
 	kl_config.translate_after = UINT_MAX;
-	kl_config.translate = how && !strncmp(how, translate, n) && (!how[n] || how[n] == ':');
 	if (kl_config.translate && how[n])
 		kl_config.translate_after = (unsigned)strtoul(how + n + 1, NULL, 10);
 }

@@ -13,7 +13,8 @@
  *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
  *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
  *   KVMLET_VCPU=translate  64-bit guest code is translated (x86/xlate/) where it is used often;
- *                       translate:N: after N uses, for tests; interp: never
+ *                       translate:N: after N uses, for tests; interp: never;
+ *                       check, check:N: translated code is compared with the interpreter
  */
 #pragma once
 
@@ -29,6 +30,7 @@ struct kl_config {
 	bool eager_page_split;
 	bool abi_6_18;
 	bool translate;
+	bool check;               /* and compare */
 	unsigned translate_after; /* this many uses; UINT_MAX: as the engine thinks best */
 };
 

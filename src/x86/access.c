@@ -17,6 +17,7 @@
 #include <string.h>
 #include <Zydis/Zydis.h>
 
+#include "base/config.h"
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/cpu.h"
@@ -28,6 +29,7 @@
 #include "x86/paging.h"
 #include "x86/paravirt.h"
 #include "x86/report.h"
+#include "x86/xlate/xlate.h"
 
 /* One page of an access. */
 struct page {
@@ -125,7 +127,7 @@ static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
 	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED))
 		ok &= KL_ACC_EXEC;
 	e->rtag = ok & KL_ACC_READ ? tag : none;
-	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : none;
+	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable && !kl_config.check ? tag : none;
 	if (access == KL_ACC_EXEC) {
 		e->xtag = tag;
 		v->tlb_gfn[mode][kl_tlb_index(lin)] = w->gpa >> KL_PAGE_SHIFT;
@@ -155,7 +157,7 @@ static bool may_be_async(const struct kl_vcpu *v)
 {
 	bool event = v->delivering || v->exc.pending || v->exc.injected || v->irq.injected ||
 		     v->nmi.injected;
-	bool begun = v->mmio_replay || v->nr_mmio || v->pio_left || v->task_undo.valid;
+	bool begun = v->mmio_replay || v->nr_mmio || v->pio_left || v->task_undo.valid || v->check;
 
 	return (v->rflags & KL_FL_IF) && !v->int_shadow && !v->shadowed && !event && !begun &&
 	       (v->cr0 & KL_CR0_PG) && (v->cpl || !v->pv_apf_user_only);
@@ -311,6 +313,12 @@ again:
 		goto again;
 	if (first < len && !p[1].mmio && translate(v, lin2, access, mode, &p[1]))
 		goto again;
+	if (KL_UNLIKELY(v->check)) {
+		kl_check_access(v, lin, access, p[0].mmio || p[0].tracked, p[0].ptr, first);
+		if (first < len)
+			kl_check_access(v, lin2, access, p[1].mmio || p[1].tracked, p[1].ptr,
+					len - first);
+	}
 	return first;
 }
 

@@ -37,6 +37,7 @@ struct kl_block {
 	uint64_t seen; /* the epoch in which it was compared while its page was live, or KL_STALE */
 	const uint8_t *own; /* the copy, padded to 16 bytes */
 	uint16_t nr_ops, nr_bytes;
+	uint16_t repeatable; /* xlate/check.c: ops from the first on, + 1; 0: not known */
 	uint16_t short_mask; /* less than 16 bytes: which of them count, or 0 at a page's end */
 	uint32_t until;      /* entries before the page is asked for */
 	kl_gfn_t gfn;

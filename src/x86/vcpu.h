@@ -442,6 +442,8 @@ struct kl_vcpu {
 
 	struct kl_pv_vcpu *pv; /* pv/pv.h */
 
+	struct kl_check *check; /* a block is being compared (xlate/check.c) */
+
 	/* Instructions. */
 	struct kl_block_cache *blocks;
 	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */

@@ -117,6 +117,7 @@ void kl_xlate_prepare(struct kl_block *b)
 	b->host = NULL;
 	b->pass = KL_STALE;
 	b->heat = 0;
+	b->repeatable = 0;
 	/* Its page, too, is asked for as soon. */
 	if (kl_config.translate_after < b->until)
 		b->until = kl_config.translate_after + 1;
@@ -163,6 +164,12 @@ static KL_NOINLINE void translate(struct kl_vcpu *v, struct kl_xlate *x, struct 
 
 /* ---- the way in ---- */
 
+const struct kl_op *kl_xlate_enter(struct kl_vcpu *v, struct kl_block *b)
+{
+	b->pass = pass_now(v);
+	return v->blocks->xlate->enter(v, b->host);
+}
+
 const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_block *b = kl_xlate_block(op);
@@ -183,8 +190,7 @@ const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 		if (!b->host)
 			return b->run0(v, op);
 	}
-	b->pass = pass_now(v);
-	return x->enter(v, b->host);
+	return KL_UNLIKELY(kl_config.check) ? kl_check_block(v, b) : kl_xlate_enter(v, b);
 }
 
 /* ---- the ways out ---- */
@@ -216,6 +222,10 @@ struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 		/* Its access has not happened, and does not now. */
 		kl_self.landed = 0;
 		_longjmp(*kl_self.guard, why);
+	}
+	if (KL_UNLIKELY(v->check) && kl_check_stops(v, op)) {
+		kl_fast_leave(v);
+		return leave;
 	}
 	lent = v->mxcsr_lent;
 	if (!kl_fast_do(v, op))
@@ -297,7 +307,7 @@ struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, cons
 
 	if (!to || to->gen != v->code_gen)
 		to = kl_fast_find(v, rip);
-	if (to && kl_fast_may_enter(v, to)) {
+	if (to && kl_fast_may_enter(v, to) && KL_LIKELY(!v->check)) {
 		((struct kl_op *)(uintptr_t)op)->link = to;
 		if (to->host) {
 			int32_t rel = (int32_t)(to->host - (x->rx + *site + 4));
@@ -328,7 +338,7 @@ struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, 
 {
 	struct kl_block *to = kl_fast_find(v, target);
 
-	if (to && to->host) {
+	if (to && to->host && KL_LIKELY(!v->check)) {
 		struct kl_xlate_jump *j = &v->jumps[target >> 1 & (KL_XLATE_JUMPS - 1)];
 
 		j->rip = target;
@@ -337,7 +347,7 @@ struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, 
 	}
 	in_block(v, kl_xlate_block(op), op);
 	/* The first op's fast handler is the way into its translation. */
-	if (op->nth > 1)
+	if (op->nth > 1 && !v->check)
 		return (struct kl_xlate_to){.op = op};
 	(void)kl_fast_do(v, op);
 	return leave;

@@ -7,6 +7,7 @@
  *   translate.c   one block: flags, edges, slow paths
  *   lower*.c      instructions, by family; what none of them takes is executed by op->fn
  *   runtime.c     what generated code calls
+ *   check.c       translations compared with the interpreter
  *
  * Everything belongs to one vCPU and its thread.
  */
@@ -63,7 +64,21 @@ void kl_xlate_flush(struct kl_xlate *x);
 void kl_xlate_prepare(struct kl_block *b);
 kl_run_fn kl_xlate_first;
 
+/*
+ * check.c: the translation of @b runs, and the interpreter before it. As kl_xlate_first().
+ */
+const struct kl_op *kl_check_block(struct kl_vcpu *v, struct kl_block *b);
+/* v->check is set. @op is not to be executed. */
+bool kl_check_stops(const struct kl_vcpu *v, const struct kl_op *op);
+/* The same: memory is about to be accessed; @once: in a way that must not be repeated. May leave.
+ */
+void kl_check_access(struct kl_vcpu *v, uint64_t lin, unsigned access, bool once, uint8_t *p,
+		     unsigned len);
+
 /* ---- inside ---- */
+
+/* @b's translation, with flags in flags_now; it is the block that runs. */
+const struct kl_op *kl_xlate_enter(struct kl_vcpu *v, struct kl_block *b);
 
 /* Room for the translation of any block. */
 #define KL_XLATE_ROOM (64u << 10)
