@@ -35,7 +35,8 @@
 
 /* What workers share. */
 struct shared {
-	_Atomic uint64_t next, programs, runs, insns, discarded, ways, faults[32], differences;
+	_Atomic uint64_t next, programs, translations, runs, insns, discarded, ways, faults[32],
+		differences;
 	_Atomic uint64_t failed; /* program, the state with which it did, its instructions */
 	_Atomic unsigned failed_state, failed_made;
 	_Atomic bool stop;
@@ -282,6 +283,8 @@ static bool run_program(uint64_t number, unsigned states)
 	if (how == KICKED)
 		kick(false);
 	atomic_fetch_add_explicit(&shared->programs, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&shared->translations, guest_translations(),
+				  memory_order_relaxed);
 	return ok;
 }
 
@@ -415,8 +418,8 @@ static void print_summary(void)
 
 	for (unsigned m = 0; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++)
 		seen += shared->reached[m] > 0;
-	printf("%lu programs of %u mnemonics; %lu runs came through", shared->programs, seen,
-	       shared->ways);
+	printf("%lu programs of %u mnemonics, %lu blocks translated; %lu runs came through",
+	       shared->programs, seen, shared->translations, shared->ways);
 	for (unsigned k = 0; k < 32; k++)
 		if (shared->faults[k])
 			printf(", %lu #%u", shared->faults[k], k);

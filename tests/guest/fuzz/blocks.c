@@ -47,7 +47,7 @@ static int slot_of[NR_SLOTS], nr_slots;
 static uint64_t slots_at;
 static struct rng *rnd;
 static enum kl_code_mode mode;
-static bool patching, checks_alignment;
+static bool patching, checks_alignment, common;
 static uint16_t pointers, indices;
 static unsigned counter;
 static int function[MAX_FUNCTIONS], nr_functions;
@@ -445,7 +445,7 @@ static void put_plain(ZydisMnemonic m, unsigned memory_percent, bool lock)
 
 static void put_mnemonic(void)
 {
-	unsigned how = pick(rnd, 100);
+	unsigned how = pick(rnd, common ? 63 : 100); /* of what every program is made */
 	uint32_t few = pick(rnd, 40);
 
 	if (how < 32)
@@ -709,6 +709,7 @@ static void make(void)
 	mode = chance(rnd, 75) ? KL_CODE64 : KL_CODE32;
 	patching = chance(rnd, 12);
 	checks_alignment = chance(rnd, 4);
+	common = chance(rnd, 45);
 	choose_registers();
 	nr_functions = chance(rnd, 50) ? 0 : 1 + (int)pick(rnd, MAX_FUNCTIONS);
 	region = callee = 0;

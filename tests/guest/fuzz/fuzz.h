@@ -195,6 +195,8 @@ uint8_t *guest_memory(uint64_t lin);
  */
 #define ALL_STEPS UINT64_MAX
 bool guest_run(const struct program *p, const struct machine *m, uint64_t steps, struct outcome *o);
+/* Blocks that the vCPU has translated since this was asked last. */
+uint64_t guest_translations(void);
 /* Trust in code at PATCH as if it had never changed: the vCPU asks later each time that it does. */
 void guest_new_patch(void);
 /* Called before each step. False: stop, the outcome is STOPPED. */

@@ -13,6 +13,7 @@
 #include "host/guard.h"
 #include "host/thread.h"
 #include "x86/code.h"
+#include "x86/xlate/xlate.h"
 
 #define RAM_SIZE  0x100000ul
 #define GPA_CODE  0x10000ul
@@ -253,6 +254,16 @@ bool guest_run(const struct program *p, const struct machine *m, uint64_t steps,
 	o->m.gs_base = v->seg[KL_GS].base;
 	memcpy(o->m.x, v->xsave, X_SIZE);
 	return why != KL_LEAVE_EXIT;
+}
+
+uint64_t guest_translations(void)
+{
+	static uint64_t before;
+	uint64_t now = vcpu->blocks->xlate ? vcpu->blocks->xlate->nr_translated : 0,
+		 n = now - before;
+
+	before = now;
+	return n;
 }
 
 void guest_new_patch(void)
