@@ -60,6 +60,18 @@ static void wipe_chunk(struct kl_dirty_half *half, uint64_t i, uint64_t lines)
 				      memory_order_relaxed);
 }
 
+/* Into the half that is current now. Context: slots_lock, so it stays the current one. */
+static void mark_word(struct kl_dirty_log *log, uint64_t word, uint64_t pages)
+{
+	struct kl_dirty_half *half = &log->half[log->seq & 1];
+	uint64_t line = word / KL_DIRTY_LINE_WORDS;
+
+	atomic_fetch_or(&half->words[word], pages);
+	/* The word first: dirty.h. */
+	if (!kl_dirty_test(half->lines, line))
+		atomic_fetch_or(&half->lines[line / 64], 1ull << line % 64);
+}
+
 /* What the program did not get stays dirty. */
 static void put_back(struct kl_dirty_log *log, struct kl_dirty_half *half, uint64_t i,
 		     uint64_t lines)
@@ -69,8 +81,8 @@ static void put_back(struct kl_dirty_log *log, struct kl_dirty_half *half, uint6
 	{
 		uint64_t left = atomic_load_explicit(&half->words[w], memory_order_relaxed);
 
-		for (; left; left &= left - 1)
-			kl_dirty_mark_half(log, w * 64 + (unsigned)__builtin_ctzll(left));
+		if (left)
+			mark_word(log, w, left);
 	}
 }
 
@@ -207,6 +219,11 @@ int kl_dirty_log_get_pages(struct kl_vm *vm, unsigned as, unsigned id, void *bit
 	return r;
 }
 
+static const struct kl_memslot *slot_of(struct kl_vm *vm, const struct kl_dirty_log *log)
+{
+	return vm->slot_by_id[log->slot >> 16][log->slot & 0xffff];
+}
+
 /* True if something was marked. @mask: of words [@first, @last). */
 static bool clear_line(struct kl_dirty_half *half, uint64_t line, uint64_t first, uint64_t last,
 		       const uint64_t *mask)
@@ -233,6 +250,42 @@ static bool clear_line(struct kl_dirty_half *half, uint64_t line, uint64_t first
 	return any;
 }
 
+/*
+ * Marks of all pages: as when the log is taken, the old half is ours after the flush, and needs no
+ * atomic operation; what @mask leaves of it goes to the other one. False: there were none.
+ */
+static bool clear_all(struct kl_vm *vm, struct kl_dirty_log *log, const uint64_t *mask)
+{
+	uint64_t seq = atomic_load_explicit(&log->seq, memory_order_relaxed);
+	struct kl_dirty_half *half = &log->half[seq & 1];
+
+	if (is_clean(log, half))
+		return false;
+	atomic_store(&log->seq, seq + 1); /* PAIR(vcpu-mode) PAIR(dirty-seq) */
+	racepoint("dirty-clear-swapped");
+	(void)kl_vcpus_flush(vm, true);
+	for (uint64_t i = 0; i < nr_chunks(log); i++) {
+		uint64_t lines = atomic_load_explicit(&half->lines[i], memory_order_relaxed);
+
+		if (lines)
+			lines = atomic_exchange_explicit(&half->lines[i], 0, memory_order_acquire);
+		for_each_line(line, i, lines) for (uint64_t w = line * KL_DIRTY_LINE_WORDS;
+						   w < (line + 1) * KL_DIRTY_LINE_WORDS; w++)
+		{
+			/* The slot may end in the middle of a line. */
+			uint64_t taken = w < nr_words(log) ? mask[w] : 0;
+			uint64_t left =
+				atomic_load_explicit(&half->words[w], memory_order_relaxed) &
+				~taken;
+
+			atomic_store_explicit(&half->words[w], 0, memory_order_relaxed);
+			if (left)
+				mark_word(log, w, left);
+		}
+	}
+	return true;
+}
+
 static int clear_locked(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t first_page,
 			uint64_t num_pages, const void *bitmap)
 {
@@ -248,6 +301,12 @@ static int clear_locked(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t fir
 		return 0;
 	if (kl_copy_from_user(log->scratch, bitmap, (last - first) * sizeof(uint64_t)))
 		return -EFAULT;
+	/* Of one line it would not pay. */
+	if (num_pages == log->npages && num_pages > KL_DIRTY_LINE_PAGES) {
+		if (clear_all(vm, log, log->scratch))
+			kl_mmu_log_cleared(vm, slot_of(vm, log), 0, num_pages);
+		return 0;
+	}
 	for (chunk = first / CHUNK_WORDS; chunk * CHUNK_WORDS < last; chunk++) {
 		uint64_t lines = atomic_load_explicit(&half->lines[chunk], memory_order_acquire);
 
@@ -258,8 +317,7 @@ static int clear_locked(struct kl_vm *vm, struct kl_dirty_log *log, uint64_t fir
 	racepoint("dirty-cleared");
 	if (any) {
 		(void)kl_vcpus_flush(vm, true);
-		kl_mmu_log_cleared(vm, vm->slot_by_id[log->slot >> 16][log->slot & 0xffff],
-				   first_page, first_page + num_pages);
+		kl_mmu_log_cleared(vm, slot_of(vm, log), first_page, first_page + num_pages);
 	}
 	return 0;
 }

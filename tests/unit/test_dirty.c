@@ -515,6 +515,111 @@ static void mark_during_clear(void **state)
 	assert_int_equal(peek_log(f), 1u << 9);
 }
 
+/* ---- all of a larger log is cleared at once ---- */
+
+#define MANY 2000u
+
+static uint64_t many_mask[(MANY + 63) / 64];
+
+static void *clear_many(void *arg)
+{
+	struct fixture *f = arg;
+
+	return (void *)(long)kl_dirty_log_clear(&f->vm, 0, 1, 0, MANY, many_mask);
+}
+
+/* The log of slot 1 has @a and @b, and no others. */
+static void assert_many(struct fixture *f, unsigned a, unsigned b)
+{
+	uint64_t bitmap[(MANY + 63) / 64];
+
+	assert_int_equal(kl_dirty_log_get(&f->vm, 0, 1, bitmap, true), 0);
+	for (unsigned page = 0; page < MANY; page++)
+		assert_int_equal(bitmap[page / 64] >> page % 64 & 1, page == a || page == b);
+}
+
+static uint8_t *many(struct fixture *f)
+{
+	uint8_t *p =
+		mmap(NULL, MANY * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(p != MAP_FAILED);
+	assert_int_equal(set(&f->vm, 1, LOG, GPA, MANY * PG, p), 0);
+	memset(many_mask, 0, sizeof(many_mask));
+	return p;
+}
+
+/* D1: what the mask leaves stays marked, and may be written without being marked anew. */
+static void clear_at_once(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = many(f);
+
+	store(f, GPA + 3 * PG);
+	store(f, GPA + 600 * PG);
+	store(f, GPA + (MANY - 1) * PG);
+	many_mask[600 / 64] = ~0ull;
+	assert_null(clear_many(f));
+	assert_many(f, 3, MANY - 1);
+	assert_false(may_write_after_read(f, GPA + 600 * PG));
+	assert_true(may_write_after_read(f, GPA + 3 * PG));
+	memset(many_mask, 0xff, sizeof(many_mask));
+	assert_null(clear_many(f));
+	assert_many(f, MANY, MANY);
+	store(f, GPA + 5 * PG);
+	assert_many(f, 5, 5);
+	munmap(p, MANY * PG);
+}
+
+/* D1, D3: a page that is written when the halves have been swapped is marked afterwards. */
+static void write_during_clear(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p;
+	pthread_t t;
+	void *r;
+
+	NEED_RACEPOINTS;
+	p = many(f);
+	store(f, GPA + 3 * PG);
+	memset(many_mask, 0xff, sizeof(many_mask));
+	kl_racepoint_arm("dirty-clear-swapped", 1);
+	pthread_create(&t, NULL, clear_many, f);
+	assert_true(kl_racepoint_wait("dirty-clear-swapped", TIMEOUT));
+	store(f, GPA + 3 * PG);
+	store(f, GPA + 700 * PG);
+	kl_racepoint_release("dirty-clear-swapped");
+	pthread_join(t, &r);
+	assert_null(r);
+	assert_many(f, 3, 700);
+	munmap(p, MANY * PG);
+}
+
+/* D1, M6: who clears waits for who may still write without marking. */
+static void clear_at_once_waits(void **state)
+{
+	struct fixture *f = *state;
+	bool writable;
+	uint8_t *p;
+	pthread_t t;
+	void *r;
+
+	NEED_RACEPOINTS;
+	p = many(f);
+	store(f, GPA + 3 * PG);
+	memset(many_mask, 0xff, sizeof(many_mask));
+	enter(f, GPA + 3 * PG, KL_ACC_WRITE, &writable);
+	kl_racepoint_arm("vcpu-awaited", 1);
+	pthread_create(&t, NULL, clear_many, f);
+	assert_true(kl_racepoint_wait("vcpu-awaited", wait_ms()));
+	kl_racepoint_release("vcpu-awaited");
+	assert_int_equal(pthread_tryjoin_np(t, &r), EBUSY);
+	kl_vcpu_leave_guest(&f->vcpu);
+	pthread_join(t, &r);
+	assert_null(r);
+	munmap(p, MANY * PG);
+}
+
 /* D3, M2: logging begins while a write fault is between its lookup and its SPTE. */
 static void logging_begins_during_fault(void **state)
 {
@@ -628,6 +733,9 @@ int main(void)
 		T(late_mark),
 		T(write_during_log),
 		T(mark_during_clear),
+		T(clear_at_once),
+		T(write_during_clear),
+		T(clear_at_once_waits),
 		T(logging_begins_during_fault),
 		T(copy_by_log),
 	};
