@@ -209,3 +209,12 @@ do_migrate()
 	live_kill
 	return 1
 }
+
+# The same with a dirty ring for each vCPU in place of bitmaps
+do_migrate-ring()
+{
+	local accel=$accel,dirty-ring-size=4096
+	do_migrate && ! grep -a . "$log.qemu" | grep -v 'terminating on signal' && return
+	why=${why:-$(head -n 1 "$log.qemu")}
+	return 1
+}

@@ -40,7 +40,7 @@ vmm_start()
 	rm -f "$logs/control.$name"
 	mkfifo "$logs/control.$name" || return
 	: > "$log.$name"
-	setsid "${under[@]}" "$vmm" --cpus "$cpus" --memory 384 --hotplug 128 \
+	setsid "${under[@]}" "$vmm" --cpus "$cpus" --memory 320 --hotplug 32 \
 		--control "$logs/control.$name" --initrd "$initrds/$kernel/initrd.gz" \
 		--append "$vmm_words kvmlet.job=churn" "$@" "$cache/$kernel/vmlinuz" \
 		< /dev/null >> "$log" 2> "$log.$name" &
@@ -80,11 +80,11 @@ vmm_kill()
 vmm_memory()
 {
 	local n
-	vmm_start a && vmm_wait a '128 MiB are plugged' && live_until a 1 &&
+	vmm_start a && vmm_wait a '32 MiB are plugged' && live_until a 1 &&
 		vmm_ask a 'balloon 48' 'the balloon has 48 MiB' &&
 		vmm_ask a 'hotplug 0' '0 MiB are plugged' &&
 		vmm_ask a 'balloon 0' 'the balloon has 0 MiB' &&
-		vmm_ask a 'hotplug 64' '64 MiB are plugged' || return
+		vmm_ask a 'hotplug 16' '16 MiB are plugged' || return
 	n=$(live_pass)
 	live_until a $((n + 2)) && live_right
 }
