@@ -2,27 +2,21 @@
 /*
  * linux-vmm's memory: RAM that is always there, in slot 0, and behind 4 GiB a region of blocks that
  * come and go while the guest runs, each in a slot of its own. What the vCPUs have (KVM's slots)
- * the devices have too (the library's). And for migration: who has written what.
+ * the devices have too (the library's), each with a log of what they write, for migration.
  */
 #include "linux-vmm.h"
 
 #include <err.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
-
-#define PAGES_MAX ((MAX_MEMORY + MAX_BLOCKS * BLOCK) / PAGE)
 
 uint8_t *ram;
 size_t memory = 256ul << 20;
 static struct kvmlet_vm *mem;
 
 static uint8_t *block[MAX_BLOCKS]; /* NULL: not plugged */
-static uint32_t log_flag;          /* KVM_MEM_LOG_DIRTY_PAGES while a migration runs */
-
-/* A bit for each page that a device has written. KVM's log has what the vCPUs did. */
-static _Atomic uint64_t written[PAGES_MAX / 64];
+static bool logging;               /* while a migration runs */
 
 /* ---- slots ------------------------------------------------------------------------------------
  */
@@ -48,10 +42,10 @@ static int set_slot(unsigned slot)
 	struct kvm_userspace_memory_region r = slot_of(slot);
 
 	if (r.memory_size)
-		r.flags = log_flag;
+		r.flags = logging ? KVM_MEM_LOG_DIRTY_PAGES : 0;
 	CALL(vm, KVM_SET_USER_MEMORY_REGION, &r);
-	return kvmlet_memslot_set(mem, slot, 0, r.guest_phys_addr, r.memory_size,
-				  kl_hva((void *)r.userspace_addr));
+	return kvmlet_memslot_set(mem, slot, r.flags ? KVMLET_MEM_LOG_DIRTY : 0, r.guest_phys_addr,
+				  r.memory_size, kl_hva((void *)r.userspace_addr));
 }
 
 static void *map(size_t size)
@@ -136,21 +130,6 @@ int memory_discard(kl_gpa_t gpa)
 /* ---- what devices read and write ----------------------------------------------------------------
  */
 
-/* Where page @n of @slot has its bit. */
-static size_t index_of(unsigned slot, size_t n)
-{
-	return slot ? MAX_MEMORY / PAGE + (slot - 1) * (BLOCK / PAGE) + n : n;
-}
-
-void memory_wrote(kl_gpa_t gpa, size_t len)
-{
-	for (kl_gpa_t page = gpa & ~(PAGE - 1); page < gpa + len; page += PAGE) {
-		kl_gpa_t at = page < HOTPLUG ? page : page - HOTPLUG + MAX_MEMORY;
-
-		atomic_fetch_or(&written[at / PAGE / 64], 1ull << at / PAGE % 64);
-	}
-}
-
 int memory_read(kl_gpa_t gpa, void *buf, size_t len)
 {
 	return kvmlet_vm_read(mem, 0, gpa, buf, len, NULL);
@@ -158,23 +137,20 @@ int memory_read(kl_gpa_t gpa, void *buf, size_t len)
 
 int memory_write(kl_gpa_t gpa, const void *buf, size_t len)
 {
-	int error = kvmlet_vm_write(mem, 0, gpa, buf, len, NULL);
-
-	if (!error)
-		memory_wrote(gpa, len); /* behind the write: who takes the bit finds the data */
-	return error;
+	return kvmlet_vm_write(mem, 0, gpa, buf, len, NULL);
 }
 
 /* ---- for a migration ----------------------------------------------------------------------------
  */
 
-/* From now on, or no longer, KVM keeps a log of what vCPUs write. */
+/* From now on, or no longer, there are logs: KVM's of what vCPUs write, the library's of devices.
+ */
 void memory_log(bool on)
 {
-	log_flag = on ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+	logging = on;
 	for (unsigned slot = 0; slot <= MAX_BLOCKS; slot++)
-		if (!slot || block[slot - 1])
-			set_slot(slot);
+		if ((!slot || block[slot - 1]) && set_slot(slot))
+			errx(1, "the devices' log");
 }
 
 /*
@@ -184,7 +160,7 @@ void memory_log(bool on)
  */
 size_t memory_each_page(bool all, void (*page)(kl_gpa_t gpa, const uint8_t *data))
 {
-	static uint64_t bits[MAX_MEMORY / PAGE / 64];
+	static uint64_t bits[MAX_MEMORY / PAGE / 64], devices[MAX_MEMORY / PAGE / 64];
 	size_t count = 0;
 
 	for (unsigned slot = 0; slot <= MAX_BLOCKS; slot++) {
@@ -194,14 +170,13 @@ size_t memory_each_page(bool all, void (*page)(kl_gpa_t gpa, const uint8_t *data
 		if (!r.memory_size)
 			continue;
 		CALL(vm, KVM_GET_DIRTY_LOG, &log);
+		if (kvmlet_dirty_get(mem, slot, devices, r.memory_size / PAGE))
+			errx(1, "the devices' log");
 		for (size_t n = 0; n < r.memory_size / PAGE; n++) {
 			kl_gpa_t gpa = r.guest_phys_addr + n * PAGE;
 			uint8_t data[PAGE];
 
-			if (n % 64 == 0)
-				bits[n / 64] |=
-					atomic_exchange(&written[index_of(slot, n) / 64], 0);
-			if (!all && !(bits[n / 64] >> n % 64 & 1))
+			if (!all && !((bits[n / 64] | devices[n / 64]) >> n % 64 & 1))
 				continue;
 			if (memory_read(gpa, data, PAGE))
 				errx(1, "cannot read the guest's memory");

@@ -62,8 +62,6 @@ static int part_copy(struct part *p, size_t off, void *buf, size_t len, bool wri
 	else
 		memcpy(write ? at : buf, write ? buf : at, len);
 	kvmlet_gpc_unlock(p->gpc[piece], write);
-	if (write)
-		memory_wrote(p->gpa + off, len);
 	return 0;
 }
 

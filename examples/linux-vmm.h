@@ -59,7 +59,6 @@ void memory_start(void);
 struct kvmlet_gpc *memory_cache(void);
 int memory_read(kl_gpa_t gpa, void *buf, size_t len);
 int memory_write(kl_gpa_t gpa, const void *buf, size_t len);
-void memory_wrote(kl_gpa_t gpa, size_t len); /* in another way */
 int memory_discard(kl_gpa_t gpa);
 bool memory_plugged(unsigned block);
 int memory_plug(unsigned block);
