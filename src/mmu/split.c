@@ -15,11 +15,11 @@ static void fill(struct kl_pt *pt, uint64_t leaf)
 	uint64_t flags = leaf & ~(KL_SPTE_ADDR | 3ull << KL_SPTE_LEVEL_SHIFT);
 
 	for (unsigned i = 0; i < KL_PT_ENTRIES; i++)
-		atomic_store_explicit(&pt->e[i],
-				      ((leaf & KL_SPTE_ADDR) +
-				       i * (kl_pt_span(level) << KL_PAGE_SHIFT)) |
-					      flags | (uint64_t)level << KL_SPTE_LEVEL_SHIFT,
-				      memory_order_relaxed);
+		atomic_store_explicit(
+			&pt->e[i],
+			((leaf & KL_SPTE_ADDR) + i * (kl_pt_span(level) << KL_PAGE_SHIFT)) | flags |
+				(uint64_t)level << KL_SPTE_LEVEL_SHIFT,
+			memory_order_relaxed);
 }
 
 /* One large leaf becomes a table of those of the next level. False: no memory. */
