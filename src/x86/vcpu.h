@@ -290,7 +290,11 @@ struct kl_vcpu {
 	struct kl_xlate_jump *jumps;  /* xlate/xlate.h */
 	uint64_t insn_count;          /* guest instructions, published to core.stats at exits */
 	uint64_t branch_target;       /* of the translated instruction that runs */
-	bool lazy;                    /* see block */
+	/* The page that the stack was last written to, as its TLB entry has it; limit 0: none, else
+	 * the first offset at which 8 bytes do not end in it. For translated code. */
+	uint64_t stack_tag, stack_limit;
+	uint8_t *stack_page;
+	bool lazy;       /* see block */
 	bool mxcsr_lent; /* the host's MXCSR collects the guest's exception flags (fast_sse.c) */
 	uint16_t flags_now;
 	uint32_t host_mxcsr; /* what it was */
@@ -615,6 +619,7 @@ KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned 
 KL_INLINE void kl_code_void(struct kl_vcpu *v)
 {
 	v->pass_wrapped |= !++v->core.pass;
+	v->stack_limit = 0;
 }
 
 KL_INLINE void kl_code_unmapped(struct kl_vcpu *v)

@@ -61,6 +61,13 @@ struct kl_translation {
 		const uint8_t *again;
 	} indirect[2];
 	unsigned nr_indirect;
+	struct {
+		uint8_t *field;
+		const uint8_t *back;
+		struct kl_t_op *op;
+		bool write;
+	} stack[KL_T_MAX_OPS];
+	unsigned nr_stack;
 	bool lent;               /* the host's MXCSR is the guest's (lower_sse.c) */
 	uint16_t xmm, xmm_dirty; /* guest registers that are in the host's; and have changed */
 	bool ended;              /* nothing runs into what follows */
@@ -149,7 +156,9 @@ bool kl_t_can_address(const struct kl_translation *t, const struct kl_t_op *o);
 void kl_t_address(struct kl_translation *t, const struct kl_t_op *o, unsigned reg, bool segment);
 /* H_S1 is a linear address; make a host address of it, or go to the slow path. Flags are lost. */
 void kl_t_check(struct kl_translation *t, unsigned size, bool write);
-/* Both, for the memory operand. */
+/* The same for 8 bytes or less of the stack, whose page is remembered. */
+void kl_t_check_stack(struct kl_translation *t, bool write);
+/* Address and check, for the memory operand. */
 void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write);
 /* The next instruction is the access. */
 void kl_t_point(struct kl_translation *t);

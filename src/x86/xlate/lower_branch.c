@@ -70,7 +70,7 @@ static bool call(struct kl_translation *t, struct kl_t_op *o)
 	}
 	t->host = false;
 	kl_e_lea(e, 8, H_S1, KL_AT(RSP, -8));
-	kl_t_check(t, 8, true);
+	kl_t_check_stack(t, true);
 	if ((int64_t)next == (int32_t)next) {
 		kl_t_point(t);
 		kl_e_rm(e, 0xc7, 8, 0, KL_T_PTR);
@@ -101,7 +101,7 @@ static bool ret(struct kl_translation *t, struct kl_t_op *o)
 	t->host = false;
 	again = kl_here(e);
 	kl_e_mov(e, H_S1, RSP);
-	kl_t_check(t, 8, false);
+	kl_t_check_stack(t, false);
 	kl_t_point(t);
 	kl_e_rm(e, 0x8b, 8, H_S1, KL_T_PTR);
 	kl_t_jump(t, again, (int)(8 + (o->op.imm & 0xffff)));

@@ -188,7 +188,7 @@ static bool push(struct kl_translation *t, struct kl_t_op *o)
 		return false;
 	kl_t_flags_clobber(t);
 	kl_e_lea(e, 8, H_S1, KL_AT(RSP, -8));
-	kl_t_check(t, 8, true);
+	kl_t_check_stack(t, true);
 	if (o->d.form == KL_FORM_R) {
 		s = kl_t_use(t, GPR(op->reg), H_S0);
 		kl_t_point(t);
@@ -212,7 +212,7 @@ static bool pop(struct kl_translation *t, struct kl_t_op *o)
 		return false;
 	kl_t_flags_clobber(t);
 	kl_e_mov(e, H_S1, RSP);
-	kl_t_check(t, 8, false);
+	kl_t_check_stack(t, false);
 	r = kl_t_dst(GPR(op->reg), H_S0);
 	kl_t_point(t);
 	kl_e_rm(e, 0x8b, 8, r, KL_T_PTR);

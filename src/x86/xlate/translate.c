@@ -66,7 +66,8 @@ void kl_t_slow_if(struct kl_translation *t, unsigned cc)
 	t->at->slow[t->at->nr_slow++] = kl_e_jcc(&t->e, cc);
 }
 
-void kl_t_check(struct kl_translation *t, unsigned size, bool write)
+/* @remember: what kl_t_check_stack() looks at. */
+static void check(struct kl_translation *t, unsigned size, bool write, bool remember)
 {
 	enum { SHIFT = 5 };
 	struct kl_emit *e = &t->e;
@@ -85,14 +86,58 @@ void kl_t_check(struct kl_translation *t, unsigned size, bool write)
 				  : offsetof(struct kl_tlb_entry, rtag)));
 	kl_e_alu_ri(e, 7, 8, H_S1, (int32_t)(KL_PAGE_SIZE - size));
 	kl_t_slow_if(t, 7); /* ja */
+	if (remember) {
+		/* By way of the stack: there is no third register. */
+		kl_e_rm(e, 0xff, 0, 6, KL_AT(H_S0, offsetof(struct kl_tlb_entry, wtag)));
+		kl_e_rm(e, 0x8f, 0, 0, KL_AT(H_CTX, KL_CTX(stack_tag)));
+		kl_e_rm(e, 0xff, 0, 6, KL_AT(H_S0, offsetof(struct kl_tlb_entry, page)));
+		kl_e_rm(e, 0x8f, 0, 0, KL_AT(H_CTX, KL_CTX(stack_page)));
+		kl_e_rm(e, 0xc7, 8, 0, KL_AT(H_CTX, KL_CTX(stack_limit)));
+		kl_e32(e, KL_PAGE_SIZE - 8 + 1);
+	}
 	kl_e_rm(e, 0x03, 8, H_S1, KL_AT(H_S0, offsetof(struct kl_tlb_entry, page)));
+}
+
+void kl_t_check(struct kl_translation *t, unsigned size, bool write)
+{
+	check(t, size, write, false);
+}
+
+void kl_t_check_stack(struct kl_translation *t, bool write)
+{
+	struct kl_emit *e = &t->e;
+	unsigned n = t->nr_stack++;
+
+	kl_e_rm(e, 0x2b, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_tag)));
+	kl_e_rm(e, 0x3b, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_limit)));
+	t->stack[n].field = kl_e_jcc(e, 3); /* jae */
+	kl_e_rm(e, 0x03, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_page)));
+	t->stack[n].back = kl_here(e);
+	t->stack[n].op = t->at;
+	t->stack[n].write = write;
+}
+
+/* It is another page: H_S1 is the distance to the one that is remembered. */
+static void other_page(struct kl_translation *t, unsigned i)
+{
+	struct kl_emit *e = &t->e;
+
+	kl_e_bind(e, t->stack[i].field);
+	t->at = t->stack[i].op;
+	kl_e_rm(e, 0x03, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_tag)));
+	check(t, 8, t->stack[i].write, t->stack[i].write);
+	kl_e_bind_to(e, kl_e_jmp(e), t->stack[i].back);
 }
 
 void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write)
 {
 	kl_t_flags_clobber(t);
 	kl_t_address(t, o, H_S1, true);
-	kl_t_check(t, size, write);
+	if (o->op.base == KL_RSP && o->op.index == KL_NOREG && o->op.seg < KL_FS &&
+	    o->op.addrsize == 8 && size <= 8)
+		kl_t_check_stack(t, write);
+	else
+		kl_t_check(t, size, write);
 }
 
 void kl_t_point(struct kl_translation *t)
@@ -203,6 +248,8 @@ static void out_of_line(struct kl_translation *t)
 	uint32_t slow[KL_T_MAX_OPS];
 	struct kl_emit *e = &t->e;
 
+	for (unsigned i = 0; i < t->nr_stack; i++)
+		other_page(t, i);
 	for (unsigned i = 0; i < t->nr; i++)
 		if (t->ops[i].nr_slow)
 			slow[i] = slow_path(t, &t->ops[i]);
@@ -291,7 +338,7 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	t->v = v;
 	t->x = x;
 	t->b = b;
-	t->nr_points = t->nr_edges = t->nr_indirect = 0;
+	t->nr_points = t->nr_edges = t->nr_indirect = t->nr_stack = 0;
 	t->ended = t->lent = false;
 	t->xmm = t->xmm_dirty = 0;
 	t->host = false;
