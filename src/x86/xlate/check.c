@@ -149,6 +149,7 @@ static void give_tags(struct kl_vcpu *v, struct kl_check *c)
 
 static void take_tags(struct kl_vcpu *v, struct kl_check *c)
 {
+	v->stack_limit = 0;
 	for (unsigned i = 0; i < c->nr; i++)
 		kl_tlb_entry(v, v->tlb_mode, c->store[i].lin)->wtag =
 			kl_tlb_none(kl_tlb_index(c->store[i].lin));

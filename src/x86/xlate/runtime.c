@@ -245,6 +245,10 @@ struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op)
 	if (kl_fast_lend_mxcsr(v))
 		return stay;
 	in_block(v, kl_xlate_block(op), op);
+	if (KL_UNLIKELY(v->check) && kl_check_stops(v, op)) {
+		kl_fast_leave(v);
+		return leave;
+	}
 	if (kl_fast_do(v, op)) {
 		v->cur_op = op + 1;
 		kl_fast_leave(v);
