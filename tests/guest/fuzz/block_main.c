@@ -139,15 +139,18 @@ static bool steps_show_all(const struct program *p)
 	return true;
 }
 
-static uint8_t memory_of_steps[(DATA_PAGES + 2) * KL_PAGE_SIZE];
+static uint8_t memory_of_steps[DATA_PAGES * KL_PAGE_SIZE + PATCH_SIZE];
 
-/* Guest memory to @to, or from it; or from the processor's. */
+/*
+ * Guest memory to what is kept of the steps, compared with that, or from the processor's. Any
+ * program may reach the memory of those that write to themselves.
+ */
 enum copy { SAVE, COMPARE, RESET };
-static bool copy_memory(bool patch, enum copy how)
+static bool copy_memory(enum copy how)
 {
 	bool same = true;
 
-	for (unsigned i = 0; i < DATA_PAGES + (patch ? 2 : 0); i++) {
+	for (unsigned i = 0; i < DATA_PAGES + PATCH_SIZE / KL_PAGE_SIZE; i++) {
 		uint64_t lin = i < DATA_PAGES ? DATA + i * KL_PAGE_SIZE
 					      : PATCH + (i - DATA_PAGES) * KL_PAGE_SIZE;
 		uint8_t *saved = memory_of_steps + i * KL_PAGE_SIZE;
@@ -185,7 +188,7 @@ static void report(const struct program *p, const struct machine *start, const c
 	printf("\n");
 	compare(p, a, b, stdout);
 	if (a->vector < STOPPED)
-		compare_memory(blocks_patch(p), stdout);
+		compare_memory(true, stdout);
 	printf(" before:\n");
 	print_machine(start, stdout);
 	printf(" first, vector %d, rip %lx, cr2 %lx:\n", a->vector, a->m.rip, a->cr2);
@@ -202,11 +205,11 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 {
 	static struct machine start;
 	static struct outcome stepped, guest, native;
-	bool patch = blocks_patch(p), compare_steps = steps_show_all(p);
+	bool compare_steps = steps_show_all(p);
 	uint64_t before, steps = 0;
 
 	blocks_state(r, p, &start);
-	if (patch)
+	if (blocks_patch(p))
 		blocks_put();
 	watched = 0;
 	guest_watch = watch;
@@ -217,11 +220,11 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 	guest_watch = NULL;
 	if (must_discard(&stepped)) {
 		atomic_fetch_add_explicit(&shared->discarded, 1, memory_order_relaxed);
-		copy_memory(patch, RESET);
+		copy_memory(RESET);
 		return true;
 	}
-	copy_memory(patch, SAVE);
-	copy_memory(patch, RESET);
+	copy_memory(SAVE);
+	copy_memory(RESET);
 	before = guest_vcpu()->insn_count;
 	if (how == STEP_AND_RUN && compare_steps)
 		steps = pick(r, (unsigned)watched + 1);
@@ -229,7 +232,7 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 	atomic_fetch_add_explicit(&shared->insns, guest_vcpu()->insn_count - before,
 				  memory_order_relaxed);
 	atomic_fetch_add_explicit(&shared->runs, 1, memory_order_relaxed);
-	if (compare_steps && !(compare(p, &stepped, &guest, NULL) & copy_memory(patch, COMPARE))) {
+	if (compare_steps && !(compare(p, &stepped, &guest, NULL) & copy_memory(COMPARE))) {
 		report(p, &start, "one by one, and blocks", &stepped, &guest);
 		return false;
 	}
@@ -239,7 +242,7 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 	else
 		atomic_fetch_add_explicit(&shared->faults[native.vector & 31], 1,
 					  memory_order_relaxed);
-	if (!(compare(p, &guest, &native, NULL) & compare_memory(patch, NULL))) {
+	if (!(compare(p, &guest, &native, NULL) & compare_memory(true, NULL))) {
 		report(p, &start,
 		       how == RUN            ? "vCPU and processor"
 		       : how == STEP_AND_RUN ? "vCPU, stepped first, and processor"
