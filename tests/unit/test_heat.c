@@ -52,6 +52,18 @@ static void store(struct fixture *f, uint64_t gpa)
 	}
 }
 
+/* May a vCPU that has read the page write it, without looking again? */
+static bool may_write_after_read(struct fixture *f, uint64_t gpa)
+{
+	bool writable = false, mmio;
+
+	kl_vcpu_enter_guest(&f->vcpu);
+	kl_vcpu_take_requests(&f->vcpu, KL_REQ_TLB_FLUSH);
+	assert_non_null(kl_mmu_lookup(&f->vcpu, gpa, KL_ACC_READ, &writable, &mmio));
+	kl_vcpu_leave_guest(&f->vcpu);
+	return writable;
+}
+
 static const struct kl_heat_record *record(unsigned index)
 {
 	const struct kl_heat *heat = kl_heat_read_lock(true);
@@ -106,9 +118,11 @@ static void logs_do_not_meet(void **state)
 
 	assert_int_equal(set(&f->vm, 0, LOG, 0, NPAGES * PG, f->ram), 0);
 	store(f, PG);
+	assert_true(may_write_after_read(f, PG));
 	kl_heat_sample();
 	assert_int_equal(r->written, 1);
 	/* Marked in the program's still, and may be written only when it is in the other, too. */
+	assert_false(may_write_after_read(f, PG));
 	store(f, PG);
 	assert_int_equal(get_log(f), 1u << 1);
 	kl_heat_sample();
@@ -116,6 +130,7 @@ static void logs_do_not_meet(void **state)
 	store(f, 3 * PG);
 	assert_int_equal(get_log(f), 1u << 3);
 	assert_int_equal(get_log(f), 0);
+	assert_false(may_write_after_read(f, 3 * PG));
 	store(f, 3 * PG);
 	assert_int_equal(get_log(f), 1u << 3);
 	kl_heat_sample();
