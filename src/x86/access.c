@@ -17,7 +17,6 @@
 #include <string.h>
 #include <Zydis/Zydis.h>
 
-#include "base/config.h"
 #include "base/log.h"
 #include "base/racepoint.h"
 #include "host/cpu.h"
@@ -42,46 +41,6 @@ struct page {
 
 /* ---- TLB ---- */
 
-_Static_assert(KL_NR_TLB_MODES <= KL_CODE_GEN_STEP, "low bits of code_gen");
-
-static void clear(struct kl_vcpu *v, unsigned mode, unsigned index)
-{
-	struct kl_tlb_entry *e = &v->tlb[mode][index];
-
-	e->rtag = e->wtag = e->xtag = kl_tlb_none(index);
-}
-
-void kl_tlb_flush(struct kl_vcpu *v)
-{
-	if (v->nr_tlb_filled <= KL_TLB_FILLED) {
-		for (unsigned i = 0; i < v->nr_tlb_filled; i++)
-			clear(v, v->tlb_filled[i] >> KL_TLB_BITS,
-			      v->tlb_filled[i] & (KL_TLB_SIZE - 1));
-	} else {
-		for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
-			for (unsigned i = 0; (v->tlb_used & (1u << m)) && i < KL_TLB_SIZE; i++)
-				clear(v, m, i);
-	}
-	v->nr_tlb_filled = 0;
-	v->tlb_used = 0;
-	v->tlb_large = false;
-	v->mmio_tag = KL_MMIO_NONE;
-	kl_code_unmapped(v);
-}
-
-void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin)
-{
-	/* An entry is 4 KiB: those of the rest of a large page must go, too. */
-	if (v->tlb_large) {
-		kl_tlb_flush(v);
-		return;
-	}
-	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
-		clear(v, m, kl_tlb_index(lin));
-	v->mmio_tag = KL_MMIO_NONE;
-	kl_code_unmapped(v);
-}
-
 void kl_serve_flush(struct kl_vcpu *v)
 {
 	if (!kl_vcpu_take_requests(&v->core, KL_REQ_TLB_FLUSH))
@@ -93,7 +52,7 @@ void kl_serve_flush(struct kl_vcpu *v)
 	kl_stat_own_add(&v->core.stats.tlb_flush, 1);
 }
 
-enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
+static enum kl_tlb_mode mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
 {
 	if (cpl == 3 && !implicit)
 		return (v->cr0 & KL_CR0_AM) && (v->rflags & KL_FL_AC) ? KL_TLB_ALIGNED
@@ -101,6 +60,15 @@ enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
 	if (!(v->cr4 & KL_CR4_SMAP))
 		return KL_TLB_SUPER;
 	return !implicit && (v->rflags & KL_FL_AC) ? KL_TLB_SUPER : KL_TLB_SUPER_SMAP;
+}
+
+enum kl_tlb_mode kl_tlb_mode_of(struct kl_vcpu *v, unsigned cpl, bool implicit)
+{
+	enum kl_tlb_mode mode = mode_of(v, cpl, implicit);
+
+	if (KL_UNLIKELY(!v->tlbs.made[mode]))
+		kl_tlb_make(v, mode);
+	return mode;
 }
 
 void kl_x86_update_mode(struct kl_vcpu *v)
@@ -111,39 +79,8 @@ void kl_x86_update_mode(struct kl_vcpu *v)
 	v->code_mode = v->long_mode ? KL_CODE64 : cs->db ? KL_CODE32 : KL_CODE16;
 	v->tlb_mode = (uint8_t)kl_tlb_mode_of(v, v->cpl, false);
 	v->tlb_now = v->tlb[v->tlb_mode];
-	v->code_gen = (v->code_gen & ~(uint64_t)(KL_CODE_GEN_STEP - 1)) | v->tlb_mode;
+	v->code_gen = v->tlbs.gen[v->tlb_mode];
 	kl_code_void(v);
-}
-
-/* Pages are entered for fetches when something is fetched: tlb_gfn is of interest for those only.
- */
-static void tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode,
-		     const struct kl_walk *w, const uint8_t *page, unsigned access, bool writable)
-{
-	struct kl_tlb_entry *e = kl_tlb_entry(v, mode, lin);
-	uint64_t tag = lin & KL_PAGE_MASK, none = kl_tlb_none(kl_tlb_index(lin));
-	unsigned ok = kl_walk_allowed(v, w, mode);
-
-	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED))
-		ok &= KL_ACC_EXEC;
-	e->rtag = ok & KL_ACC_READ ? tag : none;
-	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable && !kl_config.check ? tag : none;
-	if (access == KL_ACC_EXEC) {
-		e->xtag = tag;
-		v->tlb_gfn[mode][kl_tlb_index(lin)] = w->gpa >> KL_PAGE_SHIFT;
-	} else if (e->xtag != tag || !(ok & KL_ACC_EXEC) || e->page != page) {
-		e->xtag = none;
-	}
-	e->page = (uint8_t *)(uintptr_t)page;
-	if (KL_UNLIKELY(v->bp.exec | v->bp.write | v->bp.access))
-		kl_debug_mask_tlb(v, tag, e);
-	v->tlb_used |= (uint8_t)(1u << mode);
-	if (v->nr_tlb_filled < KL_TLB_FILLED)
-		v->tlb_filled[v->nr_tlb_filled] =
-			(uint16_t)(mode << KL_TLB_BITS | kl_tlb_index(lin));
-	if (v->nr_tlb_filled <= KL_TLB_FILLED)
-		v->nr_tlb_filled++;
-	v->tlb_large |= w->page_shift != KL_PAGE_SHIFT;
 }
 
 /* ---- translation ---- */
@@ -269,7 +206,7 @@ static bool translate(struct kl_vcpu *v, uint64_t lin, unsigned access, enum kl_
 	p->gpa = w.gpa;
 	page = kl_mmu_lookup(&v->core, w.gpa & KL_PAGE_MASK, access, &writable, &mmio);
 	if (KL_LIKELY(page)) {
-		tlb_fill(v, lin, mode, &w, page, access, writable);
+		kl_tlb_fill(v, lin, mode, &w, page, access, writable);
 		p->tracked = access == KL_ACC_WRITE && !writable;
 		p->ptr = page + (lin & ~KL_PAGE_MASK);
 		return false;
@@ -873,7 +810,7 @@ int kl_x86_translate(struct kl_vcpu *v, uint64_t gva, uint64_t *gpa, bool *writa
 {
 	jmp_buf *outer = kl_self.guard;
 	jmp_buf here;
-	struct kl_walk w = {0};
+	struct kl_walk w = {.fresh = true};
 	enum kl_walk_status st;
 	enum kl_guard_reason why;
 	bool noted;

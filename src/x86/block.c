@@ -191,6 +191,7 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 	for (; (b = *link); link = &b->next) {
 		if (b->key != key)
 			continue;
+		b->gen = KL_STALE;
 		b->code = code;
 		if (kl_block_same(b))
 			break;

@@ -169,6 +169,8 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 	gfn = kl_fetch_gfn(v, lin);
 	live = false;
 	if (KL_LIKELY(b && b->key == key)) {
+		/* What it was true of may come back (tlb.h), but not with this pointer. */
+		b->gen = KL_STALE;
 		b->code = code;
 		/* Before the comparison, as in kl_block_verify(). */
 		live = kl_code_live(b->page) && b->gfn == gfn;

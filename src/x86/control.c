@@ -107,7 +107,7 @@ void kl_write_cr0(struct kl_vcpu *v, uint64_t val)
 void kl_write_cr3(struct kl_vcpu *v, uint64_t val)
 {
 	if (v->cr4 & KL_CR4_PCIDE)
-		val &= ~(1ull << 63); /* "keep the TLB" is only a hint */
+		val &= ~(1ull << 63); /* "keep the TLB": what is kept is read again (tlb.h) */
 	if (v->efer & KL_EFER_LMA) {
 		if (val >> 52 || (val & kl_reserved_gpa_bits(v)))
 			gp(v);
@@ -115,7 +115,7 @@ void kl_write_cr3(struct kl_vcpu *v, uint64_t val)
 		load_pdptes(v, val);
 	}
 	v->cr3 = val;
-	kl_tlb_flush(v);
+	kl_tlb_load_space(v);
 }
 
 void kl_write_cr4(struct kl_vcpu *v, uint64_t val)
@@ -176,7 +176,7 @@ enum kl_next kl_op_mov_to_cr(struct kl_vcpu *v, const struct kl_op *op)
 		return KL_NEXT;
 	case 3:
 		kl_write_cr3(v, val);
-		break;
+		return KL_NEXT;
 	case 4:
 		kl_write_cr4(v, val);
 		break;

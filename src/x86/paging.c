@@ -3,8 +3,9 @@
  * Guest page walks (M9): no paging, 32-bit with PSE and PSE-36, PAE, 4 and 5 levels.
  *
  * Page-table entries are read through stage 2 as any access of the vCPU, and A and D bits
- * are set in them with compare-and-swap, after all rights were checked. Nothing is cached
- * here: the vCPU TLB is the only cache, and CR3 writes, INVLPG and friends empty it.
+ * are set in them with compare-and-swap, after all rights were checked. What a walk has found above
+ * the table that it ended in is remembered (kl_walk_cache, tlb.h), as processors do, until a CR3
+ * write, an INVLPG or the like; the last entry is read each time.
  */
 #include "host/atomic.h"
 #include "x86/paging.h"
@@ -26,6 +27,11 @@ struct step {
 	uint8_t *ptr;
 	uint64_t gpa;
 	uint64_t pte;
+};
+
+/* What the levels of a walk together allow. */
+struct rights {
+	bool user, writable, nx;
 };
 
 /* How the current mode's tables look. */
@@ -213,43 +219,115 @@ static enum kl_walk_status set_bits(struct kl_vcpu *v, struct step *s, unsigned 
 	return KL_WALK_OK;
 }
 
+/* What is remembered of tables at @level, 1 or 2, on the way to @lin. */
+static struct kl_walk_cache *remembered(struct kl_vcpu *v, const struct format *f, unsigned level,
+					uint64_t lin, uint64_t *region)
+{
+	*region = lin >> (KL_PAGE_SHIFT + level * f->index_bits);
+	return level == 1 ? &v->tlbs.last[*region % KL_WALK_CACHE_LAST]
+			  : &v->tlbs.next[*region % KL_WALK_CACHE_NEXT];
+}
+
+/*
+ * The level at which the walk begins, and *@c for it; *@c NULL: the root. Of few levels there is
+ * nothing to save above the last one.
+ */
+static unsigned first_level(struct kl_vcpu *v, const struct format *f, uint64_t lin,
+			    const struct kl_walk_cache **c)
+{
+	for (unsigned level = 1; level < 3 && level < f->levels; level++) {
+		uint64_t region;
+
+		*c = remembered(v, f, level, lin, &region);
+		if ((*c)->region == region && (*c)->epoch == v->tlbs.walk_epoch)
+			return level;
+	}
+	*c = NULL;
+	return f->levels;
+}
+
+/*
+ * A walk has ended at @level, in the last of @n @steps. @above: the rights of the levels above it;
+ * @noted: those above the first step are noted.
+ */
+static void remember(struct kl_vcpu *v, const struct format *f, uint64_t lin, unsigned level,
+		     const struct step *steps, unsigned n, const struct kl_walk *w,
+		     const struct rights *above, bool noted)
+{
+	const struct step *leaf = &steps[n - 1];
+	struct kl_walk_cache *c;
+	uint64_t region;
+
+	if (!w->global)
+		for (unsigned i = 0; i < n - 1; i++)
+			kl_tlb_note_upper(v, steps[i].ptr, steps[i].pte);
+	if (level > 2 || level == f->levels)
+		return;
+	c = remembered(v, f, level, lin, &region);
+	*c = (struct kl_walk_cache){
+		.region = region,
+		.epoch = v->tlbs.walk_epoch,
+		.table = (uint8_t *)((uint64_t)leaf->ptr & KL_PAGE_MASK),
+		.gpa = leaf->gpa & KL_PAGE_MASK,
+		.user = above->user,
+		.writable = above->writable,
+		.nx = above->nx,
+		.noted = noted && !w->global,
+	};
+}
+
 static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned access,
 				     enum kl_tlb_mode mode, bool set_ad, struct kl_walk *w,
 				     bool *again)
 {
+	const struct kl_walk_cache *c = NULL;
 	struct step steps[5];
+	struct rights above;
 	struct format f;
 	unsigned level, n = 0;
 	uint64_t table, pte;
 	bool large = false;
 
 	get_format(v, &f);
-	w->user = w->writable = true;
-	w->nx = false;
-	table = f.root;
-	if (f.pae) {
+	level = w->fresh ? f.levels : first_level(v, &f, lin, &c);
+	if (c) {
+		w->user = c->user;
+		w->writable = c->writable;
+		w->nx = c->nx;
+		table = c->gpa;
+	} else {
+		w->user = w->writable = true;
+		w->nx = false;
+		table = f.root;
+	}
+	if (f.pae && !c) {
 		uint64_t pdpte = v->pdptrs[(lin >> 30) & 3];
 
 		if (!(pdpte & PTE_P))
 			return fault(v, w, access, mode, 0);
 		table = pdpte & PTE_ADDR;
 	}
-	for (level = f.levels;; level--) {
+	for (;; level--) {
 		unsigned shift = KL_PAGE_SHIFT + (level - 1) * f.index_bits;
 		uint64_t index = (lin >> shift) & ((1u << f.index_bits) - 1);
 		struct step *s = &steps[n++];
 		enum kl_walk_status st;
 
 		s->gpa = table + index * f.entry_size;
-		st = read_table(v, s->gpa, w, &s->ptr);
-		if (st != KL_WALK_OK)
-			return st;
+		if (c && n == 1) {
+			s->ptr = c->table + index * f.entry_size;
+		} else {
+			st = read_table(v, s->gpa, w, &s->ptr);
+			if (st != KL_WALK_OK)
+				return st;
+		}
 		s->pte = pte = kl_load(s->ptr, f.entry_size);
 		if (!(pte & PTE_P))
 			return fault(v, w, access, mode, 0);
 		large = is_large(v, &f, level, pte);
 		if (pte & reserved_bits(v, &f, level, large))
 			return fault(v, w, access, mode, KL_PF_PRESENT | KL_PF_RSVD);
+		above = (struct rights){w->user, w->writable, w->nx};
 		w->user &= !!(pte & PTE_U);
 		w->writable &= !!(pte & PTE_W);
 		w->nx |= f.entry_size == 8 && (pte & PTE_NX);
@@ -258,6 +336,13 @@ static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned a
 			break;
 		}
 		table = f.entry_size == 8 ? pte & PTE_ADDR : pte & 0xfffff000;
+	}
+	w->global = (pte & PTE_G) && (v->cr4 & KL_CR4_PGE);
+	/* The levels above were passed on the way to a global page only: they are not noted. */
+	if (c && !c->noted && !w->global) {
+		w->fresh = true;
+		*again = true;
+		return KL_WALK_OK;
 	}
 	if (!(kl_walk_allowed(v, w, mode) & access))
 		return fault(v, w, access, mode, KL_PF_PRESENT);
@@ -279,8 +364,18 @@ static enum kl_walk_status walk_once(struct kl_vcpu *v, uint64_t lin, unsigned a
 		if (st != KL_WALK_OK || *again)
 			return st;
 	}
+	w->leaf = (struct kl_pte_ref){steps[n - 1].ptr, steps[n - 1].pte};
 	/* Tables that cannot be written have no use for D: do not ask for it again. */
 	w->dirty = (steps[n - 1].pte & PTE_D) || w->skip_ad;
+	if (set_ad) {
+		if (f.pae && !c && !w->global) {
+			unsigned i = (lin >> 30) & 3;
+
+			kl_tlb_note_upper(v, (const uint8_t *)&v->pdptrs[i], v->pdptrs[i]);
+		}
+		if (!c || n > 1)
+			remember(v, &f, lin, level, steps, n, w, &above, !c || c->noted);
+	}
 	return KL_WALK_OK;
 }
 
@@ -292,7 +387,7 @@ enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access, en
 
 	if (!(v->cr0 & KL_CR0_PG)) {
 		w->gpa = lin;
-		w->user = w->writable = w->dirty = true;
+		w->user = w->writable = w->dirty = w->global = true;
 		w->nx = false;
 		w->page_shift = 32;
 		return KL_WALK_OK;

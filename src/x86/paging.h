@@ -26,7 +26,10 @@ struct kl_walk {
 	bool user, writable, nx; /* what all levels together allow */
 	bool dirty;              /* the leaf's D bit is set (or there is none) */
 	bool skip_ad;            /* in: the tables are read-only, leave A and D alone */
+	bool global;             /* of all address spaces */
+	bool fresh;              /* in: from the root on, whatever is remembered */
 	unsigned page_shift;
+	struct kl_pte_ref leaf; /* if not global */
 	uint64_t miss_gpa;
 	unsigned miss_access;
 };

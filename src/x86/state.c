@@ -82,8 +82,6 @@ int kl_x86_vcpu_create(struct kl_x86_vm *vm, unsigned id, struct kl_vcpu **out)
 	v->core.id = id;
 	v->core.vm = &vm->mem;
 	v->pio_data = v->pio_page_;
-	v->tlb_used = (1u << KL_NR_TLB_MODES) - 1;
-	v->nr_tlb_filled = KL_TLB_FILLED + 1;
 	v->ext_vector = v->eoi_exit = -1;
 	kl_cpuid_defaults(v);
 	kl_mce_init(v);

@@ -97,6 +97,7 @@ enum kl_next kl_op_invpcid(struct kl_vcpu *v, const struct kl_op *op)
 {
 	uint64_t type, d[2];
 	bool pcide = v->cr4 & KL_CR4_PCIDE;
+	uint64_t current = pcide ? v->cr3 & 0xfff : 0;
 
 	if (!v->has_invpcid || kl_real_mode(v))
 		kl_raise(v, KL_EXC_UD);
@@ -109,7 +110,23 @@ enum kl_next kl_op_invpcid(struct kl_vcpu *v, const struct kl_op *op)
 		kl_raise_error(v, KL_EXC_GP, 0);
 	if (type < 2 && !pcide && d[0])
 		kl_raise_error(v, KL_EXC_GP, 0);
-	kl_tlb_flush(v);
+	switch (type) {
+	case 0:
+		/* Of another context nothing is used before it was read again (tlb.h). */
+		if (d[0] == current)
+			kl_tlb_flush_page(v, d[1]);
+		break;
+	case 1:
+		if (d[0] == current)
+			kl_tlb_load_space(v);
+		break;
+	case 2:
+		kl_tlb_flush(v);
+		break;
+	case 3:
+		kl_tlb_load_space(v);
+		break;
+	}
 	return KL_NEXT;
 }
 

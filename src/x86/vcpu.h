@@ -27,6 +27,7 @@
 #include "host/guard.h"
 #include "mem/vm.h"
 #include "mmu/mmu.h"
+#include "x86/tlb.h"
 
 enum kl_gpr {
 	KL_RAX,
@@ -125,32 +126,6 @@ enum kl_seg { KL_ES, KL_CS, KL_SS, KL_DS, KL_FS, KL_GS, KL_LDTR, KL_TR, KL_NR_SE
 #define KL_EXC_AC 17
 #define KL_EXC_MC 18
 #define KL_EXC_XM 19
-
-/*
- * The vCPU TLB: gva page -> host page. One array per access mode, because what a page
- * allows depends on it. A tag is the page's linear address if the access is allowed, else
- * kl_tlb_none(), the address of a page that other entries are for: whoever looks at this one looks
- * for another page, and may compare by subtraction. Writable tags are set only when the guest's D
- * bit is set and the page is not logged or tracked.
- */
-#define KL_TLB_BITS       9
-#define KL_TLB_SIZE       (1u << KL_TLB_BITS)
-#define KL_TLB_FILLED     64 /* entries that a flush takes one by one */
-#define KL_NR_TABLE_PAGES 64
-#define KL_MMIO_NONE      0xfffull
-
-struct kl_tlb_entry {
-	uint64_t rtag, wtag, xtag;
-	uint8_t *page; /* where the host has it */
-};
-
-enum kl_tlb_mode {
-	KL_TLB_SUPER,      /* CPL 0-2, AC set or no SMAP */
-	KL_TLB_SUPER_SMAP, /* CPL 0-2 with SMAP and AC clear */
-	KL_TLB_USER,       /* CPL 3 */
-	KL_TLB_ALIGNED,    /* CPL 3 with alignment checks: no data tags, all of it is slow */
-	KL_NR_TLB_MODES
-};
 
 /* Execution mode of code: how bytes are decoded. Part of a block's key. */
 enum kl_code_mode { KL_CODE16, KL_CODE32, KL_CODE64 };
@@ -320,19 +295,15 @@ struct kl_vcpu {
 	uint64_t tlb_gfn[KL_NR_TLB_MODES][KL_TLB_SIZE]; /* of the entry there */
 	/* What was compared with memory in an earlier epoch is compared again (code.h). */
 	uint64_t code_epoch;
-	/* Changes whenever a pointer from the TLB may be void; the low bits are tlb_mode. */
+	/* tlbs.gen[tlb_mode]: code that was fetched while it was the same is where it was. */
 	uint64_t code_gen;
-	bool pass_wrapped; /* core.pass: an old one may look like a new one */
-	uint8_t tlb_used;  /* bit per mode: entries were made since the last flush */
-	/* Which: mode << KL_TLB_BITS | index. More than there is room for: all may be. */
-	uint16_t tlb_filled[KL_TLB_FILLED];
-	unsigned nr_tlb_filled;
+	bool pass_wrapped;        /* core.pass: an old one may look like a new one */
+	struct kl_tlb_state tlbs; /* x86/tlb.h */
 	/* Host pages of page tables that walks have read, by gfn; until a flush of stage 2. */
 	struct kl_table_page {
 		kl_gfn_t next_gfn; /* gfn + 1, or 0 */
 		uint8_t *page;
 	} table_page[KL_NR_TABLE_PAGES];
-	bool tlb_large; /* some of them are parts of large guest pages */
 	/* The last page that was MMIO: its translation only; stage 2 is asked each time. */
 	uint64_t mmio_tag; /* linear page | access mode, or KL_MMIO_NONE */
 	uint64_t mmio_gpa;
@@ -452,8 +423,9 @@ struct kl_vcpu {
 	struct kl_block_cache *blocks;
 	const struct kl_op *cur_op; /* the one that runs, for bytes and length in errors */
 
-	bool userspace_irqchip; /* no KVM_CREATE_IRQCHIP */
-	bool runnable_once;     /* run at least once: SET_CPUID rules */
+	bool userspace_irqchip;            /* no KVM_CREATE_IRQCHIP */
+	bool runnable_once;                /* run at least once: SET_CPUID rules */
+	struct kl_space spaces[KL_SPACES]; /* untouched until CR3 is loaded */
 };
 
 /* Bits of kl_x86_vm.disabled_quirks (KVM_X86_QUIRK_*; Debian 12's header has not all). */
@@ -615,7 +587,6 @@ KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned 
  * Of what was derived from code: pointers from the TLB may be void; all that was compared with
  * memory is to be compared again (code.h).
  */
-#define KL_CODE_GEN_STEP 4u
 KL_INLINE void kl_code_void(struct kl_vcpu *v)
 {
 	v->pass_wrapped |= !++v->core.pass;
@@ -624,7 +595,10 @@ KL_INLINE void kl_code_void(struct kl_vcpu *v)
 
 KL_INLINE void kl_code_unmapped(struct kl_vcpu *v)
 {
-	v->code_gen += KL_CODE_GEN_STEP;
+	for (unsigned m = 0; m < KL_NR_TLB_MODES; m++)
+		kl_tlb_new_gen(&v->tlbs, m);
+	v->tlbs.code_serial++;
+	v->code_gen = v->tlbs.gen[v->tlb_mode];
 	kl_code_void(v);
 }
 
@@ -675,9 +649,6 @@ KL_INLINE kl_gfn_t kl_fetch_gfn(const struct kl_vcpu *v, uint64_t lin)
 	return v->tlb_gfn[v->tlb_mode][kl_tlb_index(lin)];
 }
 
-/* The whole TLB / one page. */
-void kl_tlb_flush(struct kl_vcpu *v);
-void kl_tlb_flush_page(struct kl_vcpu *v, uint64_t lin);
 /* Derived fields after CR0/CR4/EFER/CS/CPL/RFLAGS.AC changed: code_mode, tlb_mode... */
 void kl_x86_update_mode(struct kl_vcpu *v);
 

@@ -24,6 +24,7 @@ static enum kl_walk_status walk(struct env *e, uint64_t lin, unsigned access, en
 	enum kl_walk_status st;
 
 	memset(w, 0, sizeof(*w));
+	w->fresh = true; /* the tables change without a flush */
 	for (;;) {
 		kl_vcpu_enter_guest(c);
 		st = kl_walk(e->v, lin, access, mode, true, w);
