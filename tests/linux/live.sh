@@ -4,7 +4,9 @@
 # shellcheck shell=bash
 declare -A live_in live_out live_pid
 
-# live_start NAME ARGUMENTS...: the array qemu with the kernel $kernel; its console goes to $log
+# live_start NAME ARGUMENTS...: the array qemu with the kernel $kernel; its console goes to $log. QEMU reads
+# the guest's TSC before the last pages go, and its clock after them: on a busy host the guest's watchdog
+# sees that. On any KVM.
 live_start()
 {
 	local name=$1 fifo
@@ -14,7 +16,7 @@ live_start()
 	setsid "${under[@]}" "${qemu[@]}" -accel "$accel" -qmp stdio \
 		-chardev "file,id=console,path=$log,append=on" -serial chardev:console \
 		-kernel "$cache/$kernel/vmlinuz" -initrd "$initrds/$kernel/initrd.gz" \
-		-append 'console=ttyS0 panic=-1 kvmlet.job=churn' "$@" \
+		-append 'console=ttyS0 panic=-1 tsc=nowatchdog kvmlet.job=churn' "$@" \
 		< "$fifo/in" > "$fifo/out" 2>> "$log.qemu" &
 	live_pid[$name]=$!
 	exec {fd}> "$fifo/in"
