@@ -184,6 +184,7 @@ static void clear(struct kl_vcpu *v, unsigned mode, unsigned index)
 	struct kl_tlb_entry *e = &v->tlb[mode][index];
 
 	e->rtag = e->wtag = e->xtag = kl_tlb_none(index);
+	v->stack_limit = 0; /* translated code may have remembered it */
 }
 
 /* Pages are entered for fetches when something is fetched: tlb_gfn is of interest for those only.
