@@ -397,6 +397,13 @@ enum kl_walk_status kl_walk(struct kl_vcpu *v, uint64_t lin, unsigned access, en
 	do {
 		again = false;
 		st = walk_once(v, lin, access, mode, set_ad, w, &again);
+		/*
+		 * A fault drops what is remembered of its address, as processors do: who has
+		 * relaxed an entry need not invalidate it, and must not meet the same fault for
+		 * ever.
+		 */
+		if (st == KL_WALK_FAULT && !w->fresh)
+			again = w->fresh = true;
 		/* What was noted is reported first. */
 	} while (again && !v->nr_notes);
 	return st;

@@ -175,30 +175,55 @@ static void cleared(void **state)
 }
 
 /*
- * A level above has changed and another page was translated by it, so that what is in memory is
- * what the last walk has read; but not what the first translation came from.
+ * T8: a level above has changed, another page was translated by it, and it is as it was again: what
+ * is in memory is what the first walk has read, but not what the second came from.
  */
 static void torn(void **state)
 {
-	/* mov cr3, rcx; mov al, [rbx]; mov rdx, [rdi]; mov [r8], rdx; invlpg [rbx + 4096]; mov al,
-	 * [rbx + 4096]; mov cr3, rcx; mov al, [rbx]; hlt */
-	static const uint8_t code[] = {0x0f, 0x22, 0xd9, 0x8a, 0x03, 0x48, 0x8b, 0x17, 0x49, 0x89,
-				       0x10, 0x0f, 0x01, 0xbb, 0,    0x10, 0,    0,    0x8a, 0x83,
-				       0,    0x10, 0,    0,    0x0f, 0x22, 0xd9, 0x8a, 0x03, 0xf4};
+	/* mov cr3, rcx; mov al, [rbx]; mov rdx, [rdi]; mov r9, [r8]; mov [r8], rdx; invlpg [rbx +
+	 * 4096]; mov al, [rbx + 4096]; mov [r8], r9; mov ah, al; mov cr3, rcx; mov al, [rbx +
+	 * 4096]; hlt */
+	static const uint8_t code[] = {
+		0x0f, 0x22, 0xd9, 0x8a, 0x03, 0x48, 0x8b, 0x17, 0x4d, 0x8b, 0x08, 0x49, 0x89, 0x10,
+		0x0f, 0x01, 0xbb, 0,    0x10, 0,    0,    0x8a, 0x83, 0,    0x10, 0,    0,    0x4d,
+		0x89, 0x08, 0x88, 0xc4, 0x0f, 0x22, 0xd9, 0x8a, 0x83, 0,    0x10, 0,    0,    0xf4};
 	struct env *e = *state;
 	struct kvm_regs r = {
 		.rip = CODE, .rsp = STACK, .rflags = 2, .rbx = LIN, .rcx = TABLES, .rdi = WORDS};
 
 	for (unsigned level = 2; level <= 4; level++) {
 		two_spaces(e, 0);
+		put64(e, entry_at(OTHER, 1) + 8, NEW | P | W | U);
 		look(e, TABLES);
 		memcpy(e->mem + CODE, code, sizeof(code));
 		r.r8 = entry_at(TABLES, level);
 		put64(e, WORDS, (OTHER + table[level]) | P | W | U | A);
 		kl_x86_set_regs(e->v, &r);
 		assert_run(e, KVM_EXIT_HLT);
-		assert_int_equal((uint8_t)e->v->gpr[KL_RAX], 0x22);
+		assert_int_equal((uint16_t)e->v->gpr[KL_RAX], 0x2211);
 	}
+}
+
+/* M9: an entry above that was relaxed need not be invalidated: the fault that is met looks anew. */
+static void relaxed_without_invalidation(void **state)
+{
+	/* mov cr3, rcx; mov al, [rbx]; mov rdx, [rdi]; mov [r8], rdx; mov [rbx + 4096], al; hlt */
+	static const uint8_t code[] = {0x0f, 0x22, 0xd9, 0x8a, 0x03, 0x48, 0x8b, 0x17, 0x49,
+				       0x89, 0x10, 0x88, 0x83, 0,    0x10, 0,    0,    0xf4};
+	struct env *e = *state;
+	struct kvm_regs r = {
+		.rip = CODE, .rsp = STACK, .rflags = 2, .rbx = LIN, .rcx = TABLES, .rdi = WORDS};
+
+	two_spaces(e, 0);
+	e->v->cr0 |= KL_CR0_WP;
+	look(e, TABLES);
+	memcpy(e->mem + CODE, code, sizeof(code));
+	r.r8 = entry_at(TABLES, 2);
+	put64(e, WORDS, get64(e, r.r8));
+	put64(e, r.r8, get64(e, r.r8) & ~W); /* read-only, until the guest says otherwise */
+	kl_x86_set_regs(e->v, &r);
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->mem[OLD], 0x11);
 }
 
 /* M9: INVLPG forgets how a walk came to the table, too. */
@@ -538,6 +563,7 @@ int main(void)
 		T(changed),
 		T(cleared),
 		T(torn),
+		T(relaxed_without_invalidation),
 		T(dropped_by_address),
 		T(global),
 		T(code),
