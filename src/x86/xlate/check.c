@@ -412,6 +412,8 @@ const struct kl_op *kl_check_block(struct kl_vcpu *v, struct kl_block *b)
 		why = compare(v, b, c);
 		v->check = NULL;
 		memcpy(v->jmp, c->outer, sizeof(c->outer));
+		/* A jump that left the translation: what is executed next may be in this block. */
+		v->blocks->from = NULL;
 	}
 	op = &b->ops[c->stop];
 	if (why == 0 && (c->stop == b->nr_ops || v->rip != b->rip + op->offset)) {

@@ -145,7 +145,7 @@ static uint8_t memory_of_steps[DATA_PAGES * KL_PAGE_SIZE + PATCH_SIZE];
  * Guest memory to what is kept of the steps, compared with that, or from the processor's. Any
  * program may reach the memory of those that write to themselves.
  */
-enum copy { SAVE, COMPARE, RESET };
+enum copy { SAVE, COMPARE, RESET, TELL };
 static bool copy_memory(enum copy how)
 {
 	bool same = true;
@@ -161,14 +161,19 @@ static bool copy_memory(enum copy how)
 			memcpy(saved, guest_memory(lin), KL_PAGE_SIZE);
 		else if (how == RESET)
 			memcpy(guest_memory(lin), native_memory(lin), KL_PAGE_SIZE);
-		else
-			same &= !memcmp(saved, guest_memory(lin), KL_PAGE_SIZE);
+		else if (memcmp(saved, guest_memory(lin), KL_PAGE_SIZE))
+			same = false;
+		for (unsigned k = 0; how == TELL && k < KL_PAGE_SIZE; k++)
+			if (saved[k] != *guest_memory(lin + k))
+				printf("  memory at %#lx: steps %02x, blocks %02x\n", lin + k,
+				       saved[k], *guest_memory(lin + k));
 	}
 	return same;
 }
 
+/* @steps: the first of both are single steps. */
 static void report(const struct program *p, const struct machine *start, const char *what,
-		   const struct outcome *a, const struct outcome *b)
+		   bool steps, const struct outcome *a, const struct outcome *b)
 {
 	if (atomic_fetch_add(&shared->differences, 1) == 0) {
 		shared->failed = current;
@@ -187,7 +192,9 @@ static void report(const struct program *p, const struct machine *start, const c
 		printf(" %u", blocks_made_as[k]);
 	printf("\n");
 	compare(p, a, b, stdout);
-	if (a->vector < STOPPED)
+	if (steps)
+		copy_memory(TELL);
+	else
 		compare_memory(true, stdout);
 	printf(" before:\n");
 	print_machine(start, stdout);
@@ -214,7 +221,7 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 	watched = 0;
 	guest_watch = watch;
 	if (!guest_run(p, &start, ALL_STEPS, &stepped)) {
-		report(p, &start, "not implemented", &stepped, &stepped);
+		report(p, &start, "not implemented", true, &stepped, &stepped);
 		return false;
 	}
 	guest_watch = NULL;
@@ -233,7 +240,7 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 				  memory_order_relaxed);
 	atomic_fetch_add_explicit(&shared->runs, 1, memory_order_relaxed);
 	if (compare_steps && !(compare(p, &stepped, &guest, NULL) & copy_memory(COMPARE))) {
-		report(p, &start, "one by one, and blocks", &stepped, &guest);
+		report(p, &start, "one by one, and blocks", true, &stepped, &guest);
 		return false;
 	}
 	native_run(p, &start, &native);
@@ -247,7 +254,7 @@ static bool run_state(const struct program *p, struct rng *r, enum way_to_run ho
 		       how == RUN            ? "vCPU and processor"
 		       : how == STEP_AND_RUN ? "vCPU, stepped first, and processor"
 					     : "vCPU, with requests, and processor",
-		       &guest, &native);
+		       false, &guest, &native);
 		return false;
 	}
 	return true;
