@@ -461,6 +461,10 @@ static void rounds(struct env *e, bool interrupt)
 	unsigned wrong = 0;
 	pthread_t t;
 
+	/* What the last guest was told is not for this one. */
+	set_word(e, FLAG, 0);
+	set_word(e, ACK, 0);
+	set_word(e, STOP, 0);
 	pthread_create(&t, NULL, run_thread, &s);
 	for (uint32_t i = 1; i <= ROUNDS; i++) {
 		load_entry(e, fd, i);
