@@ -42,7 +42,7 @@ static bool overlaps(const struct oracle *o, unsigned but, unsigned gfn, unsigne
 static void log_begins(struct oracle *o, unsigned slot)
 {
 	o->slot[slot].log = true;
-	for (unsigned i = 0; i < o->slot[slot].n; i++)
+	for (unsigned i = 0; i < GUEST_PAGES && i < o->slot[slot].n; i++)
 		o->slot[slot].dirty[i] = o->dirty_mode == 3 ? THERE : NOT;
 }
 
@@ -65,7 +65,7 @@ static void wrote(struct oracle *o, unsigned gfn, enum there there)
 /* T: with their slot pages are tracked no more. */
 static void forget(struct oracle *o, unsigned slot)
 {
-	for (unsigned i = 0; i < o->slot[slot].n; i++)
+	for (unsigned i = 0; i < GUEST_PAGES && i < o->slot[slot].n; i++)
 		o->tracked[o->slot[slot].gfn + i] = 0;
 }
 
@@ -346,7 +346,7 @@ static bool dirty_get(struct oracle *o, const struct op *op, const struct outcom
 
 	if (!o->slot[op->slot].used || !o->slot[op->slot].log)
 		return out->ret == -ENOENT;
-	for (unsigned i = 0; i < o->slot[op->slot].n; i++) {
+	for (unsigned i = 0; i < GUEST_PAGES && i < o->slot[op->slot].n; i++) {
 		enum there *d = &o->slot[op->slot].dirty[i];
 
 		least |= (uint64_t)(*d == THERE) << i;
@@ -363,7 +363,7 @@ static bool dirty_clear(struct oracle *o, const struct op *op, const struct outc
 		return out->ret == -ENOENT;
 	if (op->n != o->slot[op->slot].n)
 		return out->ret == -EINVAL;
-	for (unsigned i = 0; i < op->n; i++)
+	for (unsigned i = 0; i < GUEST_PAGES && i < op->n; i++)
 		if (op->val >> i & 1)
 			o->slot[op->slot].dirty[i] = NOT;
 	return !out->ret;
