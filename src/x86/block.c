@@ -18,7 +18,8 @@
 #include "x86/thunk.h"
 #include "x86/xlate/xlate.h"
 
-#define ARENA_SIZE (8u << 20)
+/* About 3 MiB of guest code. When it is full all of it goes: more hot code than that is slow. */
+#define ARENA_SIZE (64u << 20)
 #define MAX_OPS    32
 #define MAX_BYTES  224
 /* Behind a conditional jump a block goes on as long as it is short: all of it is compared. */

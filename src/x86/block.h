@@ -57,7 +57,7 @@ struct kl_single {
 #define KL_NR_SINGLES 16
 
 #define KL_BLOCK_FRONT 2048
-#define KL_BLOCK_HASH  4096
+#define KL_BLOCK_HASH  16384
 
 struct kl_block_cache {
 	struct kl_block *front[KL_BLOCK_FRONT]; /* direct-mapped, before the hash */

@@ -1071,7 +1071,7 @@ static void test_eviction(void **state)
 
 	memset(env.code_rw, 0x90, ENV_ARENA);
 	env.code_rw[ENV_ARENA - 1] = 0xf4;
-	for (unsigned round = 0; round < 2; round++) {
+	for (unsigned round = 0; round < 6; round++) {
 		for (unsigned i = 0; i < 4096; i++) {
 			v->rip = (uint64_t)env.code + i;
 			v->rflags = 2;
