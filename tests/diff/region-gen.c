@@ -6,6 +6,7 @@
 #include <linux/kvm.h>
 #include <string.h>
 
+#include "../random.h"
 #include "region.h"
 
 #define MAX_PAGES ((1ull << 31) - 1)
@@ -25,11 +26,7 @@ struct gen {
 
 static uint64_t next(struct gen *g)
 {
-	uint64_t z = g->state += 0x9e3779b97f4a7c15;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return z ^ z >> 31;
+	return random_next(&g->state);
 }
 
 static uint64_t below(struct gen *g, uint64_t n)

@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "base/racepoint.h"
+#include "../random.h"
 #include "engine.h"
 #include "schedule.h"
 
@@ -57,11 +58,7 @@ static uint64_t rnd_state;
 
 static uint64_t rnd(uint64_t n)
 {
-	uint64_t z = rnd_state += 0x9e3779b97f4a7c15;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return (z ^ z >> 31) % n;
+	return random_next(&rnd_state) % n;
 }
 
 static void any_op(struct op *op, enum kind kind, unsigned thread)

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../random.h"
 #include "base/racepoint.h"
 #include "schedule.h"
 
@@ -135,15 +136,6 @@ static bool quiet(void)
 	return false;
 }
 
-static uint64_t next(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return z ^ z >> 31;
-}
-
 /* Who goes on, of those that stand: whoever ran last comes first in the order of choices. */
 static struct runner *choose(struct schedule *s, unsigned step, int last, uint64_t *rnd)
 {
@@ -159,7 +151,7 @@ static struct runner *choose(struct schedule *s, unsigned step, int last, uint64
 		k = step < s->n && s->choice[step] < n ? s->choice[step] : 0;
 	} else {
 		/* Now and then the one that would go on becomes the last of all. */
-		if (n > 1 && last >= 0 && next(rnd) % 24 < s->changes)
+		if (n > 1 && last >= 0 && random_next(rnd) % 24 < s->changes)
 			runners[last].priority = -(int)step - 1;
 		best = c[0];
 		for (unsigned i = 1; i < n; i++)
@@ -189,7 +181,7 @@ bool schedule_run(struct schedule *s, unsigned n, void (*fn)(void *arg, unsigned
 	kl_racepoint_hook(on_racepoint);
 	for (unsigned i = 0; i < n; i++) {
 		runners[i].i = i;
-		runners[i].priority = (int)(next(&rnd) % 1000);
+		runners[i].priority = (int)(random_next(&rnd) % 1000);
 		if (pthread_create(&runners[i].thread, NULL, run, &runners[i]))
 			abort();
 	}
