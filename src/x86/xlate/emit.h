@@ -202,19 +202,26 @@ KL_INLINE void kl_e_imm(struct kl_emit *e, unsigned dst, uint64_t x)
 	}
 }
 
+/* An immediate of @size, which is 4 bytes for 8. */
+KL_INLINE void kl_e_alu_imm(struct kl_emit *e, unsigned size, int32_t imm)
+{
+	if (size == 1) {
+		kl_e8(e, (uint8_t)imm);
+	} else if (size == 2) {
+		kl_e8(e, (uint8_t)imm);
+		kl_e8(e, (uint8_t)(imm >> 8));
+	} else {
+		kl_e32(e, (uint32_t)imm);
+	}
+}
+
 /* ADD /0 OR /1 ADC /2 SBB /3 AND /4 SUB /5 XOR /6 CMP /7, and @imm as @size has it. */
 KL_INLINE void kl_e_alu_ri(struct kl_emit *e, unsigned n, unsigned size, unsigned rm, int32_t imm)
 {
 	bool small = size != 1 && imm == (int8_t)imm;
 
 	kl_e_rr(e, size == 1 ? 0x81 : small ? 0x83 : 0x81, size, n, rm);
-	if (size == 1 || small)
-		kl_e8(e, (uint8_t)imm);
-	else if (size == 2) {
-		kl_e8(e, (uint8_t)imm);
-		kl_e8(e, (uint8_t)(imm >> 8));
-	} else
-		kl_e32(e, (uint32_t)imm);
+	kl_e_alu_imm(e, small ? 1 : size, imm);
 }
 
 KL_INLINE void kl_e_alu_mi(struct kl_emit *e, unsigned n, unsigned size, struct kl_mem m,
@@ -223,13 +230,7 @@ KL_INLINE void kl_e_alu_mi(struct kl_emit *e, unsigned n, unsigned size, struct 
 	bool small = size != 1 && imm == (int8_t)imm;
 
 	kl_e_rm(e, small ? 0x83 : 0x81, size, n, m);
-	if (size == 1 || small)
-		kl_e8(e, (uint8_t)imm);
-	else if (size == 2) {
-		kl_e8(e, (uint8_t)imm);
-		kl_e8(e, (uint8_t)(imm >> 8));
-	} else
-		kl_e32(e, (uint32_t)imm);
+	kl_e_alu_imm(e, small ? 1 : size, imm);
 }
 
 /* Jumps: the address of the 32-bit field, for kl_e_bind(). */
