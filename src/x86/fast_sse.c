@@ -21,6 +21,7 @@ static KL_COLD bool borrow_mxcsr(struct kl_vcpu *v)
 	v->host_mxcsr = __builtin_ia32_stmxcsr();
 	__builtin_ia32_ldmxcsr(MXCSR_DEFAULT);
 	v->mxcsr_lent = true;
+	v->avx_lent = kl_avx_enabled(v);
 	return true;
 }
 
@@ -30,7 +31,7 @@ void kl_fast_return_mxcsr(struct kl_vcpu *v)
 
 	*mxcsr |= __builtin_ia32_stmxcsr() & KL_MXCSR_FLAGS;
 	__builtin_ia32_ldmxcsr(v->host_mxcsr);
-	v->mxcsr_lent = false;
+	v->mxcsr_lent = v->avx_lent = false;
 }
 
 KL_INLINE bool enabled(const struct kl_vcpu *v)

@@ -271,6 +271,7 @@ struct kl_vcpu {
 	uint8_t *stack_page;
 	bool lazy;       /* see block */
 	bool mxcsr_lent; /* the host's MXCSR collects the guest's exception flags (fast_sse.c) */
+	bool avx_lent;   /* the same, and kl_check_avx() has nothing against VEX */
 	uint16_t flags_now;
 	uint32_t host_mxcsr; /* what it was */
 	uint64_t rip;        /* of the current instruction while a handler runs */

@@ -69,12 +69,17 @@ KL_INLINE void kl_mxcsr_note(struct kl_vcpu *v, uint32_t after)
 }
 
 /* VEX: in protected mode only, with the state enabled by the guest. CR0.EM is not looked at. */
+KL_INLINE bool kl_avx_enabled(const struct kl_vcpu *v)
+{
+	return (v->cr0 & (KL_CR0_PE | KL_CR0_TS)) == KL_CR0_PE && (v->cr4 & KL_CR4_OSXSAVE) &&
+	       (v->xcr0 & 6) == 6 && !(v->rflags & KL_FL_VM);
+}
+
 KL_INLINE void kl_check_avx(struct kl_vcpu *v)
 {
 	const uint64_t bits = KL_CR0_PE | KL_CR0_TS;
 
-	if (KL_UNLIKELY((v->cr0 & bits) != KL_CR0_PE || !(v->cr4 & KL_CR4_OSXSAVE) ||
-			(v->xcr0 & 6) != 6 || (v->rflags & KL_FL_VM)))
+	if (KL_UNLIKELY(!kl_avx_enabled(v)))
 		kl_raise(v, (v->cr0 & bits) != bits || !(v->cr4 & KL_CR4_OSXSAVE) ||
 					    (v->xcr0 & 6) != 6 || (v->rflags & KL_FL_VM)
 				    ? KL_EXC_UD

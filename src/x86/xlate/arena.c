@@ -149,6 +149,8 @@ static const uint8_t *way_to(struct kl_emit *e, void (*fn)(void), enum third thi
 		kl_e_mov(e, H_RDX, H_S1);
 	kl_e_lea(e, 8, H_RDI, KL_AT(H_CTX, -(int32_t)(offsetof(struct kl_vcpu, gpr) + KL_BIAS)));
 	kl_e_alu_ri(e, 5, 8, H_RSP, 8);
+	if (__builtin_cpu_supports("avx"))
+		kl_e8(e, 0xc5), kl_e8(e, 0xf8), kl_e8(e, 0x77); /* vzeroupper */
 	kl_e_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
 	kl_e_rr(e, 0xff, 0, 2, H_RAX);
 	kl_e_alu_ri(e, 0, 8, H_RSP, 8);
@@ -194,6 +196,7 @@ void kl_xlate_common(struct kl_xlate *x)
 	x->edge = way_to(&e, (void (*)(void))kl_xlate_edge, RETURN_ADDRESS, true, leave);
 	x->indirect = way_to(&e, (void (*)(void))kl_xlate_indirect, TARGET, false, leave);
 	x->lend = way_to(&e, (void (*)(void))kl_xlate_lend, NO_THIRD, false, leave);
+	x->lend_avx = way_to(&e, (void (*)(void))kl_xlate_lend_avx, NO_THIRD, false, leave);
 	begin(&e);
 	x->used = x->start = (size_t)(e.p - x->rw);
 }

@@ -32,7 +32,7 @@ struct kl_t_op {
 	unsigned nr_slow;
 	const uint8_t *next;
 	bool next_host;
-	uint16_t xmm_dirty, next_xmm; /* to be written back for it; to be loaded for what follows */
+	uint32_t xmm_dirty, next_xmm; /* to be written back for it; to be loaded for what follows */
 };
 
 struct kl_translation {
@@ -68,9 +68,12 @@ struct kl_translation {
 		bool write;
 	} stack[KL_T_MAX_OPS];
 	unsigned nr_stack;
-	bool lent;               /* the host's MXCSR is the guest's (lower_sse.c) */
-	uint16_t xmm, xmm_dirty; /* guest registers that are in the host's; and have changed */
-	bool ended;              /* nothing runs into what follows */
+	/* The host's MXCSR is the guest's; what VEX wants was looked at (lower_vector.c). */
+	bool lent, lent_avx;
+	/* Guest vector registers that are in the host's, and have changed: a bit for each lower
+	 * half, and above those one for each upper half. */
+	uint32_t xmm, xmm_dirty;
+	bool ended; /* nothing runs into what follows */
 };
 
 /* ---- flags ---- */
@@ -179,12 +182,12 @@ void kl_t_jump(struct kl_translation *t, const uint8_t *again, int rsp_change);
 
 /* ---- vector registers ---- */
 
-void kl_t_xmm_write_back(struct kl_translation *t, unsigned mask);
-void kl_t_xmm_load(struct kl_translation *t, unsigned mask);
+void kl_t_xmm_write_back(struct kl_translation *t, uint32_t mask);
+void kl_t_xmm_load(struct kl_translation *t, uint32_t mask);
 
 /* ---- families ---- */
 
 bool kl_lower_alu(struct kl_translation *t, struct kl_t_op *o);
 bool kl_lower_mov(struct kl_translation *t, struct kl_t_op *o);
 bool kl_lower_branch(struct kl_translation *t, struct kl_t_op *o);
-bool kl_lower_sse(struct kl_translation *t, struct kl_t_op *o);
+bool kl_lower_vector(struct kl_translation *t, struct kl_t_op *o);

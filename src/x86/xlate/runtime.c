@@ -213,7 +213,7 @@ static bool requested(struct kl_vcpu *v)
 
 struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 {
-	bool lent;
+	bool lent, avx;
 
 	in_block(v, kl_xlate_block(op), op);
 	if (KL_UNLIKELY(kl_self.landed)) {
@@ -228,10 +228,12 @@ struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 		return leave;
 	}
 	lent = v->mxcsr_lent;
+	avx = v->avx_lent;
 	if (!kl_fast_do(v, op))
 		return leave;
 	/* What follows may count on it. */
-	if (KL_UNLIKELY(requested(v)) || (lent && !kl_fast_lend_mxcsr(v))) {
+	if (KL_UNLIKELY(requested(v)) || (lent && !kl_fast_lend_mxcsr(v)) ||
+	    (avx && !v->avx_lent)) {
 		v->cur_op = op + 1;
 		kl_fast_leave(v);
 		return leave;
@@ -239,10 +241,10 @@ struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 	return stay;
 }
 
-/* Before @op, which uses vector registers. */
-struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op)
+/* Before @op, which uses vector registers; not @lent: it can't be done natively. */
+static struct kl_xlate_to lend(struct kl_vcpu *v, const struct kl_op *op, bool lent)
 {
-	if (kl_fast_lend_mxcsr(v))
+	if (KL_LIKELY(lent))
 		return stay;
 	in_block(v, kl_xlate_block(op), op);
 	if (KL_UNLIKELY(v->check) && kl_check_stops(v, op)) {
@@ -254,6 +256,16 @@ struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op)
 		kl_fast_leave(v);
 	}
 	return leave;
+}
+
+struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op)
+{
+	return lend(v, op, kl_fast_lend_mxcsr(v));
+}
+
+struct kl_xlate_to kl_xlate_lend_avx(struct kl_vcpu *v, const struct kl_op *op)
+{
+	return lend(v, op, kl_fast_lend_mxcsr(v) && v->avx_lent);
 }
 
 /* The translation's page may have been mapped anew where it was. */

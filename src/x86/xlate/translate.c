@@ -324,7 +324,7 @@ static bool lower(struct kl_translation *t, struct kl_t_op *o)
 	    o->d.in.mnemonic != ZYDIS_MNEMONIC_RET)
 		return false;
 	return kl_lower_mov(t, o) || kl_lower_alu(t, o) || kl_lower_branch(t, o) ||
-	       kl_lower_sse(t, o);
+	       kl_lower_vector(t, o);
 }
 
 bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
@@ -339,7 +339,7 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	t->x = x;
 	t->b = b;
 	t->nr_points = t->nr_edges = t->nr_indirect = t->nr_stack = 0;
-	t->ended = t->lent = false;
+	t->ended = t->lent = t->lent_avx = false;
 	t->xmm = t->xmm_dirty = 0;
 	t->host = false;
 	t->mem = true;

@@ -47,7 +47,7 @@ struct kl_xlate {
 	struct kl_translation *work;
 	const struct kl_op *(*enter)(struct kl_vcpu *v, const void *host);
 	/* For generated code to call: all guest state in place, and back. */
-	const uint8_t *slow, *reenter, *edge, *indirect, *lend;
+	const uint8_t *slow, *reenter, *edge, *indirect, *lend, *lend_avx;
 	/* Statistics for tests. */
 	uint64_t nr_translated, nr_flushes;
 };
@@ -99,6 +99,7 @@ struct kl_xlate_to {
 /* Called by generated code; guest registers are in gpr[], flags in flags_now. */
 struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op);
 struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op);
+struct kl_xlate_to kl_xlate_lend_avx(struct kl_vcpu *v, const struct kl_op *op);
 struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b);
 struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const int32_t *site);
 struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, uint64_t target);
