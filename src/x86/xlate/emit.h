@@ -160,6 +160,23 @@ KL_INLINE void kl_e_rm(struct kl_emit *e, unsigned op, unsigned size, unsigned r
 	kl_e_modrm_mem(e, reg, m);
 }
 
+/* What VEX has of an instruction's opcode; map as Zydis numbers them. */
+struct kl_vex {
+	uint8_t map, pp, w, l;
+};
+
+#define KL_VEX_0F   1
+#define KL_VEX_0F3A 3
+
+/* The prefix alone. @vvvv 0: none, or the first. */
+KL_INLINE void kl_e_vex(struct kl_emit *e, struct kl_vex x, unsigned reg, unsigned vvvv,
+			unsigned rm)
+{
+	kl_e8(e, 0xc4);
+	kl_e8(e, (reg >> 3 ? 0u : 0x80u) | 0x40 | (rm >> 3 ? 0u : 0x20u) | x.map);
+	kl_e8(e, (unsigned)x.w << 7 | (~vvvv & 15) << 3 | (unsigned)x.l << 2 | x.pp);
+}
+
 /* ---- what is used a lot ---- */
 
 KL_INLINE void kl_e_mov(struct kl_emit *e, unsigned dst, unsigned src)

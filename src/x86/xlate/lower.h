@@ -189,5 +189,6 @@ void kl_t_xmm_load(struct kl_translation *t, uint32_t mask);
 
 bool kl_lower_alu(struct kl_translation *t, struct kl_t_op *o);
 bool kl_lower_mov(struct kl_translation *t, struct kl_t_op *o);
+bool kl_lower_bit(struct kl_translation *t, struct kl_t_op *o);
 bool kl_lower_branch(struct kl_translation *t, struct kl_t_op *o);
 bool kl_lower_vector(struct kl_translation *t, struct kl_t_op *o);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * ADD OR ADC SBB AND SUB XOR CMP TEST INC DEC NEG NOT, shifts and rotates, IMUL MUL, BT and
- * relatives of registers, XADD CMPXCHG. Each is the host's own instruction, with the guest's flags
- * in the host's where it leaves some of them alone or undefined.
+ * ADD OR ADC SBB AND SUB XOR CMP TEST INC DEC NEG NOT, shifts and rotates, IMUL MUL, XADD CMPXCHG.
+ * Each is the host's own instruction, with the guest's flags in the host's where it leaves some of
+ * them alone or undefined.
  */
 #include "x86/xlate/lower.h"
 
@@ -266,34 +266,6 @@ static bool mul(struct kl_translation *t, struct kl_t_op *o, unsigned n)
 	return true;
 }
 
-/* ---- bits ---- */
-
-/* BT BTS BTR BTC /4../7 of a register. */
-static bool bit(struct kl_translation *t, struct kl_t_op *o, unsigned n)
-{
-	const struct kl_op *op = &o->op;
-	struct kl_emit *e = &t->e;
-	unsigned d, s;
-
-	if ((o->d.form != KL_FORM_RR && o->d.form != KL_FORM_RI) || op->opsize < 4 ||
-	    !kl_t_is_low(op->reg) || (o->d.form == KL_FORM_RR && !kl_t_is_low(op->rm)))
-		return false;
-	kl_t_flags_keep(t);
-	if (o->d.form == KL_FORM_RR) {
-		s = kl_t_use(t, GPR(op->rm), H_S1);
-		d = kl_t_use(t, GPR(op->reg), H_S0);
-		kl_e_rr(e, 0x0f83u | n << 3, op->opsize, s, d);
-	} else {
-		d = kl_t_use(t, GPR(op->reg), H_S0);
-		kl_e_rr(e, 0x0fba, op->opsize == 8 ? 8 : 0, n, d);
-		kl_e8(e, (uint8_t)o->d.in.raw.imm[0].value.u);
-	}
-	if (n != 4)
-		kl_t_put(t, GPR(op->reg), d);
-	kl_t_flags_set(t);
-	return true;
-}
-
 /* ---- with LOCK ---- */
 
 static bool xadd(struct kl_translation *t, struct kl_t_op *o)
@@ -413,14 +385,6 @@ bool kl_lower_alu(struct kl_translation *t, struct kl_t_op *o)
 		return imul(t, o) || mul(t, o, 5);
 	case ZYDIS_MNEMONIC_MUL:
 		return mul(t, o, 4);
-	case ZYDIS_MNEMONIC_BT:
-		return bit(t, o, 4);
-	case ZYDIS_MNEMONIC_BTS:
-		return bit(t, o, 5);
-	case ZYDIS_MNEMONIC_BTR:
-		return bit(t, o, 6);
-	case ZYDIS_MNEMONIC_BTC:
-		return bit(t, o, 7);
 	case ZYDIS_MNEMONIC_CLC:
 		return carry(t, 0xf8);
 	case ZYDIS_MNEMONIC_STC:

@@ -21,26 +21,10 @@
 #define XMM_AT(n)   KL_AT(H_CTX, KL_CTX(xsave) + (int32_t)(KL_XMM_OFFSET + 16 * (n)))
 #define UPPER_AT(n) KL_AT(H_CTX, KL_CTX(xsave) + (int32_t)(KL_XMM_OFFSET + KL_YMM_HI + 16 * (n)))
 
-/* What VEX has of an instruction's opcode. */
-struct vex {
-	uint8_t map, pp, w, l;
-};
-
-#define VEX_0F   1
-#define VEX_0F3A 3
-
-/* @vvvv 0: none. */
-static void vex_prefix(struct kl_emit *e, struct vex x, unsigned reg, unsigned vvvv, unsigned rm)
-{
-	kl_e8(e, 0xc4);
-	kl_e8(e, (reg >> 3 ? 0u : 0x80u) | 0x40 | (rm >> 3 ? 0u : 0x20u) | x.map);
-	kl_e8(e, (unsigned)x.w << 7 | (~vvvv & 15) << 3 | (unsigned)x.l << 2 | x.pp);
-}
-
-static void vex_mem(struct kl_emit *e, struct vex x, unsigned op, unsigned reg, unsigned vvvv,
+static void vex_mem(struct kl_emit *e, struct kl_vex x, unsigned op, unsigned reg, unsigned vvvv,
 		    struct kl_mem m)
 {
-	vex_prefix(e, x, reg, vvvv, m.base);
+	kl_e_vex(e, x, reg, vvvv, m.base);
 	kl_e8(e, op);
 	kl_e_modrm_mem(e, reg, m);
 }
@@ -51,7 +35,8 @@ void kl_t_xmm_write_back(struct kl_translation *t, uint32_t mask)
 		if (mask & LOW(i))
 			kl_e_rm(&t->e, 0x0f29, 0, i, XMM_AT(i));
 		if (mask & UPPER(i)) { /* vextractf128 */
-			vex_mem(&t->e, (struct vex){VEX_0F3A, 1, 0, 1}, 0x19, i, 0, UPPER_AT(i));
+			vex_mem(&t->e, (struct kl_vex){KL_VEX_0F3A, 1, 0, 1}, 0x19, i, 0,
+				UPPER_AT(i));
 			kl_e8(&t->e, 1);
 		}
 	}
@@ -64,13 +49,14 @@ void kl_t_xmm_load(struct kl_translation *t, uint32_t mask)
 			/* vmovaps, which leaves nothing of what was in the upper half to wait for
 			 */
 			if (t->lent_avx)
-				vex_mem(&t->e, (struct vex){VEX_0F, 0, 0, 0}, 0x28, i, 0,
+				vex_mem(&t->e, (struct kl_vex){KL_VEX_0F, 0, 0, 0}, 0x28, i, 0,
 					XMM_AT(i));
 			else
 				kl_e_rm(&t->e, 0x0f28, 0, i, XMM_AT(i));
 		}
 		if (mask & UPPER(i)) { /* vinsertf128 */
-			vex_mem(&t->e, (struct vex){VEX_0F3A, 1, 0, 1}, 0x18, i, i, UPPER_AT(i));
+			vex_mem(&t->e, (struct kl_vex){KL_VEX_0F3A, 1, 0, 1}, 0x18, i, i,
+				UPPER_AT(i));
 			kl_e8(&t->e, 1);
 		}
 	}
@@ -199,10 +185,10 @@ static void encode(struct kl_translation *t, const struct kl_t_op *o, unsigned r
 	if (mem)
 		rm = H_S1;
 	if (is_vex(o))
-		vex_prefix(e,
-			   (struct vex){(uint8_t)(in->opcode_map - ZYDIS_OPCODE_MAP_0F + VEX_0F),
-					in->raw.vex.pp, in->raw.vex.W, in->raw.vex.L},
-			   reg, vvvv, rm);
+		kl_e_vex(e,
+			 (struct kl_vex){(uint8_t)in->opcode_map, in->raw.vex.pp, in->raw.vex.W,
+					 in->raw.vex.L},
+			 reg, vvvv, rm);
 	else
 		encode_legacy(e, in, reg, rm);
 	kl_e8(e, in->opcode);
@@ -319,10 +305,10 @@ static bool zero_upper(struct kl_translation *t)
 	t->xmm_dirty &= ~LOW(r);
 	t->xmm &= ~(LOW(r) | UPPER(r));
 	/* vxorps, vmovaps: the halves lie side by side */
-	vex_prefix(e, (struct vex){VEX_0F, 0, 0, 0}, r, r, r);
+	kl_e_vex(e, (struct kl_vex){KL_VEX_0F, 0, 0, 0}, r, r, r);
 	kl_e8(e, 0x57), kl_e8(e, 0xc0 | (r & 7) << 3 | (r & 7));
 	for (unsigned i = 0; i < 16; i += 2)
-		vex_mem(e, (struct vex){VEX_0F, 0, 0, 1}, 0x29, r, 0, UPPER_AT(i));
+		vex_mem(e, (struct kl_vex){KL_VEX_0F, 0, 0, 1}, 0x29, r, 0, UPPER_AT(i));
 	kl_e8(e, 0xc5), kl_e8(e, 0xf8), kl_e8(e, 0x77); /* vzeroupper */
 	t->xmm |= (t->xmm & LOWS) << 16;
 	return true;

@@ -324,7 +324,7 @@ static bool lower(struct kl_translation *t, struct kl_t_op *o)
 	    o->d.in.mnemonic != ZYDIS_MNEMONIC_RET)
 		return false;
 	return kl_lower_mov(t, o) || kl_lower_alu(t, o) || kl_lower_branch(t, o) ||
-	       kl_lower_vector(t, o);
+	       kl_lower_bit(t, o) || kl_lower_vector(t, o);
 }
 
 bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
