@@ -80,7 +80,7 @@ void kl_x86_update_mode(struct kl_vcpu *v)
 	v->tlb_mode = (uint8_t)kl_tlb_mode_of(v, v->cpl, false);
 	v->tlb_now = v->tlb[v->tlb_mode];
 	v->code_gen = v->tlbs.gen[v->tlb_mode];
-	kl_code_void(v);
+	kl_code_mode_changed(v);
 }
 
 /* ---- translation ---- */

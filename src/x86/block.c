@@ -196,6 +196,7 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 		b->code = code;
 		if (kl_block_same(b))
 			break;
+		b->pass = KL_STALE;
 		*link = b->next; /* its memory comes back with the next flush */
 		c->nr_stale++;
 		b = NULL;

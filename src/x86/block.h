@@ -129,7 +129,7 @@ KL_INLINE bool kl_block_verify(struct kl_vcpu *v, struct kl_block *b)
 	bool live = kl_code_live(b->page);
 
 	if (KL_UNLIKELY(!kl_block_same(b))) {
-		b->gen = KL_STALE;
+		b->gen = b->pass = KL_STALE;
 		return false;
 	}
 	if (KL_LIKELY(live)) {

@@ -24,8 +24,9 @@
  *
  * What the program stores through pointers of its own is not reported. So all that was compared is
  * compared once more in each epoch: v->code_epoch moves whenever guest code is entered (KVM_RUN,
- * after an event was delivered or a request served), with every instruction that serialises, and
- * with PAUSE. An edge whose target is looked up, and is not a link, compares always.
+ * after an event was delivered or a request served), with every instruction that serialises
+ * (KL_OPF_EPOCH), and with PAUSE. An edge whose target is looked up, and is not a link, compares
+ * always.
  */
 #pragma once
 

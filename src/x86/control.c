@@ -340,7 +340,7 @@ enum kl_next kl_op_pushf(struct kl_vcpu *v, const struct kl_op *op)
 
 enum kl_next kl_op_popf(struct kl_vcpu *v, const struct kl_op *op)
 {
-	uint64_t mask = KL_FL_STATUS | KL_FL_TF | KL_FL_DF | KL_FL_NT, val;
+	uint64_t mask = KL_FL_STATUS | KL_FL_TF | KL_FL_DF | KL_FL_NT, val, old;
 	bool virtual = virtual_flags(v, op);
 
 	if (op->opsize > 2)
@@ -351,6 +351,7 @@ enum kl_next kl_op_popf(struct kl_vcpu *v, const struct kl_op *op)
 		mask |= KL_FL_IOPL;
 	val = kl_read(v, kl_seg_linear(v, KL_SS, v->gpr[KL_RSP] & kl_sp_mask(v), op->opsize, false),
 		      op->opsize);
+	old = v->rflags;
 	if (virtual)
 		kl_vm86_check_flags(v, val);
 	kl_set_sp(v, v->gpr[KL_RSP] + op->opsize);
@@ -358,7 +359,7 @@ enum kl_next kl_op_popf(struct kl_vcpu *v, const struct kl_op *op)
 		kl_vm86_load_flags(v, val);
 	else
 		kl_load_flags(v, val, mask);
-	return KL_STOP;
+	return kl_flags_loaded(v, old);
 }
 
 static enum kl_next set_ac(struct kl_vcpu *v, bool on)

@@ -28,6 +28,7 @@ typedef const struct kl_op *kl_run_fn(struct kl_vcpu *v, const struct kl_op *op)
 #define KL_OPF_END     (1u << 6) /* ends a block */
 #define KL_OPF_LINK    (1u << 7) /* op->link is where its jump goes */
 #define KL_OPF_STACK   (1u << 8) /* accesses the stack, too */
+#define KL_OPF_EPOCH   (1u << 9) /* serialises: what comes next is compared anew (code.h) */
 
 #define KL_NOREG 0xff
 
@@ -58,6 +59,12 @@ struct kl_op {
 	uint8_t bytes[15];
 	uint16_t mnemonic; /* ZydisMnemonic */
 };
+
+/* RFLAGS were @old. Stop, if run.c must look: an interrupt may come in now, or a trap. */
+KL_INLINE enum kl_next kl_flags_loaded(const struct kl_vcpu *v, uint64_t old)
+{
+	return (v->rflags & KL_FL_TF) || (v->rflags & ~old & KL_FL_IF) ? KL_STOP : KL_NEXT;
+}
 
 KL_INLINE void *kl_gpr(struct kl_vcpu *v, uint8_t offset)
 {

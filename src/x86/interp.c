@@ -51,7 +51,8 @@ bool kl_fast_do(struct kl_vcpu *v, const struct kl_op *op)
 	if (op->flags & KL_OPF_END) {
 		v->insn_count += op->nth - 1u;
 		v->block = NULL;
-		kl_code_new_epoch(v); /* what serialises, and PAUSE, end blocks */
+		if (op->flags & KL_OPF_EPOCH)
+			kl_code_new_epoch(v);
 		r = op->fn(v, op);
 		v->insn_count++;
 	} else {
@@ -113,7 +114,8 @@ static bool run_one(struct kl_vcpu *v)
 	enum kl_next r;
 
 	v->cur_op = op;
-	kl_code_new_epoch(v);
+	if (op->flags & KL_OPF_EPOCH)
+		kl_code_new_epoch(v);
 	r = op->fn(v, op);
 	v->insn_count++;
 	if (!(r & KL_JUMPED))
@@ -134,7 +136,9 @@ void kl_interp_run(struct kl_vcpu *v)
 	c->stepping = c->stop = false;
 	c->from = NULL;
 	c->ask = NULL;
-	kl_code_new_epoch(v);
+	if (!v->same_epoch)
+		kl_code_new_epoch(v);
+	v->same_epoch = false;
 	v->tlb_now = v->tlb[v->tlb_mode];
 	/* Only run.c's events, the program and IRET set RF, and all of them come through here. */
 	while (KL_UNLIKELY(v->rflags & KL_FL_RF) &&
@@ -171,8 +175,10 @@ void kl_interp_run(struct kl_vcpu *v)
 		do
 			op = op->run(v, op);
 		while (op);
-		if (KL_UNLIKELY(c->stop))
+		if (KL_UNLIKELY(c->stop)) {
+			v->same_epoch = !v->exit_pending;
 			return;
+		}
 	}
 }
 

@@ -4,16 +4,23 @@
 
 static const struct {
 	uint16_t mnemonic;
-	bool end; /* ends its block: changes what a block depends on, or leaves guest mode */
+	uint16_t flags;
 	kl_op_fn *fn;
 } table[] = {
-#define OP(m, fn)                                    \
-	{                                            \
-		ZYDIS_MNEMONIC_##m, true, kl_op_##fn \
+/* It ends its block: changes what a block depends on, or leaves guest mode. And it serialises. */
+#define OP(m, fn)                                                         \
+	{                                                                 \
+		ZYDIS_MNEMONIC_##m, KL_OPF_END | KL_OPF_EPOCH, kl_op_##fn \
 	}
-#define MILD(m, fn)                                   \
-	{                                             \
-		ZYDIS_MNEMONIC_##m, false, kl_op_##fn \
+/* It does not serialise. */
+#define QUIET(m, fn)                                       \
+	{                                                  \
+		ZYDIS_MNEMONIC_##m, KL_OPF_END, kl_op_##fn \
+	}
+/* Neither. */
+#define MILD(m, fn)                               \
+	{                                         \
+		ZYDIS_MNEMONIC_##m, 0, kl_op_##fn \
 	}
 	OP(CPUID, cpuid), /* it serialises: what is behind it is fetched afterwards */
 	OP(RDMSR, rdmsr),
@@ -26,8 +33,8 @@ static const struct {
 	OP(PAUSE, pause),
 	OP(MONITOR, monitor),
 	OP(MWAIT, mwait),
-	OP(CLI, cli),
-	OP(STI, sti),
+	MILD(CLI, cli),
+	QUIET(STI, sti),
 	OP(CLTS, clts),
 	OP(INVD, invd),
 	OP(WBINVD, wbinvd),
@@ -55,11 +62,11 @@ static const struct {
 	OP(UD0, ud),
 	OP(UD1, ud),
 	OP(UD2, ud),
-	OP(SYSCALL, syscall),
-	OP(SYSRET, sysret),
-	OP(SYSENTER, sysenter),
-	OP(SYSEXIT, sysexit),
-	OP(SWAPGS, swapgs),
+	QUIET(SYSCALL, syscall),
+	QUIET(SYSRET, sysret),
+	QUIET(SYSENTER, sysenter),
+	QUIET(SYSEXIT, sysexit),
+	MILD(SWAPGS, swapgs),
 	MILD(RDFSBASE, rdfsbase),
 	MILD(RDGSBASE, rdgsbase),
 	MILD(WRFSBASE, wrfsbase),
@@ -72,14 +79,14 @@ static const struct {
 	OP(OUTSB, outs),
 	OP(OUTSW, outs),
 	OP(OUTSD, outs),
-	OP(PUSHF, pushf),
-	OP(PUSHFD, pushf),
-	OP(PUSHFQ, pushf),
-	OP(POPF, popf),
-	OP(POPFD, popf),
-	OP(POPFQ, popf),
-	OP(CLAC, clac),
-	OP(STAC, stac),
+	MILD(PUSHF, pushf),
+	MILD(PUSHFD, pushf),
+	MILD(PUSHFQ, pushf),
+	QUIET(POPF, popf),
+	QUIET(POPFD, popf),
+	QUIET(POPFQ, popf),
+	MILD(CLAC, clac),
+	MILD(STAC, stac),
 	MILD(XGETBV, xgetbv),
 	OP(XSETBV, xsetbv),
 	OP(VMCALL, vmcall),
@@ -110,6 +117,7 @@ static const struct {
 	OP(IRETD, iret),
 	OP(IRETQ, iret),
 #undef OP
+#undef QUIET
 #undef MILD
 };
 
@@ -132,7 +140,7 @@ static uint8_t lookup(ZydisMnemonic m)
 static bool use(struct kl_decode *d, kl_op_fn *fn)
 {
 	d->op->fn = fn;
-	d->op->flags |= KL_OPF_END;
+	d->op->flags |= KL_OPF_END | KL_OPF_EPOCH;
 	return true;
 }
 
@@ -173,7 +181,10 @@ static bool select_mov(struct kl_decode *d)
 				op->rm = op->reg == KL_NOREG ? op->rm : op->reg;
 			op->reg = (uint8_t)n;
 			op->opsize = (uint8_t)(d->opnd[to].size / 8);
-			return use(d, fn[kind][to]);
+			use(d, fn[kind][to]);
+			if (fn[kind][to] == kl_op_mov_from_cr)
+				op->flags &= (uint16_t) ~(KL_OPF_END | KL_OPF_EPOCH);
+			return true;
 		}
 	}
 	return false;
@@ -311,7 +322,6 @@ bool kl_select_system(struct kl_decode *d)
 	if (!i)
 		return false;
 	op->fn = table[i - 1].fn;
-	if (table[i - 1].end)
-		op->flags |= KL_OPF_END;
+	op->flags |= table[i - 1].flags;
 	return true;
 }

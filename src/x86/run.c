@@ -395,6 +395,7 @@ static uint64_t behind_instruction(struct kl_vcpu *v)
 static void deliver_event(struct kl_vcpu *v)
 {
 	v->pio_left = 0;
+	v->same_epoch = false;
 	if (v->exc.injected) {
 		struct kl_event_exception e = v->exc;
 		bool soft = e.nr == KL_EXC_BP || e.nr == KL_EXC_OF;
@@ -639,6 +640,7 @@ static int poll_requests(struct kl_vcpu *v)
 {
 	uint32_t req = kl_vcpu_requests(&v->core);
 
+	v->same_epoch &= !req;
 	if (KL_UNLIKELY(req & KL_REQ_VM_DEAD))
 		return -EIO;
 	if (KL_UNLIKELY(signal_pending(v)))
@@ -806,6 +808,7 @@ static int loop(struct kl_vcpu *v)
 			}
 		}
 		if (KL_UNLIKELY(mp_state(v) != KVM_MP_STATE_RUNNABLE)) {
+			v->same_epoch = false;
 			r = block(v);
 			if (r)
 				return r;
@@ -863,6 +866,7 @@ int kl_x86_run(struct kl_vcpu *v)
 	atomic_store_explicit(&c->tid, kl_gettid(), memory_order_release);
 	kl_self.running = c;
 	atomic_signal_fence(memory_order_seq_cst);
+	v->same_epoch = false;
 	kl_fpu_summarize(v); /* KVM_SET_FPU and KVM_SET_XSAVE keep what they are given */
 
 	if (KL_UNLIKELY(mp_state(v) == KVM_MP_STATE_UNINITIALIZED)) {

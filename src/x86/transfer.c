@@ -556,7 +556,8 @@ enum kl_next kl_op_syscall(struct kl_vcpu *v, const struct kl_op *op)
 		kl_set_cs(v, &cs, 0);
 		v->rip = (uint32_t)v->msr_star;
 	}
-	return KL_JUMPED_STOP;
+	/* IF and TF are never set by this, so nothing waits for run.c. */
+	return KL_JUMPED;
 }
 
 enum kl_next kl_op_sysret(struct kl_vcpu *v, const struct kl_op *op)
@@ -565,6 +566,7 @@ enum kl_next kl_op_sysret(struct kl_vcpu *v, const struct kl_op *op)
 	struct kvm_segment cs, ss;
 	uint64_t rip = v->gpr[KL_RCX];
 	bool wide = op->opsize == 8;
+	uint64_t old = v->rflags;
 
 	if (!(v->efer & KL_EFER_SCE))
 		kl_raise(v, KL_EXC_UD);
@@ -584,7 +586,7 @@ enum kl_next kl_op_sysret(struct kl_vcpu *v, const struct kl_op *op)
 	v->seg[KL_SS] = ss;
 	kl_set_cs(v, &cs, 3);
 	v->rip = wide ? rip : (uint32_t)rip;
-	return KL_JUMPED_STOP;
+	return KL_JUMPED | kl_flags_loaded(v, old);
 }
 
 enum kl_next kl_op_sysenter(struct kl_vcpu *v, const struct kl_op *op)

@@ -296,6 +296,7 @@ struct kl_vcpu {
 	uint64_t tlb_gfn[KL_NR_TLB_MODES][KL_TLB_SIZE]; /* of the entry there */
 	/* What was compared with memory in an earlier epoch is compared again (code.h). */
 	uint64_t code_epoch;
+	bool same_epoch; /* kl_interp_run() stopped by itself, and nothing has happened since */
 	/* tlbs.gen[tlb_mode]: code that was fetched while it was the same is where it was. */
 	uint64_t code_gen;
 	bool pass_wrapped;        /* core.pass: an old one may look like a new one */
@@ -590,7 +591,16 @@ KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned 
  */
 KL_INLINE void kl_code_void(struct kl_vcpu *v)
 {
-	v->pass_wrapped |= !++v->core.pass;
+	_Static_assert(KL_NR_TLB_MODES == 4, "bits below the number");
+	v->core.pass = ((v->core.pass | 3) + 1) | v->tlb_mode;
+	v->pass_wrapped |= !(v->core.pass >> 2);
+	v->stack_limit = 0;
+}
+
+/* The access mode is another: nothing is void, but what holds is told from what held in others. */
+KL_INLINE void kl_code_mode_changed(struct kl_vcpu *v)
+{
+	v->core.pass = (v->core.pass & ~3u) | v->tlb_mode;
 	v->stack_limit = 0;
 }
 
