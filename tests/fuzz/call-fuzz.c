@@ -34,11 +34,13 @@
 
 #include "call.h"
 
-#define PAGE     4096u
-#define MEMORY   0x10000u
-#define EVENTFD  100
-#define CODE     0x1000
-#define MAX_SIZE 4096 /* of a structure */
+#define PAGE    4096u
+#define MEMORY  0x10000u
+#define EVENTFD 100
+#define CODE    0x1000
+/* Of a structure: 256 entries of CPUID, and what an XSAVE area may come to. Calls with an odd count
+ * copy that much, whatever the sequence put there. */
+#define MAX_SIZE 16384
 
 struct vm {
 	_Atomic int fd;
