@@ -215,7 +215,7 @@ static long signal_msi(struct kl_x86_vm *kvm, unsigned long arg)
 
 static long set_gsi_routing(struct kl_x86_vm *kvm, unsigned long arg)
 {
-	const struct kvm_irq_routing *user = (const void *)arg;
+	const char *user = (const char *)arg; /* at any address */
 	struct kvm_irq_routing_entry *e = NULL;
 	struct kvm_irq_routing head;
 	size_t size;
@@ -230,7 +230,7 @@ static long set_gsi_routing(struct kl_x86_vm *kvm, unsigned long arg)
 		e = kl_failpoint("irq-routing-copy") ? NULL : malloc(size);
 		if (!e)
 			return -ENOMEM;
-		if (kl_copy_from_user(e, user->entries, size)) {
+		if (kl_copy_from_user(e, user + sizeof(head), size)) {
 			free(e);
 			return -EFAULT;
 		}

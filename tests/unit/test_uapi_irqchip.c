@@ -83,6 +83,7 @@ static void split_has_no_pins(void **state)
 		struct kvm_irq_routing_entry e;
 	} r = {.head = {.nr = 1}, .e = {.gsi = 1, .type = KVM_IRQ_ROUTING_IRQCHIP}};
 	struct kvm_irqfd f = {.gsi = 1, .flags = KVM_IRQFD_FLAG_RESAMPLE};
+	char odd[sizeof(r) + 8] __attribute__((aligned(8)));
 	int fd = eventfd(0, 0);
 
 	(void)state;
@@ -99,6 +100,9 @@ static void split_has_no_pins(void **state)
 	r.e.type = KVM_IRQ_ROUTING_MSI;
 	r.e.u.msi.address_lo = 0xfee00000;
 	assert_int_equal(dev_ioctl_p(&vm, KVM_SET_GSI_ROUTING, &r), 0);
+	/* At any address: UBSan looks here. */
+	memcpy(odd + 4, &r, sizeof(r));
+	assert_int_equal(dev_ioctl_p(&vm, KVM_SET_GSI_ROUTING, odd + 4), 0);
 	/* A line that can be resampled needs an IOAPIC. */
 	f.fd = f.resamplefd = (uint32_t)fd;
 	assert_int_equal(dev_ioctl_p(&vm, KVM_IRQFD, &f), -EINVAL);
