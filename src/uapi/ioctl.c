@@ -48,6 +48,7 @@ long kl_uapi_ioctl(struct kl_object *obj, unsigned long cmd_long, unsigned long 
 	long r;
 
 	*new_obj = NULL;
+	kl_object_found(obj);
 	switch (obj->kind) {
 	case KL_OBJ_SYSTEM:
 		r = kl_system_ioctl(cmd, arg, new_obj);
@@ -90,6 +91,7 @@ long kl_uapi_mmap(struct kl_object *obj, size_t len, int prot, int flags, off_t 
 	uint64_t pages = (len + KL_PAGE_SIZE - 1) / KL_PAGE_SIZE;
 	struct kl_uvm *vm;
 
+	kl_object_found(obj);
 	if (obj->kind != KL_OBJ_VCPU && obj->kind != KL_OBJ_GMEM)
 		return -ENODEV;
 	/* KVM's files live on a file system that is mounted noexec. */
@@ -116,6 +118,7 @@ ssize_t kl_uapi_read(struct kl_object *obj, void *buf, size_t len, off_t *pos)
 	struct kl_ustats *s = kl_ustats(obj);
 	ssize_t r;
 
+	kl_object_found(obj);
 	if (obj->kind != KL_OBJ_STATS)
 		return -EINVAL;
 	if (is_foreign(obj))
@@ -133,6 +136,7 @@ off_t kl_uapi_lseek(struct kl_object *obj, off_t off, int whence)
 	off_t pos;
 
 	(void)off;
+	kl_object_found(obj);
 	if (whence < SEEK_SET || whence > SEEK_HOLE)
 		return -EINVAL;
 	if (obj->kind == KL_OBJ_GMEM)

@@ -104,6 +104,7 @@ void kl_object_publish(struct kl_object *obj)
 {
 	struct kl_object **head = bucket(obj->dev, obj->ino);
 
+	kl_object_complete(obj);
 	kl_mutex_lock(&table_lock);
 	obj->hash_next = *head;
 	*head = obj;

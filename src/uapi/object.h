@@ -102,17 +102,23 @@ KL_INLINE struct kl_ugmem *kl_ugmem(struct kl_object *o)
 #define kl_run_set(lv, val) (*(volatile __typeof__(lv) *)&(lv) = (val))
 
 /*
- * Who uses an object is counted by the callers of uapi.h, outside of what ThreadSanitizer sees
- * (preload/): tell it that this use is over before the object goes.
+ * Descriptors are looked up, and uses counted, by the callers of uapi.h, outside of what
+ * ThreadSanitizer sees (preload/). Tell it that an object was complete before anybody found it (by
+ * a number that another thread has just closed and this one got anew, perhaps), and that this use
+ * is over before the object goes. Two addresses, so that uses are not ordered among themselves.
  */
 #if KL_TSAN
 void __tsan_acquire(void *addr);
 void __tsan_release(void *addr);
-#define kl_object_used(obj)    __tsan_release(obj)
-#define kl_object_no_user(obj) __tsan_acquire(obj)
+#define kl_object_complete(obj) __tsan_release(&(obj)->kind)
+#define kl_object_found(obj)    __tsan_acquire(&(obj)->kind)
+#define kl_object_used(obj)     __tsan_release(&(obj)->refs)
+#define kl_object_no_user(obj)  __tsan_acquire(&(obj)->refs)
 #else
-#define kl_object_used(obj)    ((void)(obj))
-#define kl_object_no_user(obj) ((void)(obj))
+#define kl_object_complete(obj) ((void)(obj))
+#define kl_object_found(obj)    ((void)(obj))
+#define kl_object_used(obj)     ((void)(obj))
+#define kl_object_no_user(obj)  ((void)(obj))
 #endif
 
 /* ---- object.c ---------------------------------------------------------------------- */
