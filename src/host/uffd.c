@@ -5,6 +5,7 @@
  */
 #include <linux/userfaultfd.h>
 
+#include "base/racepoint.h"
 #include "base/syscall.h"
 #include "host/uffd.h"
 
@@ -55,6 +56,7 @@ static uint64_t end_of(unsigned i)
 static void set(unsigned i, uint64_t start, uint64_t end)
 {
 	atomic_store_explicit(&ranges[i].start, start, memory_order_release);
+	racepoint("uffd-range");
 	atomic_store_explicit(&ranges[i].end, end, memory_order_release);
 }
 
