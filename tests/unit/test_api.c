@@ -4,6 +4,7 @@
  * slots is in test_api_race.c.
  */
 #include "api_env.h"
+#include "host/sys.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -534,6 +535,42 @@ static void forked_child(void **state)
 	assert_int_equal(v, 7);
 }
 
+/*
+ * U5, N1: a fork() between begin and end of a bracket. The child's thread is in none, has another
+ * id, and changes its own memory and slots.
+ */
+static void forked_in_bracket(void **state)
+{
+	struct fixture *f = *state;
+	struct kvmlet_notifier_range r = range_of(f->ram, PG);
+	struct kvmlet_vm *vm;
+	uint64_t v;
+	int status;
+	pid_t pid;
+
+	assert_int_equal(kl_gettid(), gettid());
+	assert_int_equal(kvmlet_notifier_begin(&r), 0);
+	pid = fork();
+	if (!pid) {
+		if (kl_gettid() != gettid() || kl_self.brackets)
+			_exit(1);
+		if (kvmlet_vm_create(&vm) ||
+		    kvmlet_memslot_set(vm, 0, 0, 0, NPAGES * PG, kl_hva(f->ram)) ||
+		    kvmlet_vm_load(vm, 0, PG, 8, &v))
+			_exit(2);
+		unmap(f->ram + PG, PG);
+		if (kvmlet_vm_load(vm, 0, PG, 8, &v) != -EFAULT || kvmlet_vm_load(vm, 0, 0, 8, &v))
+			_exit(3);
+		kvmlet_vm_destroy(vm);
+		_exit(0);
+	}
+	kvmlet_notifier_end(&r);
+	assert_true(pid > 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	assert_int_equal(kvmlet_vm_load(f->vm, 0, 0, 8, &v), 0);
+}
+
 /* U5: so is a VM that an internal error has ended. */
 static void dead_vm(void **state)
 {
@@ -593,13 +630,21 @@ int main(void)
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	int failed;
 	static const struct CMUnitTest tests[] = {
-		T(trace),           T(translate),
-		T(memslot_refused), T(read_write),
-		T(read_only),       T(atomics),
-		T(atomics_refused), T(window_merges),
-		T(window_refused),  T(own_window_or_bracket),
-		T(brackets),        T(ageing),
-		T(vanished_memory), T(forked_child),
+		T(trace),
+		T(translate),
+		T(memslot_refused),
+		T(read_write),
+		T(read_only),
+		T(atomics),
+		T(atomics_refused),
+		T(window_merges),
+		T(window_refused),
+		T(own_window_or_bracket),
+		T(brackets),
+		T(ageing),
+		T(vanished_memory),
+		T(forked_child),
+		T(forked_in_bracket),
 		T(dead_vm),
 	};
 

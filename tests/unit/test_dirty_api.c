@@ -129,6 +129,28 @@ static void manual(void **state)
 	assert_int_equal(get(f), 0);
 }
 
+/* D1: initially set, in a log whose last word is full. */
+static void whole_words(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = new_memory(128 * PG);
+	uint64_t words[2];
+
+	assert_int_equal(kvmlet_dirty_set_mode(f->vm, KVMLET_DIRTY_MANUAL | KVMLET_DIRTY_ALL_SET),
+			 0);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, LOG, FAR, 128 * PG, kl_hva(p)), 0);
+	assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, 128), 0);
+	assert_true(words[0] == ~0ull && words[1] == ~0ull);
+	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 0, 128, words), 0);
+	assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, 128), 0);
+	assert_true(!words[0] && !words[1]);
+	store(f, FAR + 127 * PG);
+	assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, 128), 0);
+	assert_true(!words[0] && words[1] == 1ull << 63);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, FAR, 0, kl_hva(p)), 0);
+	munmap(p, 128 * PG);
+}
+
 /* Slot 1 with more pages than the smallest ring holds, which logs; there is a ring. */
 static uint8_t *with_ring(struct fixture *f)
 {
@@ -178,13 +200,22 @@ static void ring(void **state)
 static void full_ring(void **state)
 {
 	struct fixture *f = *state;
-	struct kvmlet_dirty_page pages[64];
+	struct kvmlet_dirty_page pages[64], more[201];
 	uint8_t *p = with_ring(f);
 	bool seen[MANY] = {false};
 	unsigned n, all = 0;
 
 	for (uint64_t page = 0; page < MANY; page++)
 		store(f, FAR + page * PG);
+	/* Never more than is asked for, in however many steps it is taken. */
+	more[200].slot = 0x5eed;
+	assert_int_equal(kvmlet_dirty_ring_collect(f->vm, more, 200, &n), 0);
+	assert_int_equal(n, 200);
+	assert_int_equal(more[200].slot, 0x5eed);
+	for (; all < n; all++) {
+		assert_true(more[all].page < MANY && !seen[more[all].page]);
+		seen[more[all].page] = true;
+	}
 	do {
 		assert_int_equal(kvmlet_dirty_ring_collect(f->vm, pages, 64, &n), 0);
 		for (unsigned i = 0; i < n; i++) {
@@ -284,8 +315,8 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(every_writer), TEST(refusals),  TEST(manual), TEST(ring),
-		TEST(full_ring),    TEST(no_memory), TEST(a_copy),
+		TEST(every_writer), TEST(refusals),  TEST(manual),    TEST(whole_words),
+		TEST(ring),         TEST(full_ring), TEST(no_memory), TEST(a_copy),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));

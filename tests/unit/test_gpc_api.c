@@ -87,6 +87,8 @@ static void holder(void **state)
 	assert_int_equal(kvmlet_gpc_deactivate(a), -EDEADLK);
 	assert_int_equal(kvmlet_gpc_trylock(a, 8, &p), -EDEADLK);
 	assert_int_equal(kvmlet_gpc_lock(a, PG + 1, &p), -EDEADLK);
+	lens[0] = 8;
+	assert_int_equal(kvmlet_gpc_lock_many(&a, lens, ptrs, 1), -EDEADLK);
 	kvmlet_window_unlock(f->vm);
 	/* Inside a bracket of its own. */
 	assert_int_equal(kvmlet_notifier_begin(&r), 0);
@@ -258,6 +260,7 @@ static void forked_child(void **state)
 			  kvmlet_gpc_trylock(a, 8, &p) != -EIO ||
 			  kvmlet_gpc_refresh(a, 8) != -EIO || kvmlet_gpc_deactivate(a) != -EIO ||
 			  kvmlet_gpc_activate(a, PG, 8) != -EIO ||
+			  kvmlet_gpc_lock_many(&a, &(size_t){8}, &p, 1) != -EIO ||
 			  kvmlet_gpc_init(f->vm, 0, &b) != -EIO;
 
 		kvmlet_gpc_unlock(a, 0);

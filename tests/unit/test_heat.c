@@ -225,8 +225,11 @@ static void columns_merge(void **state)
 	assert_int_equal(sum(r, heat->columns, 8), 3 * KL_HEAT_COLUMNS / 2);
 	assert_int_equal(sum(r, KL_HEAT_COLUMNS, 3), 3 * KL_HEAT_COLUMNS);
 	assert_true(r->cells[0 * r->bands + 3] >= 2); /* two or more of what was one */
-	for (unsigned c = 0; c < heat->columns; c++)
+	for (unsigned c = 0; c < KL_HEAT_COLUMNS; c++) {
+		assert_int_equal(heat->total[c],
+				 r->cells[c * r->bands + 3] + r->cells[c * r->bands + 8]);
 		total += heat->total[c];
+	}
 	assert_int_equal(total, 9 * KL_HEAT_COLUMNS / 2);
 	/* As if nobody had looked for a year. */
 	kl_heat_ahead_ns += 365ull * 86400 * 1000000000;
@@ -234,6 +237,57 @@ static void columns_merge(void **state)
 	kl_heat_sample();
 	assert_true(heat->columns <= KL_HEAT_COLUMNS);
 	assert_int_equal(sum(r, heat->columns, 3), 3 * KL_HEAT_COLUMNS + 1);
+}
+
+static void *change_slots(void *arg)
+{
+	struct fixture *f = arg;
+
+	kl_mutex_lock(&f->vm.slots_lock);
+	racepoint("test-slots-locked");
+	kl_mutex_unlock(&f->vm.slots_lock);
+	return NULL;
+}
+
+/* What is counted when a program ends: as any sample, but nobody is waited for. */
+static void last_sample(void **state)
+{
+	struct fixture *f = *state;
+	const struct kl_heat_record *r = record(0);
+	pthread_t t;
+
+	store(f, 2 * PG);
+	store(f, 9 * PG);
+	assert_true(kl_heat_sample_last());
+	assert_int_equal(r->written, 2);
+	NEED_RACEPOINTS;
+	store(f, 3 * PG);
+	kl_racepoint_arm("test-slots-locked", 1);
+	assert_int_equal(pthread_create(&t, NULL, change_slots, f), 0);
+	assert_true(kl_racepoint_wait("test-slots-locked", TIMEOUT));
+	assert_true(kl_heat_sample_last());
+	assert_int_equal(r->written, 2);
+	kl_racepoint_release("test-slots-locked");
+	pthread_join(t, NULL);
+}
+
+/* A record's memory goes with it. */
+static void forgotten(void **state)
+{
+	struct fixture *f = *state;
+	unsigned char v;
+	void *ever;
+
+	store(f, 2 * PG);
+	kl_heat_sample();
+	ever = (void *)record(0)->ever;
+	assert_non_null(ever);
+	assert_int_equal(mincore(ever, 1, &v), 0);
+	kl_heat_remove_vm(&f->vm);
+	kl_heat_forget();
+	assert_int_equal(mincore(ever, 1, &v), -1);
+	assert_null(kl_heat_read_lock(true)->records);
+	kl_heat_read_unlock();
 }
 
 /* Memory that is not there for the heatmap is none of the program's worries. */
@@ -262,6 +316,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(counted_once_a_sample), TEST(logs_do_not_meet), TEST(caches_are_counted),
 		TEST(slots_come_and_go),     TEST(columns_merge),    TEST(without_memory),
+		TEST(last_sample),           TEST(forgotten),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));
