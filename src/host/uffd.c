@@ -31,6 +31,7 @@ static uint64_t write_begin(void)
 		    atomic_compare_exchange_weak_explicit(&seq, &s, s + 1, memory_order_acquire,
 							  memory_order_relaxed))
 			return s + 1;
+		racepoint("uffd-busy");
 		if (spins % 64 == 63)
 			kl_sys(SYS_sched_yield, 0);
 		kl_cpu_relax();
@@ -99,6 +100,7 @@ bool kl_uffd_overlaps_slow(uint64_t start, uint64_t end)
 			if (atomic_load_explicit(&seq, memory_order_relaxed) == s)
 				return hit;
 		}
+		racepoint("uffd-busy");
 		if (spins % 64 == 63)
 			kl_sys(SYS_sched_yield, 0);
 		kl_cpu_relax();
@@ -111,8 +113,10 @@ bool kl_uffd_gap(uint64_t *start, uint64_t *end)
 	unsigned i, n;
 
 	do {
-		while ((s = atomic_load_explicit(&seq, memory_order_acquire)) & 1)
+		while ((s = atomic_load_explicit(&seq, memory_order_acquire)) & 1) {
+			racepoint("uffd-busy");
 			kl_sys(SYS_sched_yield, 0);
+		}
 		from = *start;
 		n = kl_min(count(), MAX_RANGES + 0u);
 		for (i = first_behind(n, from); i < n && start_of(i) <= from; i++)

@@ -63,7 +63,7 @@ KL_UNUSED static int teardown(void **state)
 
 	kvmlet_vm_destroy(f->vm);
 	/* Whatever was called has left the engine (U3). */
-	if (kl_engine_active() || kl_self.only_listed)
+	if (kl_self.depth || kl_self.only_listed)
 		return -1;
 	munmap(f->ram, NPAGES * PG);
 	free(f);

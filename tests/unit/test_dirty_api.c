@@ -129,26 +129,37 @@ static void manual(void **state)
 	assert_int_equal(get(f), 0);
 }
 
-/* D1: initially set, in a log whose last word is full. */
+/* D1: initially set, in a log that ends with a word, and with a line of words. */
 static void whole_words(void **state)
 {
 	struct fixture *f = *state;
-	uint8_t *p = new_memory(128 * PG);
-	uint64_t words[2];
+	uint64_t words[16];
 
 	assert_int_equal(kvmlet_dirty_set_mode(f->vm, KVMLET_DIRTY_MANUAL | KVMLET_DIRTY_ALL_SET),
 			 0);
-	assert_int_equal(kvmlet_memslot_set(f->vm, 1, LOG, FAR, 128 * PG, kl_hva(p)), 0);
-	assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, 128), 0);
-	assert_true(words[0] == ~0ull && words[1] == ~0ull);
-	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 0, 128, words), 0);
-	assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, 128), 0);
-	assert_true(!words[0] && !words[1]);
-	store(f, FAR + 127 * PG);
-	assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, 128), 0);
-	assert_true(!words[0] && words[1] == 1ull << 63);
-	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, FAR, 0, kl_hva(p)), 0);
-	munmap(p, 128 * PG);
+	for (unsigned n = 1; n <= KL_ARRAY_SIZE(words); n *= 2) {
+		uint64_t pages = 64 * n;
+		uint8_t *p = new_memory(pages * PG);
+
+		assert_int_equal(kvmlet_memslot_set(f->vm, 1, LOG, FAR, pages * PG, kl_hva(p)), 0);
+		assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, pages), 0);
+		for (unsigned i = 0; i < n; i++)
+			assert_true(words[i] == ~0ull);
+		assert_int_equal(kvmlet_dirty_set_mode(f->vm, 0), 0);
+		/* To get is to clear now, and what was clear is. */
+		assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, pages), 0);
+		store(f, FAR + (pages - 1) * PG);
+		for (unsigned k = 0; k < 2; k++) {
+			assert_int_equal(kvmlet_dirty_get(f->vm, 1, words, pages), 0);
+			for (unsigned i = 0; i < n; i++)
+				assert_true(words[i] == (!k && i == n - 1 ? 1ull << 63 : 0));
+		}
+		assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, FAR, 0, kl_hva(p)), 0);
+		assert_int_equal(
+			kvmlet_dirty_set_mode(f->vm, KVMLET_DIRTY_MANUAL | KVMLET_DIRTY_ALL_SET),
+			0);
+		munmap(p, pages * PG);
+	}
 }
 
 /* Slot 1 with more pages than the smallest ring holds, which logs; there is a ring. */

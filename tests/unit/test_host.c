@@ -433,6 +433,42 @@ static int no_thread(void)
 	return 0;
 }
 
+static void defer(int sig, siginfo_t *info, void *uc)
+{
+	if (kl_engine_active())
+		kl_thread_defer_signal(sig, info, uc);
+	else
+		seen++;
+}
+
+/* The kernel's queue of signals is full. */
+static int signal_not_queued(void)
+{
+	struct sigaction sa = {.sa_sigaction = defer, .sa_flags = SA_SIGINFO};
+
+	CHECK(!sigaction(SIGUSR1, &sa, NULL));
+	kl_engine_enter();
+	raise(SIGUSR1);
+	CHECK(!seen);
+	kl_engine_leave();
+	CHECK(seen == 1);
+	CHECK(deny(SYS_rt_tgsigqueueinfo, -1, 0, EAGAIN));
+	kl_engine_enter();
+	raise(SIGUSR1);
+	CHECK(seen == 1);
+	kl_engine_leave();
+	CHECK(seen == 2);
+	return 0;
+}
+
+/* U3: what came while the thread was in the engine comes when it leaves, at least without siginfo.
+ */
+static void deferred_signal(void **state)
+{
+	(void)state;
+	in_child(signal_not_queued);
+}
+
 /* A thread that cannot be had is an error, not a hang. */
 static void thread_refused(void **state)
 {
@@ -483,6 +519,59 @@ static void fork_during_change(void **state)
 	assert_false(kl_uffd_any());
 }
 
+static void *add_another(void *arg)
+{
+	(void)arg;
+	kl_uffd_add(70 * PG, 71 * PG);
+	return NULL;
+}
+
+static void *look(void *arg)
+{
+	*(bool *)arg = kl_uffd_overlaps(64 * PG, 65 * PG);
+	return NULL;
+}
+
+static void *find_gap(void *arg)
+{
+	uint64_t *gap = arg;
+
+	gap[0] = 64 * PG;
+	gap[1] = 66 * PG;
+	kl_uffd_gap(&gap[0], &gap[1]);
+	return NULL;
+}
+
+/* N7: who looks in the middle of a change sees what is there after it; two changes do not mix. */
+static void looks_during_change(void **state)
+{
+	uint64_t gap[2] = {0};
+	bool hit = false;
+	pthread_t t[4];
+
+	(void)state;
+	if (!kl_racepoints_enabled())
+		skip();
+	kl_uffd_add(10 * PG, 11 * PG);
+	kl_racepoint_arm("uffd-range", 1);
+	assert_int_equal(pthread_create(&t[0], NULL, add_range, NULL), 0);
+	assert_true(kl_racepoint_wait("uffd-range", 10000));
+	kl_racepoint_arm("uffd-busy", 3);
+	assert_int_equal(pthread_create(&t[1], NULL, add_another, NULL), 0);
+	assert_int_equal(pthread_create(&t[2], NULL, look, &hit), 0);
+	assert_int_equal(pthread_create(&t[3], NULL, find_gap, gap), 0);
+	assert_true(kl_racepoint_wait_for("uffd-busy", 3, 10000));
+	kl_racepoint_release("uffd-busy");
+	kl_racepoint_release("uffd-range");
+	for (unsigned i = 0; i < 4; i++)
+		pthread_join(t[i], NULL);
+	assert_true(hit);
+	assert_true(gap[0] == 65 * PG && gap[1] == 66 * PG);
+	assert_true(kl_uffd_overlaps(70 * PG, 71 * PG));
+	assert_false(kl_uffd_overlaps(66 * PG, 70 * PG));
+	assert_true(kl_uffd_remove(0, ~0ull));
+}
+
 /* N7: rounding at the ends of the address space, and nothing at all. */
 static void odd_ranges(void **state)
 {
@@ -530,6 +619,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(kernel_refuses),     cmocka_unit_test(eventfds),
 		cmocka_unit_test(other_handlers),     cmocka_unit_test(thread_refused),
+		cmocka_unit_test(deferred_signal),    cmocka_unit_test(looks_during_change),
 		cmocka_unit_test(odd_ranges),         cmocka_unit_test(closest_become_one),
 		cmocka_unit_test(fork_during_change),
 	};
