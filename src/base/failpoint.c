@@ -7,12 +7,32 @@
 #include "base/log.h"
 
 _Atomic int kl_failpoints_on;
+static _Atomic unsigned any_left; /* passages until one fails; 0: none does */
+static const char *_Atomic any_failed;
+
+/* Is this the passage that arm_any() meant? */
+static bool any_hit(const struct kl_testpoint *p)
+{
+	unsigned left = atomic_load(&any_left);
+
+	do {
+		if (!left)
+			return false;
+	} while (!atomic_compare_exchange_weak(&any_left, &left, left - 1));
+	if (left > 1)
+		return false;
+	atomic_store(&any_failed, p->name);
+	kl_log(KL_LOG_DEBUG, "failpoint %s fails", p->name);
+	return true;
+}
 
 bool kl_failpoint_hit(const struct kl_testpoint *p)
 {
 	struct kl_testpoint *first = kl_testpoint_find(KL_FAILPOINT, p->name);
 	unsigned hit = atomic_fetch_add(&first->hits, 1) + 1;
 
+	if (any_hit(p))
+		return true;
 	/* Overshooting is harmless: exactly one passage has the number. */
 	if (hit != atomic_load(&first->fail_at))
 		return false;
@@ -42,6 +62,20 @@ bool kl_failpoint_disarm(const char *name)
 		return false;
 	atomic_fetch_sub(&kl_failpoints_on, 1);
 	return atomic_load(&p->fired);
+}
+
+void kl_failpoint_arm_any(unsigned nth)
+{
+	atomic_store(&any_failed, NULL);
+	atomic_store(&any_left, nth);
+	atomic_fetch_add(&kl_failpoints_on, 1);
+}
+
+const char *kl_failpoint_disarm_any(void)
+{
+	atomic_store(&any_left, 0);
+	atomic_fetch_sub(&kl_failpoints_on, 1);
+	return atomic_exchange(&any_failed, NULL);
 }
 
 void kl_failpoint_count_start(void)

@@ -37,6 +37,14 @@ void kl_failpoint_arm(const char *name, unsigned nth);
 bool kl_failpoint_disarm(const char *name);
 
 /*
+ * The same for whichever failpoint is passed, counted together: for runs that fail the first step
+ * of a call, then the second, until there is none. disarm_any() returns the name of the one that
+ * has failed, or NULL.
+ */
+void kl_failpoint_arm_any(unsigned nth);
+const char *kl_failpoint_disarm_any(void);
+
+/*
  * Count passages between start and stop; each() tells the counts, those that are 0 too. For runs
  * that fail every passage in turn.
  */

@@ -7,14 +7,17 @@
  *
  *   explore --sequences N [--seed S]
  *       N random sequences of one thread: the oracle and the library agree step by step.
- *   explore --pairs [--each N] [--seed S] [--kinds A,B]
- *       for every pair of kinds (or that one) N scenarios, in which the first two threads begin
- * with one of each, under random schedules. explore --exhaustive N [--seed S] [--kinds A,B] N
- * scenarios of two threads, under every schedule with at most two switches that nobody had to make.
- *   explore --scenario SEED,A,B [--choices LIST]
+ *   explore --failures N [--seed S]
+ *       the same; in each step what can fail fails first, one after the other until there is
+ * nothing left: the error is the right one, and the oracle, which knows nothing of it, still
+ * agrees. explore --pairs [--each N] [--seed S] [--kinds A,B] for every pair of kinds (or that one)
+ * N scenarios, in which the first two threads begin with one of each, under random schedules.
+ * explore --exhaustive N [--seed S] [--kinds A,B] N scenarios of two threads, under every schedule
+ * with at most two switches that nobody had to make. explore --scenario SEED,A,B [--choices LIST]
  *       one of them again.
  *   --verbose: each step of a sequence
  */
+#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -22,6 +25,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/failpoint.h"
+#include "base/pool.h"
 #include "base/racepoint.h"
 #include "../random.h"
 #include "engine.h"
@@ -376,6 +381,87 @@ static bool sequences(unsigned n, uint64_t seed)
 	return true;
 }
 
+/* May a call whose step @name failed return @r? */
+static bool is_errno_of(const char *name, int r)
+{
+	if (!strcmp(name, "populate"))
+		return r == -EFAULT;
+	if (!strcmp(name, "populate-hwpoison"))
+		return r == -EHWPOISON;
+	if (!strcmp(name, "gmem-open"))
+		return r == -EMFILE;
+	return r == -ENOMEM;
+}
+
+/* What an error may leave behind all the same: memory that was touched is there. */
+static void after_error(struct oracle *o, const struct op *op, int r)
+{
+	for (unsigned i = 0; i < FILE_PAGES; i++)
+		if (o->file[i].there == NOT)
+			o->file[i].there = MAYBE;
+	if (r == -ENOMEM && (op->kind == GPC_ACTIVATE || op->kind == GPC_ACTIVATE_HVA))
+		o->cache[op->slot].active = false; /* G6 */
+}
+
+static unsigned long failures;
+
+/* One step, with everything in it that can fail. False: it came to what it may not. */
+static bool step_with_failures(struct oracle *o, const struct op *op, struct outcome *out,
+			       const char **name)
+{
+	for (unsigned nth = 1;; nth++) {
+		struct oracle next = *o;
+
+		kl_failpoint_arm_any(nth);
+		engine_do(op, out);
+		*name = kl_failpoint_disarm_any();
+		if (*name && out->ret && is_errno_of(*name, out->ret)) {
+			failures++;
+			after_error(o, op, out->ret);
+			continue;
+		}
+		/* Nothing failed any more; or it did, and was made up for. */
+		if (!accepts(&next, op, out))
+			return false;
+		*o = next;
+		return true;
+	}
+}
+
+static bool sequences_with_failures(unsigned n, uint64_t seed)
+{
+	struct oracle o;
+	struct outcome out;
+	struct op op;
+
+	if (n && !kl_failpoints_enabled())
+		exit(77);
+	for (; n; n--, seed++, runs++) {
+		uint64_t pages = kl_pages_in_use();
+		const char *name;
+
+		rnd_state = seed * 0x2545f4914f6cdd1d;
+		engine_begin();
+		engine_thread(0);
+		oracle_init(&o);
+		for (unsigned i = 0; i < 100; i++) {
+			any_op(&op, rnd(4) ? (enum kind)rnd(NR_KINDS) : rnd(2) ? SET : SET_GMEM, 0);
+			if (step_with_failures(&o, &op, &out, &name))
+				continue;
+			printf("explore --failures 1 --seed %" PRIu64 ": step %u, %s failed: ",
+			       seed, i, name ? name : "nothing");
+			say_op(&op, &out);
+			return false;
+		}
+		engine_end();
+		if (kl_pages_in_use() != pages) {
+			printf("explore --failures 1 --seed %" PRIu64 ": pages are left\n", seed);
+			return false;
+		}
+	}
+	return true;
+}
+
 static bool pair(enum kind a, enum kind b, unsigned each, uint64_t seed)
 {
 	static struct scenario s;
@@ -437,6 +523,7 @@ int main(int argc, char **argv)
 {
 	enum {
 		SEQUENCES = 256,
+		FAILURES,
 		PAIRS,
 		EACH,
 		EXHAUSTIVE,
@@ -449,14 +536,21 @@ int main(int argc, char **argv)
 		VERBOSE
 	};
 	static const struct option options[] = {
-		{"sequences", 1, NULL, SEQUENCES}, {"pairs", 0, NULL, PAIRS},
-		{"each", 1, NULL, EACH},           {"exhaustive", 1, NULL, EXHAUSTIVE},
-		{"seed", 1, NULL, SEED},           {"kinds", 1, NULL, KINDS},
-		{"scenario", 1, NULL, SCENARIO},   {"choices", 1, NULL, CHOICES},
-		{"threads", 1, NULL, THREADS},     {"ops", 1, NULL, OPS},
-		{"verbose", 0, NULL, VERBOSE},     {NULL, 0, NULL, 0},
+		{"sequences", 1, NULL, SEQUENCES},
+		{"failures", 1, NULL, FAILURES},
+		{"pairs", 0, NULL, PAIRS},
+		{"each", 1, NULL, EACH},
+		{"exhaustive", 1, NULL, EXHAUSTIVE},
+		{"seed", 1, NULL, SEED},
+		{"kinds", 1, NULL, KINDS},
+		{"scenario", 1, NULL, SCENARIO},
+		{"choices", 1, NULL, CHOICES},
+		{"threads", 1, NULL, THREADS},
+		{"ops", 1, NULL, OPS},
+		{"verbose", 0, NULL, VERBOSE},
+		{NULL, 0, NULL, 0},
 	};
-	unsigned n_sequences = 0, each = 1, n_exhaustive = 0, threads = 0, ops = 0;
+	unsigned n_sequences = 0, n_failures = 0, each = 1, n_exhaustive = 0, threads = 0, ops = 0;
 	enum kind from_a = 0, to_a = NR_KINDS - 1, from_b = 0, to_b = NR_KINDS - 1;
 	bool pairs = false, scenario = false, good = true;
 	static struct schedule sch;
@@ -473,6 +567,9 @@ int main(int argc, char **argv)
 		switch (o) {
 		case SEQUENCES:
 			n_sequences = (unsigned)atoi(optarg);
+			break;
+		case FAILURES:
+			n_failures = (unsigned)atoi(optarg);
 			break;
 		case PAIRS:
 			pairs = true;
@@ -524,7 +621,9 @@ int main(int argc, char **argv)
 		make(&s, seed, from_a, from_b, threads, ops);
 		return once(&s, &sch) ? 0 : 1;
 	}
-	good = sequences(n_sequences, seed);
+	good = sequences(n_sequences, seed) && sequences_with_failures(n_failures, seed);
+	if (n_failures)
+		printf("explore: %lu failures\n", failures);
 	if (pairs)
 		for (unsigned a = from_a; good && a <= to_a; a++)
 			for (unsigned b = from_b; good && b <= to_b; b++)
