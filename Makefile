@@ -10,7 +10,7 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all mutants models conformance linux stress fuzz bench install \
+.PHONY: all build run test test-asan test-tsan test-all mutants mutate coverage models conformance linux stress fuzz bench install \
 	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
@@ -48,6 +48,20 @@ test-all: test test-asan test-tsan
 mutants:
 	@tools/install-deps build mutants
 	@tests/mutants/run $(MUTANTS)
+
+# Lines and branches of the memory engine that tests reach; MISSING=1 also lists what they do not
+build-cov/build.ninja: | deps
+	@$(MESON) setup -Db_coverage=true -Dchecks=enabled -Doptimization=0 -Dwerror=false -Dtests=enabled build-cov
+coverage: build-cov/build.ninja
+	@$(NINJA) -C build-cov $(j)
+	@tools/coverage run build-cov
+	@tools/coverage report build-cov $(if $(MISSING),--missing)
+
+# Small mistakes of all kinds in src/mem and src/mmu, COUNT drawn by SEED: the tests must notice.
+# Which tests pass through which line is from make coverage.
+mutate:
+	@[ -d build-cov/cover ] || $(MAKE) coverage
+	@tests/mutants/generic --seed $(or $(SEED),1) --count $(or $(COUNT),300)
 
 # SPIN models of the protocols, and of the bugs that they exclude
 models:
@@ -120,7 +134,7 @@ clean:
 	@[ ! -f $(BUILD)/build.ninja ] || $(NINJA) -C $(BUILD) clean
 
 distclean:
-	rm -rf build build-asan build-tsan
+	rm -rf build build-asan build-tsan build-cov
 
 help:
 	@echo 'make               build everything into $(BUILD)/'
@@ -129,6 +143,8 @@ help:
 	@echo 'make test-asan     the tests under AddressSanitizer and UBSan, in build-asan/'
 	@echo 'make test-tsan     the tests under ThreadSanitizer, in build-tsan/'
 	@echo 'make mutants       put known bugs in, one by one: the tests must notice (MUTANTS="name ...")'
+	@echo 'make mutate        put small mistakes into src/mem and src/mmu: COUNT=300, SEED=1'
+	@echo 'make coverage      which lines and branches of the memory engine tests reach (MISSING=1: and which not)'
 	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
 	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
 	@echo "make linux         boot Debian's Linux under QEMU on kvmlet (CASES=\"name ...\", CASES=all)"
