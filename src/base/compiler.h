@@ -47,7 +47,8 @@
 #define KL_PAGE_SIZE  4096UL
 #define KL_PAGE_MASK  (~(KL_PAGE_SIZE - 1))
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(KL_TSAN) /* of a file that is not instrumented, in a build that is */
+#elif defined(__SANITIZE_THREAD__)
 #define KL_TSAN 1
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
