@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Model-specific registers: the guest's RDMSR and WRMSR with the program's filter and its
- * exits, KVM_GET_MSRS and KVM_SET_MSRS, the lists.
+ * Model-specific registers: what they are and take; KVM_GET_MSRS and KVM_SET_MSRS. The lists are in
+ * msr_list.c, MTRRs in mtrr.c, the program's filter in msr_filter.c, RDMSR and WRMSR in ops_msr.c.
  *
  * One get and one set function serve guest and program; "host" says which. An MSR that is
  * not here does not exist: #GP for the guest, an error for the program, as KVM without
@@ -10,14 +10,10 @@
 #include "x86/msr.h"
 
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "host/guard.h"
 #include "x86/access.h"
 #include "x86/control.h"
 #include "x86/guest_cpuid.h"
-#include "x86/insn.h"
 #include "x86/lapic.h"
 #include "x86/mce.h"
 #include "x86/paging.h"
@@ -32,170 +28,12 @@
 #define FEATURE_CONTROL_LOCKED    (1ull << 0)
 #define FEATURE_CONTROL_LMCE      (1ull << 20)
 
-enum result { OK, REFUSED, UNKNOWN, FILTERED };
+#define OK      KL_MSR_OK
+#define REFUSED KL_MSR_REFUSED
+#define UNKNOWN KL_MSR_UNKNOWN
 _Static_assert((int)OK == KL_PV_OK && (int)REFUSED == KL_PV_REFUSED &&
 		       (int)UNKNOWN == KL_PV_UNKNOWN,
 	       "the results of pv/");
-
-const uint32_t kl_x86_msr_list[] = {
-	KL_MSR_SYSENTER_CS,
-	KL_MSR_SYSENTER_ESP,
-	KL_MSR_SYSENTER_EIP,
-	KL_MSR_STAR,
-	KL_MSR_CSTAR,
-	KL_MSR_KERNEL_GS_BASE,
-	KL_MSR_FMASK,
-	KL_MSR_LSTAR,
-	KL_MSR_TSC,
-	KL_MSR_PAT,
-	KL_MSR_TSC_AUX,
-	KL_MSR_DEBUGCTL,
-	KL_MSR_LASTBRANCH_FROM,
-	KL_MSR_LASTBRANCH_FROM + 1, /* to */
-	KL_MSR_LASTBRANCH_FROM + 2, /* the same of the last interrupt */
-	KL_MSR_LASTBRANCH_FROM + 3,
-	KL_MSR_TSC_ADJUST,
-	KL_MSR_TSC_DEADLINE,
-	KL_MSR_ARCH_CAPABILITIES,
-	KL_MSR_PERF_CAPABILITIES,
-	KL_MSR_MISC_ENABLE,
-	KL_MSR_MCG_STATUS,
-	KL_MSR_MCG_CTL,
-	KL_MSR_SMI_COUNT,
-	KL_MSR_PLATFORM_INFO,
-	KL_MSR_MISC_FEATURES,
-	KL_MSR_POWER_CTL,
-	KL_MSR_UCODE_REV,
-	KL_MSR_HWCR,
-	KL_MSR_KVM_WALL_CLOCK,
-	KL_MSR_KVM_SYSTEM_TIME,
-	KL_MSR_KVM_WALL_CLOCK_NEW,
-	KL_MSR_KVM_SYSTEM_TIME_NEW,
-	KL_MSR_KVM_STEAL_TIME,
-	KL_MSR_KVM_PV_EOI,
-	KL_MSR_KVM_POLL_CONTROL,
-	KL_MSR_KVM_ASYNC_PF_EN,
-	KL_MSR_KVM_ASYNC_PF_INT,
-	KL_MSR_KVM_ASYNC_PF_ACK,
-	/* Hyper-V's (pv/hyperv.h) */
-	0x40000000, /* GUEST_OS_ID */
-	0x40000001, /* HYPERCALL */
-	0x40000020, /* TIME_REF_COUNT */
-	0x40000021, /* REFERENCE_TSC */
-	0x40000022, /* TSC_FREQUENCY */
-	0x40000023, /* APIC_FREQUENCY */
-	0x40000100, /* CRASH_P0 ... P4 */
-	0x40000101,
-	0x40000102,
-	0x40000103,
-	0x40000104,
-	0x40000105, /* CRASH_CTL */
-	0x40000003, /* RESET */
-	0x40000002, /* VP_INDEX */
-	0x40000010, /* VP_RUNTIME */
-	0x40000073, /* VP_ASSIST_PAGE */
-	0x40000106, /* REENLIGHTENMENT_CONTROL */
-	0x40000107, /* TSC_EMULATION_CONTROL */
-	0x40000108, /* TSC_EMULATION_STATUS */
-	0x40000118, /* TSC_INVARIANT_CONTROL */
-	/* Up to here on every host; the rest on AMD's. */
-	KL_MSR_VM_HSAVE_PA,
-	KL_MSR_VIRT_SPEC_CTRL,
-	KL_MSR_TSC_RATIO,
-};
-#define NR_AMD_MSRS 3u
-
-unsigned kl_x86_nr_msrs(void)
-{
-	unsigned n = KL_ARRAY_SIZE(kl_x86_msr_list);
-
-	return kl_host_is_intel() ? n - NR_AMD_MSRS : n;
-}
-
-const uint32_t kl_x86_feature_msr_list[] = {
-	KL_MSR_DE_CFG,
-	KL_MSR_UCODE_REV,
-	KL_MSR_ARCH_CAPABILITIES,
-};
-const unsigned kl_x86_nr_feature_msrs = KL_ARRAY_SIZE(kl_x86_feature_msr_list);
-
-/* ---- MTRRs: stored, without effect ---- */
-
-/* Order in v->msr_mtrr: 16 variable, 64K, 2 of 16K, 8 of 4K, default type. -1: not an MTRR. */
-static int mtrr_slot(uint32_t index)
-{
-	if (index >= KL_MSR_MTRR_VAR0 && index <= KL_MSR_MTRR_VAR15)
-		return (int)(index - KL_MSR_MTRR_VAR0);
-	if (index == KL_MSR_MTRR_FIX64K)
-		return 16;
-	if (index >= KL_MSR_MTRR_FIX16K && index < KL_MSR_MTRR_FIX16K + 2)
-		return (int)(17 + index - KL_MSR_MTRR_FIX16K);
-	if (index >= KL_MSR_MTRR_FIX4K && index < KL_MSR_MTRR_FIX4K + 8)
-		return (int)(19 + index - KL_MSR_MTRR_FIX4K);
-	return index == KL_MSR_MTRR_DEFTYPE ? 27 : -1;
-}
-
-static bool memory_type(uint64_t t)
-{
-	return t < 8 && ((0x73u >> t) & 1);
-}
-
-static bool mtrr_valid(struct kl_vcpu *v, int slot, uint64_t data)
-{
-	uint64_t reserved = kl_reserved_gpa_bits(v) | 0xfff0000000000000ull;
-
-	if (slot == 27)
-		return !(data & ~0xcffull) && memory_type(data & 0xff);
-	if (slot >= 16) {
-		for (unsigned i = 0; i < 64; i += 8)
-			if (!memory_type((data >> i) & 0xff))
-				return false;
-		return true;
-	}
-	if (slot & 1)
-		return !(data & (reserved | 0x7ff));
-	return memory_type(data & 0xff) && !(data & (reserved | 0xf00));
-}
-
-static bool pat_valid(uint64_t data)
-{
-	for (unsigned i = 0; i < 64; i += 8) {
-		unsigned t = (data >> i) & 0xff;
-
-		if (t > 7 || t == 2 || t == 3)
-			return false;
-	}
-	return true;
-}
-
-/* ---- values that are facts of the machine ---- */
-
-/* The program may read, and set to 0, what the list has, even if it is nothing here. */
-static bool advertised(uint32_t index)
-{
-	for (unsigned i = 0; i < kl_x86_nr_msrs(); i++)
-		if (kl_x86_msr_list[i] == index)
-			return true;
-	return false;
-}
-
-int kl_x86_get_feature_msr(uint32_t index, uint64_t *data)
-{
-	switch (index) {
-	case KL_MSR_DE_CFG:
-		*data = 2; /* LFENCE is serializing: each instruction is finished before the next */
-		return 0;
-	case KL_MSR_UCODE_REV:
-		*data = kl_host_is_intel() ? 1ull << 32 : 0x01000065;
-		return 0;
-	case KL_MSR_ARCH_CAPABILITIES:
-		*data = 0;
-		return 0;
-	default:
-		*data = 0;
-		return advertised(index) ? 0 : -EINVAL;
-	}
-}
 
 void kl_msr_reset(struct kl_vcpu *v, bool init_event)
 {
@@ -215,7 +53,7 @@ void kl_msr_reset(struct kl_vcpu *v, bool init_event)
 /* ---- get ---- */
 
 /* SVM and its relatives are not in CPUID, but KVM has the registers. */
-static enum result get_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
+static enum kl_msr_result get_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
 	if (kl_host_is_intel())
 		return UNKNOWN;
@@ -227,7 +65,7 @@ static enum result get_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data
 	return host ? OK : REFUSED;
 }
 
-static enum result get_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
+static enum kl_msr_result get_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
 	bool outside = !host && (v->pv_eoi_pending | v->vapic_lent), ok;
 
@@ -239,9 +77,9 @@ static enum result get_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t *dat
 	return ok ? OK : REFUSED;
 }
 
-static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
+enum kl_msr_result kl_msr_get(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host)
 {
-	int slot = mtrr_slot(index);
+	int slot = kl_mtrr_slot(index);
 
 	if (slot >= 0) {
 		*data = v->msr_mtrr[slot];
@@ -417,14 +255,14 @@ static enum result get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data, bo
 		*data = kl_apic_tsc_deadline(v);
 		break;
 	default:
-		return (enum result)kl_pv_get_msr(v, index, data, host);
+		return (enum kl_msr_result)kl_pv_get_msr(v, index, data, host);
 	}
 	return OK;
 }
 
 /* ---- set ---- */
 
-static enum result set_efer(struct kl_vcpu *v, uint64_t efer, bool host)
+static enum kl_msr_result set_efer(struct kl_vcpu *v, uint64_t efer, bool host)
 {
 	uint64_t old = v->efer;
 
@@ -443,7 +281,7 @@ static enum result set_efer(struct kl_vcpu *v, uint64_t efer, bool host)
 	return OK;
 }
 
-static enum result set_misc_enable(struct kl_vcpu *v, uint64_t data, bool host)
+static enum kl_msr_result set_misc_enable(struct kl_vcpu *v, uint64_t data, bool host)
 {
 	uint64_t old = v->msr_misc_enable;
 
@@ -460,7 +298,7 @@ static enum result set_misc_enable(struct kl_vcpu *v, uint64_t data, bool host)
 }
 
 /* Intel's: locked it stays, and nothing but LMCE can be switched on. */
-static enum result set_feature_control(struct kl_vcpu *v, uint64_t data, bool host)
+static enum kl_msr_result set_feature_control(struct kl_vcpu *v, uint64_t data, bool host)
 {
 	uint64_t valid = FEATURE_CONTROL_LOCKED;
 
@@ -479,7 +317,7 @@ static enum result set_feature_control(struct kl_vcpu *v, uint64_t data, bool ho
 #define VM_CR_VALID 0x1full
 #define VM_CR_LOCKS 0x18ull /* SVM disabled, and for good */
 
-static enum result set_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+static enum kl_msr_result set_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
 {
 	uint64_t change = VM_CR_VALID;
 
@@ -509,7 +347,7 @@ static enum result set_amd_msr(struct kl_vcpu *v, uint32_t index, uint64_t data,
 	}
 }
 
-static enum result set_address(struct kl_vcpu *v, uint64_t *msr, uint64_t data)
+static enum kl_msr_result set_address(struct kl_vcpu *v, uint64_t *msr, uint64_t data)
 {
 	/* 57 bits are legal where the CPU could have them; the guest's mode does not matter. */
 	unsigned bits = kl_cr4_supported() & KL_CR4_LA57 ? 57 : 48;
@@ -521,7 +359,7 @@ static enum result set_address(struct kl_vcpu *v, uint64_t *msr, uint64_t data)
 	return OK;
 }
 
-static enum result set_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+static enum kl_msr_result set_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
 {
 	bool ok = true;
 
@@ -538,16 +376,16 @@ static enum result set_apic_msr(struct kl_vcpu *v, uint32_t index, uint64_t data
 	return ok ? OK : REFUSED;
 }
 
-static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
+enum kl_msr_result kl_msr_set(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host)
 {
-	int slot = mtrr_slot(index);
+	int slot = kl_mtrr_slot(index);
 
 	/* Wherever the program has put it. */
 	if (KL_UNLIKELY(index &&
 			index == atomic_load_explicit(&v->kvm->xen_msr, memory_order_relaxed)))
-		return (enum result)kl_pv_xen_set_msr(v, data, host);
+		return (enum kl_msr_result)kl_pv_xen_set_msr(v, data, host);
 	if (slot >= 0) {
-		if (!mtrr_valid(v, slot, data))
+		if (!kl_mtrr_valid(v, slot, data))
 			return REFUSED;
 		v->msr_mtrr[slot] = data;
 		return OK;
@@ -624,7 +462,7 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 		v->msr_power_ctl = data;
 		break;
 	case KL_MSR_PAT:
-		if (!pat_valid(data))
+		if (!kl_pat_valid(data))
 			return REFUSED;
 		v->msr_pat = data;
 		break;
@@ -701,204 +539,26 @@ static enum result set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data, boo
 	case 0xc0010058: /* MMIO_CONF_BASE */
 		return data ? REFUSED : OK;
 	default:
-		return (enum result)kl_pv_set_msr(v, index, data, host);
+		return (enum kl_msr_result)kl_pv_set_msr(v, index, data, host);
 	}
 	return OK;
 }
 
 int kl_x86_get_msr(struct kl_vcpu *v, uint32_t index, uint64_t *data)
 {
-	enum result r = get_msr(v, index, data, true);
+	enum kl_msr_result r = kl_msr_get(v, index, data, true);
 
-	return r == OK || (r == UNKNOWN && advertised(index)) ? 0 : -EINVAL;
+	return r == OK || (r == UNKNOWN && kl_msr_advertised(index)) ? 0 : -EINVAL;
 }
 
 int kl_x86_set_msr(struct kl_vcpu *v, uint32_t index, uint64_t data)
 {
-	enum result r;
+	enum kl_msr_result r;
 	uint64_t old;
 
 	/* What the processor can do must not change once it has run. */
 	if (v->runnable_once && (index == KL_MSR_DE_CFG || index == KL_MSR_ARCH_CAPABILITIES))
-		return get_msr(v, index, &old, true) == OK && old == data ? 0 : -EINVAL;
-	r = set_msr(v, index, data, true);
-	return r == OK || (r == UNKNOWN && !data && advertised(index)) ? 0 : -EINVAL;
-}
-
-/* ---- the program's filter ---- */
-
-#define MAX_BITMAP 0x600
-
-struct kl_msr_filter {
-	bool default_allow;
-	unsigned n;
-	struct range {
-		uint32_t flags, base, nmsrs;
-		uint8_t *bitmap;
-	} range[KVM_MSR_FILTER_MAX_RANGES];
-};
-
-static void filter_free(struct kl_msr_filter *f)
-{
-	if (!f)
-		return;
-	for (unsigned i = 0; i < f->n; i++)
-		free(f->range[i].bitmap);
-	free(f);
-}
-
-static int filter_add(struct kl_msr_filter *f, const struct kvm_msr_filter_range *r)
-{
-	struct range *n = &f->range[f->n];
-	size_t size;
-
-	if (!r->nmsrs)
-		return 0;
-	if (!r->flags || (r->flags & ~(uint32_t)(KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE)))
-		return -EINVAL;
-	size = ((size_t)r->nmsrs + 63) / 64 * 8;
-	if (size > MAX_BITMAP)
-		return -EINVAL;
-	n->bitmap = malloc(size);
-	if (!n->bitmap)
-		return -ENOMEM;
-	f->n++;
-	n->flags = r->flags;
-	n->base = r->base;
-	n->nmsrs = r->nmsrs;
-	return kl_copy_from_user(n->bitmap, r->bitmap, size);
-}
-
-int kl_x86_set_msr_filter(struct kl_x86_vm *vm, const struct kvm_msr_filter *in)
-{
-	struct kl_msr_filter *f, *old;
-	bool empty = true;
-	int r;
-
-	if (in->flags & ~(uint32_t)KVM_MSR_FILTER_DEFAULT_DENY)
-		return -EINVAL;
-	for (unsigned i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
-		empty &= !in->ranges[i].nmsrs;
-	if (empty && (in->flags & KVM_MSR_FILTER_DEFAULT_DENY))
-		return -EINVAL;
-	f = calloc(1, sizeof(*f));
-	if (!f)
-		return -ENOMEM;
-	f->default_allow = !(in->flags & KVM_MSR_FILTER_DEFAULT_DENY);
-	for (unsigned i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++) {
-		r = filter_add(f, &in->ranges[i]);
-		if (r) {
-			filter_free(f);
-			return r;
-		}
-	}
-	old = atomic_exchange(&vm->msr_filter, f);
-	kl_srcu_synchronize(&vm->mem.srcu);
-	filter_free(old);
-	return 0;
-}
-
-void kl_msr_filter_free(struct kl_x86_vm *vm)
-{
-	filter_free(atomic_exchange(&vm->msr_filter, NULL));
-}
-
-/* Context: in an instruction. */
-static bool allowed(struct kl_vcpu *v, uint32_t index, uint32_t type)
-{
-	struct kl_x86_vm *vm = v->kvm;
-	const struct kl_msr_filter *f;
-	bool ok = true;
-	int idx;
-
-	if (!atomic_load_explicit(&vm->msr_filter, memory_order_relaxed))
-		return true;
-	if (index >= 0x800 && index <= 0x8ff)
-		return true;
-	kl_guest_pause(v);
-	idx = kl_srcu_read_lock(&vm->mem.srcu);
-	f = atomic_load_explicit(&vm->msr_filter, memory_order_acquire);
-	if (f) {
-		ok = f->default_allow;
-		for (unsigned i = 0; i < f->n; i++) {
-			const struct range *r = &f->range[i];
-			uint32_t bit = index - r->base;
-
-			if (index >= r->base && bit < r->nmsrs && (r->flags & type)) {
-				ok = (r->bitmap[bit / 8] >> (bit % 8)) & 1;
-				break;
-			}
-		}
-	}
-	kl_srcu_read_unlock(&vm->mem.srcu, idx);
-	kl_guest_resume(v);
-	return ok;
-}
-
-/* ---- instructions ---- */
-
-/* The program wants to answer, or #GP. */
-static enum kl_next msr_failed(struct kl_vcpu *v, const struct kl_op *op, enum result why,
-			       uint32_t index, uint64_t data, bool write)
-{
-	uint32_t reason = why == FILTERED  ? KVM_MSR_EXIT_REASON_FILTER
-			  : why == UNKNOWN ? KVM_MSR_EXIT_REASON_UNKNOWN
-					   : KVM_MSR_EXIT_REASON_INVAL;
-
-	if (!(v->kvm->user_space_msr_mask & reason))
-		kl_raise_error(v, KL_EXC_GP, 0);
-	v->exit.reason = write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
-	v->exit.msr.index = index;
-	v->exit.msr.why = reason;
-	v->exit.msr.data = data;
-	v->exit.msr.error = 0;
-	v->exit_pending = true;
-	v->pending = KL_PENDING_MSR;
-	v->pending_write = write;
-	v->pending_len = op->len;
-	return KL_JUMPED_STOP;
-}
-
-bool kl_msr_complete(struct kl_vcpu *v)
-{
-	if (v->exit.msr.error) {
-		v->exc = (struct kl_event_exception){
-			.pending = true, .nr = KL_EXC_GP, .has_error = true};
-		return false;
-	}
-	if (!v->pending_write) {
-		v->gpr[KL_RAX] = (uint32_t)v->exit.msr.data;
-		v->gpr[KL_RDX] = v->exit.msr.data >> 32;
-	}
-	return true;
-}
-
-enum kl_next kl_op_rdmsr(struct kl_vcpu *v, const struct kl_op *op)
-{
-	uint32_t index = (uint32_t)v->gpr[KL_RCX];
-	uint64_t data = 0;
-	enum result r;
-
-	if (v->cpl)
-		kl_raise_error(v, KL_EXC_GP, 0);
-	r = allowed(v, index, KVM_MSR_FILTER_READ) ? get_msr(v, index, &data, false) : FILTERED;
-	if (r != OK)
-		return msr_failed(v, op, r, index, 0, false);
-	v->gpr[KL_RAX] = (uint32_t)data;
-	v->gpr[KL_RDX] = data >> 32;
-	return KL_NEXT;
-}
-
-enum kl_next kl_op_wrmsr(struct kl_vcpu *v, const struct kl_op *op)
-{
-	uint32_t index = (uint32_t)v->gpr[KL_RCX];
-	uint64_t data = (v->gpr[KL_RDX] << 32) | (uint32_t)v->gpr[KL_RAX];
-	enum result r;
-
-	if (v->cpl)
-		kl_raise_error(v, KL_EXC_GP, 0);
-	r = allowed(v, index, KVM_MSR_FILTER_WRITE) ? set_msr(v, index, data, false) : FILTERED;
-	if (r != OK)
-		return msr_failed(v, op, r, index, data, true);
-	return KL_STOP;
+		return kl_msr_get(v, index, &old, true) == OK && old == data ? 0 : -EINVAL;
+	r = kl_msr_set(v, index, data, true);
+	return r == OK || (r == UNKNOWN && !data && kl_msr_advertised(index)) ? 0 : -EINVAL;
 }

@@ -90,6 +90,28 @@ enum kl_msr_index {
 #define KL_APIC_BASE_ENABLE    (1u << 11)
 #define KL_APIC_BASE_ADDR      0xfee00000u
 
+enum kl_msr_result {
+	KL_MSR_OK,
+	KL_MSR_REFUSED, /* #GP */
+	KL_MSR_UNKNOWN, /* there is no such register */
+	KL_MSR_FILTERED /* by the program (only for the guest's instructions) */
+};
+
+/* By the program (@host) or the guest. Context: the vCPU's thread; of the guest, in an instruction.
+ */
+enum kl_msr_result kl_msr_get(struct kl_vcpu *v, uint32_t index, uint64_t *data, bool host);
+enum kl_msr_result kl_msr_set(struct kl_vcpu *v, uint32_t index, uint64_t data, bool host);
+/* The program may read, and set to 0, what the list has, even if it is nothing here. */
+bool kl_msr_advertised(uint32_t index);
+
+/* Order in v->msr_mtrr: 16 variable, 64K, 2 of 16K, 8 of 4K, default type. -1: not an MTRR. */
+int kl_mtrr_slot(uint32_t index);
+bool kl_mtrr_valid(struct kl_vcpu *v, int slot, uint64_t data);
+bool kl_pat_valid(uint64_t data);
+
+/* Does the filter let the guest do that? @type: KVM_MSR_FILTER_*. Context: in an instruction. */
+bool kl_msr_allowed(struct kl_vcpu *v, uint32_t index, uint32_t type);
+
 /* Values at power-on. */
 void kl_msr_reset(struct kl_vcpu *v, bool init_event);
 /* IA32_APIC_BASE by the program or the guest: 0 or -EINVAL. */
