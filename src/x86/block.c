@@ -176,7 +176,7 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	b->until = KL_BLOCK_PATIENCE;
 	b->gfn = KL_STALE;
 	b->page = NULL;
-	if (c->xlate && v->code_mode == KL_CODE64)
+	if (c->xlate && v->code_mode != KL_CODE16)
 		kl_xlate_prepare(b);
 	c->used += block_size(n, len);
 	c->nr_built++;

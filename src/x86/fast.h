@@ -124,14 +124,20 @@ KL_INLINE const struct kl_op *kl_fast_jump(struct kl_vcpu *v, const struct kl_op
 	return kl_fast_enter(v, b, op->nth, true);
 }
 
-/* The block at @rip of 64-bit code, if it is at hand and may be entered, or NULL. */
-KL_INLINE struct kl_block *kl_fast_find(struct kl_vcpu *v, uint64_t rip)
+/* The block at linear address @rip of code in @mode, if it is at hand and may be entered, or NULL.
+ */
+KL_INLINE struct kl_block *kl_fast_find_in(struct kl_vcpu *v, uint64_t rip, unsigned mode)
 {
-	uint64_t key = rip << 2 | KL_CODE64;
+	uint64_t key = rip << 2 | mode;
 	struct kl_block *b = v->blocks->front[kl_block_hash(key) % KL_BLOCK_FRONT];
 
 	/* The key alone has not all bits. */
 	return kl_fast_may_enter(v, b) && b->key == key && b->rip == rip ? b : NULL;
+}
+
+KL_INLINE struct kl_block *kl_fast_find(struct kl_vcpu *v, uint64_t rip)
+{
+	return kl_fast_find_in(v, rip, KL_CODE64);
 }
 
 /* ---- operands -------------------------------------------------------------------------- */

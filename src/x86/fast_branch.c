@@ -186,13 +186,33 @@ void kl_fast_fuse(struct kl_op *ops, unsigned n)
 	}
 }
 
+/* Not JRCXZ or LOOP. */
+static bool is_jcc(ZydisMnemonic m)
+{
+	switch (m) {
+#define CC(n, sfx) case ZYDIS_MNEMONIC_J##sfx:
+		KL_CONDITIONS(CC)
+#undef CC
+		return true;
+	default:
+		return false;
+	}
+}
+
 kl_run_fn *kl_fast_select_branch(const struct kl_decode *d)
 {
 	struct kl_op *op = d->op;
 	bool rel = d->opnd[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 
-	if (d->mode != KL_CODE64 || op->opsize != 8 ||
-	    d->in.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+	if (d->in.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+		return NULL;
+	/* Translated code has its edges linked, too. */
+	if (d->mode == KL_CODE32 && op->opsize == 4 && rel &&
+	    (d->in.meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
+	     d->in.meta.category == ZYDIS_CATEGORY_CALL ||
+	     (d->in.meta.category == ZYDIS_CATEGORY_COND_BR && is_jcc(d->in.mnemonic))))
+		op->flags |= KL_OPF_LINK;
+	if (d->mode != KL_CODE64 || op->opsize != 8)
 		return NULL;
 	switch (d->in.mnemonic) {
 #define CC(n, sfx) case ZYDIS_MNEMONIC_J##sfx:

@@ -86,10 +86,12 @@ const struct kl_op *kl_fast_go_on(struct kl_vcpu *v, const struct kl_op *op)
 	struct kl_block *b = op->link;
 
 	v->cur_op = op;
-	if (KL_LIKELY(kl_fast_may_enter(v, b)))
-		return kl_fast_enter(v, b, op->nth - 1u, true);
-	if (v->code_mode == KL_CODE64)
+	/* Elsewhere CS's limit is to be looked at; translated code has done that. */
+	if (KL_LIKELY(v->code_mode == KL_CODE64)) {
+		if (KL_LIKELY(kl_fast_may_enter(v, b)))
+			return kl_fast_enter(v, b, op->nth - 1u, true);
 		ask_for_link(v, op);
+	}
 	return kl_fast_leave(v);
 }
 

@@ -262,9 +262,11 @@ struct kl_vcpu {
 	uint64_t gpr[16] KL_CACHELINE;
 	/* Near to them, for translated code. */
 	struct kl_tlb_entry *tlb_now; /* tlb[tlb_mode] */
-	struct kl_xlate_jump *jumps;  /* xlate/xlate.h */
-	uint64_t insn_count;          /* guest instructions, published to core.stats at exits */
-	uint64_t branch_target;       /* of the translated instruction that runs */
+	/* xlate/xlate.h; and while translated 32-bit code runs: FS, GS have no limit */
+	struct kl_xlate_jump *jumps, *jumps32;
+	bool whole_fs, whole_gs;
+	uint64_t insn_count;    /* guest instructions, published to core.stats at exits */
+	uint64_t branch_target; /* of the translated instruction that runs */
 	/* The page that the stack was last written to, as its TLB entry has it; limit 0: none, else
 	 * the first offset at which 8 bytes do not end in it. For translated code. */
 	uint64_t stack_tag, stack_limit;

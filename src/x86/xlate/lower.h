@@ -39,6 +39,7 @@ struct kl_translation {
 	struct kl_vcpu *v;
 	struct kl_xlate *x;
 	struct kl_block *b;
+	unsigned word; /* bytes of an address and of a stack slot: 8, or 4 in 32-bit code */
 	struct kl_emit e;
 	struct kl_t_op ops[KL_T_MAX_OPS], *at;
 	unsigned nr;

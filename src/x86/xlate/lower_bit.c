@@ -251,8 +251,9 @@ static bool bmi(struct kl_translation *t, struct kl_t_op *o)
 	if (mem)
 		kl_t_point(t);
 	kl_e_vex(&t->e,
-		 (struct kl_vex){(uint8_t)in->opcode_map, in->raw.vex.pp, in->raw.vex.W, 0}, r, v,
-		 m);
+		 (struct kl_vex){(uint8_t)in->opcode_map, in->raw.vex.pp,
+				 t->word == 8 ? in->raw.vex.W : 0, 0},
+		 r, v, m);
 	kl_e8(&t->e, in->opcode);
 	if (mem)
 		kl_e_modrm_mem(&t->e, r, KL_T_PTR);

@@ -22,12 +22,12 @@ static bool jcc(struct kl_translation *t, struct kl_t_op *o)
 static void fetch_target(struct kl_translation *t, struct kl_t_op *o)
 {
 	if (o->op.flags & KL_OPF_MEM) {
-		kl_t_access(t, o, 8, false);
+		kl_t_access(t, o, t->word, false);
 		kl_t_point(t);
-		kl_e_rm(&t->e, 0x8b, 8, H_S1, KL_T_PTR);
+		kl_e_rm(&t->e, 0x8b, t->word, H_S1, KL_T_PTR);
 	} else {
 		kl_t_flags_clobber(t);
-		kl_e_mov(&t->e, H_S1, kl_t_use(t, GPR(o->op.reg), H_S1));
+		kl_e_rr(&t->e, 0x8b, t->word, H_S1, kl_t_use(t, GPR(o->op.reg), H_S1));
 	}
 }
 
@@ -69,11 +69,11 @@ static bool call(struct kl_translation *t, struct kl_t_op *o)
 		kl_e_store(e, H_S1, KL_CTX(branch_target));
 	}
 	t->host = false;
-	kl_e_lea(e, 8, H_S1, KL_AT(RSP, -8));
+	kl_e_lea(e, t->word, H_S1, KL_AT(RSP, -(int)t->word));
 	kl_t_check_stack(t, true);
-	if ((int64_t)next == (int32_t)next) {
+	if ((int64_t)next == (int32_t)next || t->word == 4) {
 		kl_t_point(t);
-		kl_e_rm(e, 0xc7, 8, 0, KL_T_PTR);
+		kl_e_rm(e, 0xc7, t->word, 0, KL_T_PTR);
 		kl_e32(e, (uint32_t)next);
 	} else {
 		kl_e_imm(e, H_S0, next);
@@ -81,13 +81,13 @@ static bool call(struct kl_translation *t, struct kl_t_op *o)
 		kl_e_rm(e, 0x89, 8, H_S0, KL_T_PTR);
 	}
 	if (relative(o)) {
-		kl_e_lea(e, 8, RSP, KL_AT(RSP, -8));
+		kl_e_lea(e, t->word, RSP, KL_AT(RSP, -(int)t->word));
 		kl_t_edge(t, o->own, o->own->nth);
 		t->ended = true;
 	} else {
 		/* If nobody knows the target, the return address is stored again. */
 		kl_e_load(e, H_S1, KL_CTX(branch_target));
-		kl_t_jump(t, again, -8);
+		kl_t_jump(t, again, -(int)t->word);
 	}
 	return true;
 }
@@ -100,17 +100,17 @@ static bool ret(struct kl_translation *t, struct kl_t_op *o)
 	kl_t_flags_save(t);
 	t->host = false;
 	again = kl_here(e);
-	kl_e_mov(e, H_S1, RSP);
+	kl_e_rr(e, 0x8b, t->word, H_S1, RSP);
 	kl_t_check_stack(t, false);
 	kl_t_point(t);
-	kl_e_rm(e, 0x8b, 8, H_S1, KL_T_PTR);
-	kl_t_jump(t, again, (int)(8 + (o->op.imm & 0xffff)));
+	kl_e_rm(e, 0x8b, t->word, H_S1, KL_T_PTR);
+	kl_t_jump(t, again, (int)(t->word + (o->op.imm & 0xffff)));
 	return true;
 }
 
 bool kl_lower_branch(struct kl_translation *t, struct kl_t_op *o)
 {
-	if (o->op.opsize != 8 || (o->op.flags & KL_OPF_LOCK) ||
+	if (o->op.opsize != t->word || (o->op.flags & KL_OPF_LOCK) ||
 	    o->d.in.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
 		return false;
 	if (o->d.in.meta.category != ZYDIS_CATEGORY_COND_BR &&

@@ -184,21 +184,21 @@ static bool push(struct kl_translation *t, struct kl_t_op *o)
 	struct kl_emit *e = &t->e;
 	unsigned s;
 
-	if (op->opsize != 8 || (o->d.form != KL_FORM_R && o->d.form != KL_FORM_I))
+	if (op->opsize != t->word || (o->d.form != KL_FORM_R && o->d.form != KL_FORM_I))
 		return false;
 	kl_t_flags_clobber(t);
-	kl_e_lea(e, 8, H_S1, KL_AT(RSP, -8));
+	kl_e_lea(e, t->word, H_S1, KL_AT(RSP, -(int)t->word));
 	kl_t_check_stack(t, true);
 	if (o->d.form == KL_FORM_R) {
 		s = kl_t_use(t, GPR(op->reg), H_S0);
 		kl_t_point(t);
-		kl_e_rm(e, 0x89, 8, s, KL_T_PTR);
+		kl_e_rm(e, 0x89, t->word, s, KL_T_PTR);
 	} else {
 		kl_t_point(t);
-		kl_e_rm(e, 0xc7, 8, 0, KL_T_PTR);
+		kl_e_rm(e, 0xc7, t->word, 0, KL_T_PTR);
 		kl_e32(e, (uint32_t)op->imm);
 	}
-	kl_e_lea(e, 8, RSP, KL_AT(RSP, -8));
+	kl_e_lea(e, t->word, RSP, KL_AT(RSP, -(int)t->word));
 	return true;
 }
 
@@ -208,16 +208,16 @@ static bool pop(struct kl_translation *t, struct kl_t_op *o)
 	struct kl_emit *e = &t->e;
 	unsigned r;
 
-	if (op->opsize != 8 || o->d.form != KL_FORM_R)
+	if (op->opsize != t->word || o->d.form != KL_FORM_R)
 		return false;
 	kl_t_flags_clobber(t);
-	kl_e_mov(e, H_S1, RSP);
+	kl_e_rr(e, 0x8b, t->word, H_S1, RSP);
 	kl_t_check_stack(t, false);
 	r = kl_t_dst(GPR(op->reg), H_S0);
 	kl_t_point(t);
-	kl_e_rm(e, 0x8b, 8, r, KL_T_PTR);
+	kl_e_rm(e, 0x8b, t->word, r, KL_T_PTR);
 	if (GPR(op->reg) != KL_RSP)
-		kl_e_lea(e, 8, RSP, KL_AT(RSP, 8));
+		kl_e_lea(e, t->word, RSP, KL_AT(RSP, (int)t->word));
 	kl_t_put(t, GPR(op->reg), r);
 	return true;
 }
@@ -227,14 +227,14 @@ static bool leave(struct kl_translation *t, struct kl_t_op *o)
 	struct kl_emit *e = &t->e;
 	unsigned rbp = kl_host_of[KL_RBP];
 
-	if (o->op.opsize != 8)
+	if (o->op.opsize != t->word)
 		return false;
 	kl_t_flags_clobber(t);
-	kl_e_mov(e, H_S1, rbp);
-	kl_t_check(t, 8, false);
+	kl_e_rr(e, 0x8b, t->word, H_S1, rbp);
+	kl_t_check(t, t->word, false);
 	kl_t_point(t);
-	kl_e_rm(e, 0x8b, 8, H_S0, KL_T_PTR);
-	kl_e_lea(e, 8, RSP, KL_AT(rbp, 8));
+	kl_e_rm(e, 0x8b, t->word, H_S0, KL_T_PTR);
+	kl_e_lea(e, t->word, RSP, KL_AT(rbp, (int)t->word));
 	kl_e_mov(e, rbp, H_S0);
 	return true;
 }
@@ -340,6 +340,7 @@ bool kl_lower_mov(struct kl_translation *t, struct kl_t_op *o)
 	case ZYDIS_MNEMONIC_CQO:
 		return sign(t, o);
 	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_ENDBR32:
 	case ZYDIS_MNEMONIC_ENDBR64:
 		return true;
 #define CC(n, sfx) case ZYDIS_MNEMONIC_CMOV##sfx:

@@ -174,20 +174,46 @@ static void encode_legacy(struct kl_emit *e, const ZydisDecodedInstruction *in, 
 		kl_e8(e, 0x3a);
 }
 
+/* Is an operand a general register, or would be if it were not in memory? */
+static bool has_general(const struct kl_t_op *o)
+{
+	switch (o->d.in.mnemonic) {
+	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VPEXTRD:
+	case ZYDIS_MNEMONIC_VPINSRD:
+	case ZYDIS_MNEMONIC_VCVTSI2SD:
+	case ZYDIS_MNEMONIC_VCVTSI2SS:
+		return true;
+	default:
+		for (unsigned i = 0; i < o->d.in.operand_count_visible; i++)
+			if (kl_is_gpr(&o->d.opnd[i]))
+				return true;
+		return false;
+	}
+}
+
 /* @vvvv 0: none, or the first. @rm H_NONE: at H_S1. */
 static void encode(struct kl_translation *t, const struct kl_t_op *o, unsigned reg, unsigned vvvv,
-		   unsigned rm)
+		   unsigned rm, bool is4)
 {
 	const ZydisDecodedInstruction *in = &o->d.in;
+	uint8_t imm = (uint8_t)in->raw.imm[0].value.u, w = in->raw.vex.W;
 	struct kl_emit *e = &t->e;
 	bool mem = rm == H_NONE;
 
+	if (t->word == 4) {
+		/* What would be a register above the eighth, or 64 bits of a general one, is not.
+		 */
+		if (is4)
+			imm &= 0x7f;
+		if (has_general(o))
+			w = 0;
+	}
 	if (mem)
 		rm = H_S1;
 	if (is_vex(o))
 		kl_e_vex(e,
-			 (struct kl_vex){(uint8_t)in->opcode_map, in->raw.vex.pp, in->raw.vex.W,
-					 in->raw.vex.L},
+			 (struct kl_vex){(uint8_t)in->opcode_map, in->raw.vex.pp, w, in->raw.vex.L},
 			 reg, vvvv, rm);
 	else
 		encode_legacy(e, in, reg, rm);
@@ -197,7 +223,7 @@ static void encode(struct kl_translation *t, const struct kl_t_op *o, unsigned r
 	else
 		kl_e8(e, 0xc0 | (reg & 7) << 3 | (rm & 7));
 	if (in->raw.imm[0].size)
-		kl_e8(e, (uint8_t)in->raw.imm[0].value.u);
+		kl_e8(e, imm);
 }
 
 /* The operand in a field, or NULL. */
@@ -291,7 +317,7 @@ static void changed(struct kl_translation *t, const struct kl_t_op *o, const Zyd
 	t->xmm_dirty |= mask;
 }
 
-/* All upper halves become zero, those in the host and those in memory. */
+/* All upper halves become zero, those in the host and those in memory; in 32-bit code of eight. */
 static bool zero_upper(struct kl_translation *t)
 {
 	struct kl_emit *e = &t->e;
@@ -307,7 +333,7 @@ static bool zero_upper(struct kl_translation *t)
 	/* vxorps, vmovaps: the halves lie side by side */
 	kl_e_vex(e, (struct kl_vex){KL_VEX_0F, 0, 0, 0}, r, r, r);
 	kl_e8(e, 0x57), kl_e8(e, 0xc0 | (r & 7) << 3 | (r & 7));
-	for (unsigned i = 0; i < 16; i += 2)
+	for (unsigned i = 0; i < (t->word == 8 ? 16 : 8); i += 2)
 		vex_mem(e, (struct kl_vex){KL_VEX_0F, 0, 0, 1}, 0x29, r, 0, UPPER_AT(i));
 	kl_e8(e, 0xc5), kl_e8(e, 0xf8), kl_e8(e, 0x77); /* vzeroupper */
 	t->xmm |= (t->xmm & LOWS) << 16;
@@ -363,7 +389,7 @@ bool kl_lower_vector(struct kl_translation *t, struct kl_t_op *o)
 		use(t, o, is4, H_NONE);
 	if (mem)
 		kl_t_point(t);
-	encode(t, o, r, v, m);
+	encode(t, o, r, v, m, is4);
 	if (!mem)
 		changed(t, o, rm, m);
 	changed(t, o, reg, r);

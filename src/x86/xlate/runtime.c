@@ -44,11 +44,11 @@ struct kl_xlate *kl_xlate_create(void)
 static void forget_jumps(struct kl_xlate *x)
 {
 	/* An odd address that is not canonical: none. */
-	for (unsigned i = 0; i < KL_XLATE_JUMPS; i++)
+	for (unsigned i = 0; i < 2 * KL_XLATE_JUMPS; i++)
 		x->jumps[i].rip = 1ull << 63 | 1;
 }
 
-#define SIZE_JUMPS  (KL_XLATE_JUMPS * sizeof(struct kl_xlate_jump))
+#define SIZE_JUMPS  (2 * KL_XLATE_JUMPS * sizeof(struct kl_xlate_jump))
 #define SIZE_POINTS (KL_XLATE_POINTS * sizeof(struct kl_xlate_point))
 #define MAX_BLOCKS  (KL_XLATE_CODE / 64)
 #define SIZE_BLOCKS (MAX_BLOCKS * sizeof(struct kl_block *))
@@ -95,6 +95,7 @@ static bool ready(struct kl_vcpu *v, struct kl_xlate *x)
 	}
 	forget_jumps(x);
 	v->jumps = x->jumps;
+	v->jumps32 = x->jumps + KL_XLATE_JUMPS;
 	kl_xlate_common(x);
 	return true;
 }
@@ -170,6 +171,29 @@ const struct kl_op *kl_xlate_enter(struct kl_vcpu *v, struct kl_block *b)
 	return v->blocks->xlate->enter(v, b->host);
 }
 
+/* The segment shows all 4 GiB of the address space, or with @base those from its base on. */
+static bool whole(const struct kvm_segment *s, bool base, bool data)
+{
+	return (base || !s->base) && s->limit == 0xffffffff && !s->unusable && s->present &&
+	       (!data || (s->type & 0xe) == 2);
+}
+
+/*
+ * 32-bit code runs translated if its segments do nothing. They stay as they are until the
+ * interpreter goes on: what loads one ends a block.
+ */
+static bool flat(struct kl_vcpu *v)
+{
+	const struct kvm_segment *s = v->seg;
+
+	if (!whole(&s[KL_CS], false, false) || !whole(&s[KL_DS], false, true) ||
+	    !whole(&s[KL_ES], false, true) || !whole(&s[KL_SS], false, true) || !s[KL_SS].db)
+		return false;
+	v->whole_fs = whole(&s[KL_FS], true, true);
+	v->whole_gs = whole(&s[KL_GS], true, true);
+	return true;
+}
+
 const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_block *b = kl_xlate_block(op);
@@ -180,6 +204,8 @@ const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 			x->blocks[i]->pass = KL_STALE;
 		v->pass_wrapped = false;
 	}
+	if (v->code_mode != KL_CODE64 && !flat(v))
+		return b->run0(v, op);
 	/* Not live: each entry compares. */
 	if (b->seen != v->code_epoch || b->gen != v->code_gen)
 		return b->run0(v, op);
@@ -305,10 +331,12 @@ struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b)
 
 static uint64_t target_of(const struct kl_block *b, const struct kl_op *op)
 {
-	uint64_t next = b->rip + op->offset + op->len;
+	uint64_t to = b->rip + op->offset + op->len;
 
 	/* The op behind the last goes on where it is. */
-	return op->flags & KL_OPF_LINK ? next + op->imm : next;
+	if (op->flags & KL_OPF_LINK)
+		to += op->imm;
+	return (b->key & 3) == KL_CODE64 ? to : (uint32_t)to;
 }
 
 /*
@@ -322,7 +350,7 @@ struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, cons
 	uint64_t rip = target_of(b, op);
 
 	if (!to || to->gen != v->code_gen)
-		to = kl_fast_find(v, rip);
+		to = kl_fast_find_in(v, rip, v->code_mode);
 	if (to && kl_fast_may_enter(v, to) && KL_LIKELY(!v->check)) {
 		((struct kl_op *)(uintptr_t)op)->link = to;
 		if (to->host) {
@@ -352,10 +380,11 @@ struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, cons
 /* Nothing of @op has happened; it goes to @target. Again, if that is known now. */
 struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, uint64_t target)
 {
-	struct kl_block *to = kl_fast_find(v, target);
+	struct kl_block *to = kl_fast_find_in(v, target, v->code_mode);
 
 	if (to && to->host && KL_LIKELY(!v->check)) {
-		struct kl_xlate_jump *j = &v->jumps[target >> 1 & (KL_XLATE_JUMPS - 1)];
+		struct kl_xlate_jump *jumps = v->code_mode == KL_CODE64 ? v->jumps : v->jumps32;
+		struct kl_xlate_jump *j = &jumps[target >> 1 & (KL_XLATE_JUMPS - 1)];
 
 		j->rip = target;
 		j->host = to->host;

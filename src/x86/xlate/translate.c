@@ -22,8 +22,10 @@ bool kl_t_can_address(const struct kl_translation *t, const struct kl_t_op *o)
 {
 	const struct kl_op *op = &o->op;
 
-	if (!(op->flags & KL_OPF_MEM) || (op->addrsize != 8 && op->addrsize != 4))
+	if (!(op->flags & KL_OPF_MEM) || (op->addrsize != t->word && op->addrsize != 4))
 		return false;
+	if (t->word == 4)
+		return op->seg != KL_CS;
 	/* Not by the base of FS or GS alone: kl_seg_linear(). */
 	if (op->seg >= KL_FS && (op->base < 16 || op->index != KL_NOREG) && !kl_host_is_intel())
 		return false;
@@ -55,10 +57,16 @@ void kl_t_address(struct kl_translation *t, const struct kl_t_op *o, unsigned re
 		kl_e_lea(e, size, reg, m);
 		kl_e_lea(e, size, reg, KL_AT(reg, (int32_t)op->disp));
 	}
-	if (segment && op->seg >= KL_FS)
-		kl_e_rm(e, 0x03, 8, reg,
-			KL_AT(H_CTX, op->seg == KL_FS ? KL_CTX(seg[KL_FS].base)
-						      : KL_CTX(seg[KL_GS].base)));
+	if (!segment || op->seg < KL_FS)
+		return;
+	if (t->word == 4) {
+		kl_e_rm(e, 0x80, 0, 7,
+			KL_AT(H_CTX, op->seg == KL_FS ? KL_CTX(whole_fs) : KL_CTX(whole_gs)));
+		kl_e8(e, 0);
+		kl_t_slow_if(t, 4);
+	}
+	kl_e_rm(e, 0x03, t->word, reg,
+		KL_AT(H_CTX, op->seg == KL_FS ? KL_CTX(seg[KL_FS].base) : KL_CTX(seg[KL_GS].base)));
 }
 
 void kl_t_slow_if(struct kl_translation *t, unsigned cc)
@@ -134,7 +142,7 @@ void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned siz
 	kl_t_flags_clobber(t);
 	kl_t_address(t, o, H_S1, true);
 	if (o->op.base == KL_RSP && o->op.index == KL_NOREG && o->op.seg < KL_FS &&
-	    o->op.addrsize == 8 && size <= 8)
+	    o->op.addrsize == t->word && size <= 8)
 		kl_t_check_stack(t, write);
 	else
 		kl_t_check(t, size, write);
@@ -192,13 +200,13 @@ void kl_t_jump(struct kl_translation *t, const uint8_t *again, int rsp_change)
 	_Static_assert(sizeof(struct kl_xlate_jump) == 16, "two bits less");
 	kl_e_lea(e, 4, H_S0, (struct kl_mem){.base = H_NONE, .index = H_S1, .scale = 3});
 	kl_e_alu_ri(e, 4, 4, H_S0, (KL_XLATE_JUMPS - 1) << 4);
-	kl_e_rm(e, 0x03, 8, H_S0, KL_AT(H_CTX, KL_CTX(jumps)));
+	kl_e_rm(e, 0x03, 8, H_S0, KL_AT(H_CTX, t->word == 8 ? KL_CTX(jumps) : KL_CTX(jumps32)));
 	kl_e_rm(e, 0x3b, 8, H_S1, KL_AT(H_S0, offsetof(struct kl_xlate_jump, rip)));
 	t->indirect[t->nr_indirect].field = kl_e_jcc(e, 5);
 	t->indirect[t->nr_indirect].op = t->at->own;
 	t->indirect[t->nr_indirect++].again = again;
 	if (rsp_change)
-		kl_e_lea(e, 8, kl_host_of[KL_RSP], KL_AT(kl_host_of[KL_RSP], rsp_change));
+		kl_e_lea(e, t->word, kl_host_of[KL_RSP], KL_AT(kl_host_of[KL_RSP], rsp_change));
 	count(e, t->at->own->nth);
 	kl_e_rm(e, 0xff, 0, 4, KL_AT(H_S0, offsetof(struct kl_xlate_jump, host)));
 	t->ended = true;
@@ -280,7 +288,8 @@ static bool decode(struct kl_translation *t)
 		o->own = &b->ops[i];
 		o->nr_slow = 0;
 		o->next = NULL;
-		if (kl_decode_one(&o->d, &o->op, KL_CODE64, b->rip + o->own->offset, o->own->bytes,
+		if (kl_decode_one(&o->d, &o->op, t->word == 8 ? KL_CODE64 : KL_CODE32,
+				  b->rip + o->own->offset, o->own->bytes,
 				  o->own->len) != KL_DECODE_OK ||
 		    o->op.len != o->own->len)
 			return false;
@@ -338,6 +347,7 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	t->v = v;
 	t->x = x;
 	t->b = b;
+	t->word = (b->key & 3) == KL_CODE64 ? 8 : 4;
 	t->nr_points = t->nr_edges = t->nr_indirect = t->nr_stack = 0;
 	t->ended = t->lent = t->lent_avx = false;
 	t->xmm = t->xmm_dirty = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The block translator: decoded blocks of 64-bit code as host code, beside the interpreter and
- * interchangeable with it block by block (docs/vcpu.md).
+ * The block translator: decoded blocks of 64-bit and flat 32-bit code as host code, beside the
+ * interpreter and interchangeable with it block by block (docs/vcpu.md).
  *
  *   arena.c       memory for code, what is common to all of it, faults in it
  *   translate.c   one block: flags, edges, slow paths
@@ -38,7 +38,7 @@ struct kl_xlate {
 	struct kl_generated generated; /* first */
 	uint8_t *rw, *rx;              /* the same memory */
 	size_t used, start;            /* start: behind what is common */
-	struct kl_xlate_jump *jumps;
+	struct kl_xlate_jump *jumps;   /* of 64-bit code, and behind them of 32-bit code */
 	struct kl_xlate_point *points;
 	unsigned nr_points;
 	struct kl_block **blocks; /* that are translated */
