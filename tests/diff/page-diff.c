@@ -19,6 +19,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../random.h"
+
 #define RAM_SIZE 0x200000u
 #define GDT      0x1000u
 #define IDT      0x2000u
@@ -52,11 +54,7 @@ static void die(const char *what)
 
 static uint64_t rnd(void)
 {
-	uint64_t z = rng += 0x9e3779b97f4a7c15;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return z ^ z >> 31;
+	return random_next(&rng);
 }
 
 static void put(uint64_t at, uint64_t val)

@@ -22,6 +22,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "../random.h"
+
 #define PAGE      4096u
 #define LOW_SIZE  0x100000u
 #define GDT       0x1000u
@@ -84,11 +86,7 @@ extern const char *const mode_names[NMODES];
 
 static inline uint64_t rnd(uint64_t *s)
 {
-	uint64_t z = *s += 0x9e3779b97f4a7c15;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return z ^ z >> 31;
+	return random_next(s);
 }
 
 static inline uint64_t below(uint64_t *s, uint64_t n)

@@ -6,6 +6,7 @@
  */
 #include <stdio.h>
 
+#include "../random.h"
 #include "x86_env.h"
 
 #include "ref_transfer.h"
@@ -20,11 +21,7 @@ static uint64_t rng;
 
 static uint64_t rnd(void)
 {
-	uint64_t z = rng += 0x9e3779b97f4a7c15;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-	z = (z ^ z >> 27) * 0x94d049bb133111eb;
-	return z ^ z >> 31;
+	return random_next(&rng);
 }
 
 static bool once_in(unsigned n)
