@@ -29,16 +29,24 @@ static const char *env_path(const char *name)
 	return v && *v ? v : NULL;
 }
 
-/* translate, check; with :N. */
+/* interp, translate, check; with :N or :N:KIB. */
 static void vcpu(const char *how)
 {
 	size_t n = how ? strcspn(how, ":") : 0;
+	char *end = NULL;
 
 	kl_config.check = n == 5 && !strncmp(how, "check", n);
 	kl_config.translate = kl_config.check || (n == 9 && !strncmp(how, "translate", n));
 	kl_config.translate_after = UINT_MAX;
-	if (kl_config.translate && how[n])
-		kl_config.translate_after = (unsigned)strtoul(how + n + 1, NULL, 10);
+	if (!how || !how[n])
+		return;
+	kl_config.translate_after = (unsigned)strtoul(how + n + 1, &end, 10);
+	if (*end == ':') {
+		/* Of code not less than a part needs. */
+		kl_config.block_part = (unsigned)strtoul(end + 1, NULL, 10) * (1024 / 8);
+		kl_config.block_part = kl_max(kl_config.block_part & ~15u, 4096u);
+		kl_config.code_part = 128 << 10;
+	}
 }
 
 void kl_config_init(void)

@@ -14,7 +14,8 @@
  *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
  *   KVMLET_VCPU=translate  64-bit guest code is translated (x86/xlate/) where it is used often;
  *                       translate:N: after N uses, for tests; interp: never;
- *                       check, check:N: translated code is compared with the interpreter
+ *                       check, check:N: translated code is compared with the interpreter;
+ *                       a second :N: so many KiB for decoded blocks, for tests
  */
 #pragma once
 
@@ -32,6 +33,8 @@ struct kl_config {
 	bool translate;
 	bool check;               /* and compare */
 	unsigned translate_after; /* this many uses; UINT_MAX: as the engine thinks best */
+	/* Bytes of a part of the memory for decoded blocks, for translations; 0: the same. */
+	unsigned block_part, code_part;
 };
 
 extern struct kl_config kl_config;

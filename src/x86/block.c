@@ -7,21 +7,26 @@
  * are entered often have their page tracked instead (code.h). A store of this vCPU into the page
  * that it executes sets v->code_written, and the block is left after that instruction.
  *
- * All blocks live in one arena; when it is full, all are dropped.
+ * All blocks live in one arena, which is filled part by part. When all parts are full, the blocks
+ * of one go, chosen at random: if there is more hot code than room, some of it is then still there
+ * when its turn comes again, however regularly it comes. No block is running then, and what points
+ * to one is cleared before its memory is used again: the hash and the table before it, the links of
+ * blocks in other parts, the jump that wants to be linked, and translations (xlate/parts.c). A
+ * block to be asked for (ask) has been answered before another is looked for.
  */
 #include <string.h>
 
+#include "base/config.h"
 #include "base/failpoint.h"
 #include "host/sys.h"
 #include "x86/block.h"
 #include "x86/fast.h"
+#include "x86/memo.h"
 #include "x86/thunk.h"
 #include "x86/xlate/xlate.h"
 
-/* About 3 MiB of guest code. When it is full all of it goes: more hot code than that is slow. */
-#define ARENA_SIZE (64u << 20)
-#define MAX_OPS    32
-#define MAX_BYTES  224
+#define MAX_OPS   32
+#define MAX_BYTES 224
 /* Behind a conditional jump a block goes on as long as it is short: all of it is compared. */
 #define MAX_BYTES_BEHIND_JUMP 32
 
@@ -29,6 +34,21 @@ static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
 {
 	return sizeof(struct kl_block) + (nr_ops + 1) * sizeof(struct kl_op) +
 	       ((nr_bytes + 15u) & ~15u);
+}
+
+static size_t arena_size(const struct kl_block_cache *c)
+{
+	return (size_t)KL_BLOCK_PARTS * c->part_size;
+}
+
+static unsigned max_links(const struct kl_block_cache *c)
+{
+	return c->part_size / 128;
+}
+
+static size_t links_size(const struct kl_block_cache *c)
+{
+	return (size_t)KL_BLOCK_PARTS * max_links(c) * sizeof(struct kl_block_link);
 }
 
 bool kl_block_same_short(const struct kl_block *b)
@@ -57,50 +77,133 @@ void kl_blocks_destroy(struct kl_vcpu *v)
 {
 	if (v->blocks && v->blocks->xlate)
 		kl_xlate_destroy(v->blocks->xlate);
-	if (v->blocks && v->blocks->arena)
-		kl_sys_unmap(v->blocks->arena, ARENA_SIZE);
+	if (v->blocks && v->blocks->memos)
+		kl_sys_unmap(v->blocks->memos, sizeof(*v->blocks->memos));
+	if (v->blocks && v->blocks->arena) {
+		kl_sys_unmap(v->blocks->arena, arena_size(v->blocks));
+		kl_sys_unmap(v->blocks->links, links_size(v->blocks));
+	}
 	if (v->blocks)
 		kl_sys_unmap(v->blocks, sizeof(*v->blocks));
 	v->blocks = NULL;
 }
 
-static void flush(struct kl_block_cache *c)
+static uint8_t *part_at(const struct kl_block_cache *c, unsigned i)
 {
-	memset(c->front, 0, sizeof(c->front));
-	memset(c->hash, 0, sizeof(c->hash));
-	c->used = 0;
-	c->nr_flushes++;
+	return c->arena + (size_t)i * c->part_size;
+}
+
+/* The blocks in @part, those that cannot be found any more included. */
+#define for_each_block(b, c, part)                                             \
+	for (struct kl_block *b = (struct kl_block *)(void *)part_at(c, part); \
+	     (uint8_t *)b < part_at(c, part) + (c)->used[part];                \
+	     b = (struct kl_block *)(void *)((uint8_t *)b + block_size(b->nr_ops, b->nr_bytes)))
+
+static struct kl_block **chain_of(struct kl_block_cache *c, uint64_t key)
+{
+	return &c->hash[kl_block_hash(key) % KL_BLOCK_HASH];
+}
+
+/* Of ops in @part, those to [@start, @start + @len) of the arena. */
+static void drop_links(struct kl_block_cache *c, unsigned part, uint64_t start, uint64_t len)
+{
+	struct kl_block_link *links = c->links + (size_t)part * max_links(c);
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < c->nr_links[part]; i++) {
+		struct kl_op *op = (struct kl_op *)(void *)(c->arena + links[i].op * 8ul);
+
+		if (links[i].to - start >= len)
+			links[kept++] = links[i];
+		else if ((uint8_t *)op->link == c->arena + links[i].to * 8ul)
+			op->link = NULL; /* it has no newer one */
+	}
+	c->nr_links[part] = kept;
+}
+
+void kl_block_link(struct kl_block_cache *c, const struct kl_op *op, struct kl_block *to)
+{
+	uint64_t at = (uint64_t)((const uint8_t *)op - c->arena);
+	unsigned part = (unsigned)(at / c->part_size);
+
+	if (op->link == to)
+		return;
+	if (c->nr_links[part] == max_links(c))
+		drop_links(c, part, 0, UINT64_MAX);
+	c->links[(size_t)part * max_links(c) + c->nr_links[part]++] = (struct kl_block_link){
+		(uint32_t)(at / 8), (uint32_t)(((uint8_t *)to - c->arena) / 8)};
+	((struct kl_op *)(uintptr_t)op)->link = to;
+}
+
+static void evict(struct kl_block_cache *c, unsigned part)
+{
+	const uint8_t *lo = part_at(c, part), *hi = lo + c->part_size;
+#define GOES(b) ((const uint8_t *)(b) >= lo && (const uint8_t *)(b) < hi)
+
+	for (unsigned i = 0; i < KL_BLOCK_FRONT; i++)
+		if (GOES(c->front[i]))
+			c->front[i] = NULL;
+	for_each_block (b, c, part) {
+		struct kl_block **link = chain_of(c, b->key);
+
+		/* If it can still be found */
+		while (*link && *link != b)
+			link = &(*link)->next;
+		if (*link)
+			*link = b->next;
+	}
+	for (unsigned i = 0; i < KL_BLOCK_PARTS; i++)
+		if (i != part)
+			drop_links(c, i, (uint64_t)part * c->part_size / 8, c->part_size / 8);
+#undef GOES
+	c->from = NULL;
 	if (c->xlate)
-		kl_xlate_flush(c->xlate);
+		kl_xlate_drop(c->xlate, lo, hi);
+	c->used[part] = c->nr_links[part] = 0;
+	c->nr_evicted++;
+}
+
+/* Another part is filled. */
+static void next_part(struct kl_block_cache *c)
+{
+	unsigned i = 1;
+
+	while (i < KL_BLOCK_PARTS && c->used[(c->part + i) % KL_BLOCK_PARTS])
+		i++;
+	if (i == KL_BLOCK_PARTS) {
+		c->random = c->random * 6364136223846793005 + 1442695040888963407;
+		i = 1 + (unsigned)(c->random >> 33) % (KL_BLOCK_PARTS - 1);
+		evict(c, (c->part + i) % KL_BLOCK_PARTS);
+	}
+	c->part = (c->part + i) % KL_BLOCK_PARTS;
 }
 
 /* Room for a block, or NULL: without memory everything is executed uncached. */
 static struct kl_block *room(struct kl_block_cache *c, size_t size)
 {
 	if (!c->arena) {
-		c->arena = kl_sys_map(ARENA_SIZE);
-		c->used = 0;
+		c->part_size = kl_config.block_part ? kl_config.block_part : KL_BLOCK_PART;
+		c->arena = kl_sys_map(arena_size(c));
+		c->links = c->arena ? kl_sys_map(links_size(c)) : NULL;
+		if (c->arena && !c->links) {
+			kl_sys_unmap(c->arena, arena_size(c));
+			c->arena = NULL;
+		}
+		if (c->arena)
+			c->memos = kl_sys_map(sizeof(*c->memos));
 	}
 	if (!c->arena)
 		return NULL;
-	if (c->used + size > ARENA_SIZE)
-		flush(c);
-	return (struct kl_block *)(void *)(c->arena + c->used);
+	if (c->used[c->part] + size > c->part_size)
+		next_part(c);
+	return (struct kl_block *)(void *)(part_at(c, c->part) + c->used[c->part]);
 }
 
 /*
  * Flags that every path overwrites before anything can see them need not be computed. They
  * can be seen at a fault, when the block is left early after a store, and at its end.
  */
-struct flag_use {
-	kl_op_fn *noflags;
-	kl_run_fn *run_noflags;
-	bool before; /* live at its start whatever comes after */
-	bool after;  /* live at its end whatever comes after */
-	bool kills;
-};
-
-static void drop_dead_flags(struct kl_op *ops, const struct flag_use *use, unsigned n)
+static void drop_dead_flags(struct kl_op *ops, const struct kl_flag_use *use, unsigned n)
 {
 	bool live = true;
 
@@ -120,14 +223,35 @@ static bool ends_block(const struct kl_op *op, unsigned len)
 	       ((op->flags & KL_OPF_LINK) && (len > MAX_BYTES_BEHIND_JUMP || (int64_t)op->imm < 0));
 }
 
+/* False: more bytes are needed. */
+static bool decode(struct kl_block_cache *c, struct kl_op *op, struct kl_flag_use *use,
+		   enum kl_code_mode mode, uint64_t rip, const uint8_t *bytes, unsigned avail)
+{
+	struct kl_decode d;
+	bool mem;
+
+	if (c->memos && kl_memo_find(c->memos, op, use, mode, rip, bytes, avail))
+		return true;
+	if (kl_decode_one(&d, op, mode, rip, bytes, avail) == KL_DECODE_TRUNCATED)
+		return false;
+	mem = op->flags & KL_OPF_MEM;
+	use->noflags = d.noflags;
+	use->before = !d.simple || mem || d.reads_flags;
+	use->after = !d.simple || d.stores;
+	use->kills = d.writes_flags;
+	op->run = kl_fast_select(&d, &use->run_noflags);
+	if (c->memos)
+		kl_memo_add(c->memos, &d, use, rip, bytes);
+	return true;
+}
+
 /* Decode the straight line at @lin from a private copy of its bytes. NULL: use kl_block_one. */
 static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, const uint8_t *code)
 {
 	struct kl_block_cache *c = v->blocks;
 	unsigned avail = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)), len = 0, n = 0;
 	uint8_t bytes[MAX_BYTES + 16] = {0};
-	struct flag_use use[MAX_OPS];
-	struct kl_decode d;
+	struct kl_flag_use use[MAX_OPS];
 	struct kl_block *b;
 	uint8_t *own;
 
@@ -138,20 +262,13 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	kl_access_copy(bytes, code, avail);
 	while (n < MAX_OPS && len < avail) {
 		struct kl_op *op = &b->ops[n];
-		bool mem;
 
-		if (kl_decode_one(&d, op, (enum kl_code_mode)v->code_mode, v->rip + len,
-				  bytes + len, avail - len) == KL_DECODE_TRUNCATED)
+		if (!decode(c, op, &use[n], (enum kl_code_mode)v->code_mode, v->rip + len,
+			    bytes + len, avail - len))
 			break;
-		mem = op->flags & KL_OPF_MEM;
-		use[n].noflags = d.noflags;
-		use[n].before = !d.simple || mem || d.reads_flags;
-		use[n].after = !d.simple || d.stores;
-		use[n].kills = d.writes_flags;
 		op->offset = (uint8_t)len;
 		len += op->len;
 		op->nth = (uint8_t)++n;
-		op->run = kl_fast_select(&d, &use[n - 1].run_noflags);
 		if (ends_block(op, len))
 			break;
 	}
@@ -178,7 +295,7 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	b->page = NULL;
 	if (c->xlate && v->code_mode != KL_CODE16)
 		kl_xlate_prepare(b);
-	c->used += block_size(n, len);
+	c->used[c->part] += (uint32_t)block_size(n, len);
 	c->nr_built++;
 	return b;
 }
@@ -187,7 +304,7 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 				   const uint8_t *code)
 {
 	struct kl_block_cache *c = v->blocks;
-	struct kl_block **link = &c->hash[kl_block_hash(key) % KL_BLOCK_HASH], *b;
+	struct kl_block **link = chain_of(c, key), *b;
 
 	for (; (b = *link); link = &b->next) {
 		if (b->key != key)
@@ -197,7 +314,7 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 		if (kl_block_same(b))
 			break;
 		b->pass = KL_STALE;
-		*link = b->next; /* its memory comes back with the next flush */
+		*link = b->next; /* its memory comes back with the part's */
 		c->nr_stale++;
 		b = NULL;
 		break;
@@ -206,7 +323,7 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 		b = build(v, key, lin, code);
 		if (!b)
 			return NULL;
-		link = &c->hash[kl_block_hash(key) % KL_BLOCK_HASH];
+		link = chain_of(c, key);
 		b->next = *link;
 		*link = b;
 	}

@@ -57,24 +57,48 @@ struct kl_single {
 #define KL_NR_SINGLES 16
 
 #define KL_BLOCK_FRONT 2048
-#define KL_BLOCK_HASH  16384
+#define KL_BLOCK_HASH  65536
+
+/* Blocks are in this many parts of the arena; about 3 MiB of guest code in all. */
+#define KL_BLOCK_PARTS 8u
+#define KL_BLOCK_PART  (8u << 20)
+
+/* Both in 8 bytes from the arena's start. */
+struct kl_block_link {
+	uint32_t op, to;
+};
 
 struct kl_block_cache {
 	struct kl_block *front[KL_BLOCK_FRONT]; /* direct-mapped, before the hash */
 	struct kl_block *hash[KL_BLOCK_HASH];
 	uint8_t *arena;
-	size_t used;
+	unsigned part; /* that is being filled */
+	uint32_t part_size, used[KL_BLOCK_PARTS];
+	struct kl_block_link *links; /* that ops in a part have; nr_links for each */
+	unsigned nr_links[KL_BLOCK_PARTS];
+	uint64_t random;
+	struct kl_memos *memos; /* memo.h; or NULL */
 	struct kl_xlate *xlate; /* or NULL */
 	bool stepping;          /* kl_interp_one: one element of a string instruction at a time */
 	bool stop;              /* kl_interp_run() is to return */
 	struct kl_block *ask;   /* its page is to be asked for, before another block runs */
-	/* The jump that is to be linked to the block that comes next, if no flush intervenes. */
-	struct kl_op *from;
-	uint64_t from_flushes;
+	struct kl_op
+		*from; /* the jump that is to be linked to the block that comes next, or NULL */
 	struct kl_single single[KL_NR_SINGLES]; /* by hash of the key */
 	/* Statistics for tests. */
-	uint64_t nr_built, nr_flushes, nr_stale;
+	uint64_t nr_built, nr_evicted, nr_stale;
 };
+
+/* The block that an op is in. */
+KL_INLINE struct kl_block *kl_block_of(const struct kl_op *op)
+{
+	const struct kl_op *first = op - (op->nth - 1);
+
+	return (struct kl_block *)((uint8_t *)(uintptr_t)first - offsetof(struct kl_block, ops));
+}
+
+/* @op always goes to @to: from here on without looking. */
+void kl_block_link(struct kl_block_cache *c, const struct kl_op *op, struct kl_block *to);
 
 KL_INLINE bool kl_single_stepping(const struct kl_vcpu *v)
 {
@@ -89,7 +113,7 @@ KL_INLINE uint64_t kl_code_lin(const struct kl_vcpu *v)
 
 KL_INLINE unsigned kl_block_hash(uint64_t key)
 {
-	return (unsigned)(key >> 2 ^ key >> 14);
+	return (unsigned)((key >> 2) * 0x9e3779b97f4a7c15ull >> 40);
 }
 
 bool kl_block_same_short(const struct kl_block *b);

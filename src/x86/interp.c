@@ -31,14 +31,12 @@ const struct kl_op *kl_fast_leave(struct kl_vcpu *v)
 static void ask_for_link(struct kl_vcpu *v, const struct kl_op *op)
 {
 	v->blocks->from = (struct kl_op *)op;
-	v->blocks->from_flushes = v->blocks->nr_flushes;
 }
 
 static void link_to(struct kl_block_cache *c, struct kl_block *b)
 {
-	/* A flush has put the new block where the jump was. */
-	if (c->from && c->from_flushes == c->nr_flushes)
-		c->from->link = b;
+	if (c->from)
+		kl_block_link(c, c->from, b);
 	c->from = NULL;
 }
 

@@ -193,6 +193,7 @@ static KL_NOINLINE int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *)
 	if (KL_UNLIKELY(v->core.alone))
 		kl_vcpus_go(&v->core);
 	kl_self.guard = NULL;
+	kl_self.generated = NULL; /* it belongs to the vCPU */
 	if (why) {
 		v->nr_notes = 0;
 		kl_interp_settle(v);
@@ -890,7 +891,6 @@ int kl_x86_run(struct kl_vcpu *v)
 		kl_debug_take(v);
 	atomic_signal_fence(memory_order_seq_cst);
 	kl_self.running = NULL;
-	kl_self.generated = NULL;
 	kl_self.guard = outer;
 	atomic_store_explicit(&c->tid, 0, memory_order_release);
 	atomic_store_explicit(&c->stats.instructions, v->insn_count, memory_order_relaxed);

@@ -301,7 +301,6 @@ struct kl_vcpu {
 	bool same_epoch; /* kl_interp_run() stopped by itself, and nothing has happened since */
 	/* tlbs.gen[tlb_mode]: code that was fetched while it was the same is where it was. */
 	uint64_t code_gen;
-	bool pass_wrapped;        /* core.pass: an old one may look like a new one */
 	struct kl_tlb_state tlbs; /* x86/tlb.h */
 	/* Host pages of page tables that walks have read, by gfn; until a flush of stage 2. */
 	struct kl_table_page {
@@ -587,6 +586,9 @@ KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned 
 	kl_write_slow(v, lin, val, size);
 }
 
+/* core.pass begins anew: no block is to be taken for one that was looked at (xlate/xlate.h). */
+void kl_xlate_wrapped(struct kl_vcpu *v) KL_COLD;
+
 /*
  * Of what was derived from code: pointers from the TLB may be void; all that was compared with
  * memory is to be compared again (code.h).
@@ -595,7 +597,8 @@ KL_INLINE void kl_code_void(struct kl_vcpu *v)
 {
 	_Static_assert(KL_NR_TLB_MODES == 4, "bits below the number");
 	v->core.pass = ((v->core.pass | 3) + 1) | v->tlb_mode;
-	v->pass_wrapped |= !(v->core.pass >> 2);
+	if (KL_UNLIKELY(!(v->core.pass >> 2)))
+		kl_xlate_wrapped(v);
 	v->stack_limit = 0;
 }
 

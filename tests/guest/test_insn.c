@@ -1067,7 +1067,7 @@ static void test_links(void **state)
 static void test_eviction(void **state)
 {
 	struct kl_vcpu *v = env.v;
-	uint64_t flushes = v->blocks->nr_flushes;
+	uint64_t flushes = v->blocks->nr_evicted;
 
 	memset(env.code_rw, 0x90, ENV_ARENA);
 	env.code_rw[ENV_ARENA - 1] = 0xf4;
@@ -1081,7 +1081,7 @@ static void test_eviction(void **state)
 			assert_true(env.halted);
 		}
 	}
-	assert_true(v->blocks->nr_flushes > flushes);
+	assert_true(v->blocks->nr_evicted > flushes);
 }
 
 /* A request stops a loop and a long string instruction; both go on where they were. */

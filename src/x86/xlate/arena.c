@@ -3,7 +3,7 @@
  * Memory for generated code, and what is common to all of it: the way in, and the ways out into C.
  *
  * A memfd mapped twice, as in thunk.c: what is writable is not executable. One per vCPU, so that
- * whoever changes code runs none of it. When it is full, all of it goes.
+ * whoever changes code runs none of it.
  *
  * In generated code rsp is as in any C function: handlers, gdb and longjmp find what they expect.
  */
@@ -34,14 +34,19 @@ static uint64_t way_out(const struct kl_generated *g, uint64_t pc)
 {
 	const struct kl_xlate *x = (const struct kl_xlate *)g;
 	uint32_t at = (uint32_t)(pc - g->start);
-	unsigned lo = 0, hi = x->nr_points;
+	const struct kl_xlate_part *p;
+	unsigned lo = 0, hi;
 
+	if (at < x->start)
+		return 0;
+	p = &x->parts[(at - x->start) / x->part_size];
+	hi = p->nr_points;
 	while (lo < hi) {
 		unsigned mid = lo + (hi - lo) / 2;
 
-		if (x->points[mid].at == at)
-			return g->start + x->points[mid].slow;
-		if (x->points[mid].at < at)
+		if (p->points[mid].at == at)
+			return g->start + p->points[mid].slow;
+		if (p->points[mid].at < at)
 			lo = mid + 1;
 		else
 			hi = mid;
@@ -49,8 +54,20 @@ static uint64_t way_out(const struct kl_generated *g, uint64_t pc)
 	return 0;
 }
 
+static size_t map_size(const struct kl_xlate *x)
+{
+	return KL_XLATE_COMMON + (size_t)KL_XLATE_PARTS * x->part_size;
+}
+
+void kl_xlate_unmap(struct kl_xlate *x)
+{
+	kl_sys_unmap(x->rw, map_size(x));
+	kl_sys_unmap(x->rx, map_size(x));
+}
+
 bool kl_xlate_map(struct kl_xlate *x)
 {
+	size_t size = map_size(x);
 	long fd, rw, rx;
 
 	if (kl_failpoint("x86-xlate-code"))
@@ -60,27 +77,26 @@ bool kl_xlate_map(struct kl_xlate *x)
 		fd = kl_sys(SYS_memfd_create, "kvmlet-code", MFD_CLOEXEC);
 	if (fd < 0)
 		return false;
-	if (kl_sys(SYS_ftruncate, fd, KL_XLATE_CODE) < 0) {
+	if (kl_sys(SYS_ftruncate, fd, size) < 0) {
 		kl_sys(SYS_close, fd);
 		return false;
 	}
-	rw = kl_sys(SYS_mmap, 0, KL_XLATE_CODE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	rx = kl_sys(SYS_mmap, 0, KL_XLATE_CODE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+	rw = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	rx = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
 	kl_sys(SYS_close, fd);
 	x->rw = rw < 0 && rw >= -4095 ? NULL : (uint8_t *)rw;
 	x->rx = rx < 0 && rx >= -4095 ? NULL : (uint8_t *)rx;
 	if (!x->rw || !x->rx) {
 		if (x->rw)
-			kl_sys(SYS_munmap, rw, KL_XLATE_CODE);
+			kl_sys(SYS_munmap, rw, size);
 		if (x->rx)
-			kl_sys(SYS_munmap, rx, KL_XLATE_CODE);
+			kl_sys(SYS_munmap, rx, size);
 		x->rw = x->rx = NULL;
 		return false;
 	}
-	kl_sys(SYS_madvise, rw, KL_XLATE_CODE, MADV_DONTFORK);
-	kl_sys(SYS_madvise, rx, KL_XLATE_CODE, MADV_DONTFORK);
-	x->generated =
-		(struct kl_generated){(uint64_t)x->rx, (uint64_t)x->rx + KL_XLATE_CODE, way_out};
+	kl_sys(SYS_madvise, rw, size, MADV_DONTFORK);
+	kl_sys(SYS_madvise, rx, size, MADV_DONTFORK);
+	x->generated = (struct kl_generated){(uint64_t)x->rx, (uint64_t)x->rx + size, way_out};
 	return true;
 }
 
@@ -171,7 +187,7 @@ static const uint8_t *way_to(struct kl_emit *e, void (*fn)(void), enum third thi
 
 void kl_xlate_common(struct kl_xlate *x)
 {
-	struct kl_emit e = {.p = x->rw, .end = x->rw + KL_XLATE_CODE, .to_rx = x->rx - x->rw};
+	struct kl_emit e = {.p = x->rw, .end = x->rw + KL_XLATE_COMMON, .to_rx = x->rx - x->rw};
 	const uint8_t *leave;
 
 	x->enter = (const struct kl_op *(*)(struct kl_vcpu *, const void *))(uintptr_t)kl_here(&e);
@@ -192,11 +208,11 @@ void kl_xlate_common(struct kl_xlate *x)
 	kl_e8(&e, 0xc3);
 
 	x->slow = way_to(&e, (void (*)(void))kl_xlate_slow, NO_THIRD, false, leave);
-	x->reenter = way_to(&e, (void (*)(void))kl_xlate_reenter, NO_THIRD, false, leave);
+	x->reenter = way_to(&e, (void (*)(void))kl_xlate_reenter, NO_THIRD, true, leave);
 	x->edge = way_to(&e, (void (*)(void))kl_xlate_edge, RETURN_ADDRESS, true, leave);
 	x->indirect = way_to(&e, (void (*)(void))kl_xlate_indirect, TARGET, false, leave);
 	x->lend = way_to(&e, (void (*)(void))kl_xlate_lend, NO_THIRD, false, leave);
 	x->lend_avx = way_to(&e, (void (*)(void))kl_xlate_lend_avx, NO_THIRD, false, leave);
-	begin(&e);
-	x->used = x->start = (size_t)(e.p - x->rw);
+	KL_ASSERT(e.p <= e.end);
+	x->start = KL_XLATE_COMMON;
 }

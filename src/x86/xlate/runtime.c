@@ -14,7 +14,6 @@
 
 #include "base/config.h"
 #include "host/cpu.h"
-#include "host/sys.h"
 #include "x86/fast.h"
 #include "x86/xlate/xlate.h"
 
@@ -25,92 +24,6 @@ _Static_assert(offsetof(struct kl_vcpu_core, pass) == offsetof(struct kl_vcpu_co
 static uint64_t pass_now(const struct kl_vcpu *v)
 {
 	return (uint64_t)v->core.pass << 32;
-}
-
-bool kl_xlate_wanted(void)
-{
-#if KL_TSAN
-	return false;
-#else
-	return kl_config.translate;
-#endif
-}
-
-struct kl_xlate *kl_xlate_create(void)
-{
-	return kl_sys_map(sizeof(struct kl_xlate));
-}
-
-static void forget_jumps(struct kl_xlate *x)
-{
-	/* An odd address that is not canonical: none. */
-	for (unsigned i = 0; i < 2 * KL_XLATE_JUMPS; i++)
-		x->jumps[i].rip = 1ull << 63 | 1;
-}
-
-#define SIZE_JUMPS  (2 * KL_XLATE_JUMPS * sizeof(struct kl_xlate_jump))
-#define SIZE_POINTS (KL_XLATE_POINTS * sizeof(struct kl_xlate_point))
-#define MAX_BLOCKS  (KL_XLATE_CODE / 64)
-#define SIZE_BLOCKS (MAX_BLOCKS * sizeof(struct kl_block *))
-
-static void unmap(struct kl_xlate *x)
-{
-	if (x->rw)
-		kl_sys_unmap(x->rw, KL_XLATE_CODE);
-	if (x->rx)
-		kl_sys_unmap(x->rx, KL_XLATE_CODE);
-	if (x->jumps)
-		kl_sys_unmap(x->jumps, SIZE_JUMPS);
-	if (x->points)
-		kl_sys_unmap(x->points, SIZE_POINTS);
-	if (x->blocks)
-		kl_sys_unmap(x->blocks, SIZE_BLOCKS);
-	if (x->work)
-		kl_sys_unmap(x->work, kl_xlate_work_size);
-	*x = (struct kl_xlate){.refused = true};
-}
-
-void kl_xlate_destroy(struct kl_xlate *x)
-{
-	unmap(x);
-	kl_sys_unmap(x, sizeof(*x));
-}
-
-/* At the first translation. */
-static bool ready(struct kl_vcpu *v, struct kl_xlate *x)
-{
-	if (x->rw || x->refused)
-		return x->rw;
-	if (!kl_xlate_map(x)) {
-		x->refused = true;
-		return false;
-	}
-	x->jumps = kl_sys_map(SIZE_JUMPS);
-	x->points = kl_sys_map(SIZE_POINTS);
-	x->blocks = kl_sys_map(SIZE_BLOCKS);
-	x->work = kl_sys_map(kl_xlate_work_size);
-	if (!x->jumps || !x->points || !x->blocks || !x->work) {
-		unmap(x);
-		return false;
-	}
-	forget_jumps(x);
-	v->jumps = x->jumps;
-	v->jumps32 = x->jumps + KL_XLATE_JUMPS;
-	kl_xlate_common(x);
-	return true;
-}
-
-void kl_xlate_flush(struct kl_xlate *x)
-{
-	for (unsigned i = 0; i < x->nr_blocks; i++) {
-		x->blocks[i]->host = NULL;
-		x->blocks[i]->pass = KL_STALE;
-	}
-	x->nr_blocks = x->nr_points = 0;
-	x->used = x->start;
-	if (x->jumps)
-		forget_jumps(x);
-	x->nr_flushes++;
 }
 
 void kl_xlate_prepare(struct kl_block *b)
@@ -126,41 +39,23 @@ void kl_xlate_prepare(struct kl_block *b)
 	b->ops[0].run = kl_xlate_first;
 }
 
-/* What was written through other addresses is executed next. */
-static void serialize(void)
-{
-	__asm__ volatile("movl %%ss, %%eax\n\t"
-			 "movq %%rsp, %%rcx\n\t"
-			 "pushq %%rax\n\t"
-			 "pushq %%rcx\n\t"
-			 "pushfq\n\t"
-			 "movl %%cs, %%eax\n\t"
-			 "pushq %%rax\n\t"
-			 "leaq 1f(%%rip), %%rax\n\t"
-			 "pushq %%rax\n\t"
-			 "iretq\n"
-			 "1:"
-			 :
-			 :
-			 : "rax", "rcx", "cc", "memory");
-}
-
 static KL_NOINLINE void translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
 {
-	if (!ready(v, x)) {
+	struct kl_xlate_part *p;
+
+	if (!kl_xlate_ready(v, x)) {
 		b->ops[0].run = b->run0;
 		return;
 	}
-	if (x->used + KL_XLATE_ROOM > KL_XLATE_CODE || x->nr_blocks == MAX_BLOCKS ||
-	    x->nr_points + KL_XLATE_ROOM / 8 > KL_XLATE_POINTS)
-		kl_xlate_flush(x);
-	if (!kl_xlate_translate(v, x, b)) {
+	kl_xlate_make_room(x);
+	if (kl_xlate_translate(v, x, b)) {
+		p = &x->parts[x->part];
+		p->blocks[p->nr_blocks++] = b;
+		x->nr_translated++;
+	} else {
 		b->ops[0].run = b->run0;
-		return;
 	}
-	x->blocks[x->nr_blocks++] = b;
-	x->nr_translated++;
-	serialize();
+	kl_xlate_serialize();
 }
 
 /* ---- the way in ---- */
@@ -196,14 +91,9 @@ static bool flat(struct kl_vcpu *v)
 
 const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 {
-	struct kl_block *b = kl_xlate_block(op);
+	struct kl_block *b = kl_block_of(op);
 	struct kl_xlate *x = v->blocks->xlate;
 
-	if (KL_UNLIKELY(v->pass_wrapped)) {
-		for (unsigned i = 0; i < x->nr_blocks; i++)
-			x->blocks[i]->pass = KL_STALE;
-		v->pass_wrapped = false;
-	}
 	if (v->code_mode != KL_CODE64 && !flat(v))
 		return b->run0(v, op);
 	/* Not live: each entry compares. */
@@ -241,7 +131,7 @@ struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 {
 	bool lent, avx;
 
-	in_block(v, kl_xlate_block(op), op);
+	in_block(v, kl_block_of(op), op);
 	if (KL_UNLIKELY(kl_self.landed)) {
 		int why = kl_self.landed;
 
@@ -272,7 +162,7 @@ static struct kl_xlate_to lend(struct kl_vcpu *v, const struct kl_op *op, bool l
 {
 	if (KL_LIKELY(lent))
 		return stay;
-	in_block(v, kl_xlate_block(op), op);
+	in_block(v, kl_block_of(op), op);
 	if (KL_UNLIKELY(v->check) && kl_check_stops(v, op)) {
 		kl_fast_leave(v);
 		return leave;
@@ -317,16 +207,43 @@ static bool still_mapped(struct kl_vcpu *v, struct kl_block *b)
 	return true;
 }
 
+/* Memory has changed, and another block has come in @b's place: there, as far as that is known. */
+static struct kl_xlate_to instead(struct kl_vcpu *v, struct kl_block *b)
+{
+	struct kl_block *to = kl_fast_find_in(v, b->rip, v->code_mode);
+
+	v->blocks->xlate->nr_instead++;
+	/* Edges that lead here are worth looking for if this happens often. */
+	if (++b->heat >= KL_XLATE_PATIENCE) {
+		kl_xlate_unlink(v->blocks->xlate, b);
+		b->heat = 0;
+	}
+	if (!to || to == b || v->check)
+		return leave;
+	if (to->host)
+		return (struct kl_xlate_to){.host = to->host};
+	in_block(v, to, to->ops);
+	return kl_block_verify(v, to) ? (struct kl_xlate_to){.op = to->ops} : leave;
+}
+
 struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b)
 {
+	struct kl_xlate_to to = leave;
+
 	in_block(v, b, b->ops);
-	if (requested(v) || !still_mapped(v, b) ||
-	    (b->seen != v->code_epoch && !kl_block_verify(v, b)) || b->seen != v->code_epoch) {
-		kl_fast_leave(v);
-		return leave;
+	if (KL_LIKELY(!requested(v))) {
+		if (!still_mapped(v, b)) {
+			if (b->gen == KL_STALE)
+				to = instead(v, b);
+		} else if (b->seen == v->code_epoch ||
+			   (kl_block_verify(v, b) && b->seen == v->code_epoch)) {
+			b->pass = pass_now(v);
+			return (struct kl_xlate_to){.host = b->host};
+		}
 	}
-	b->pass = pass_now(v);
-	return stay;
+	if (!to.host && !to.op)
+		kl_fast_leave(v);
+	return to;
 }
 
 static uint64_t target_of(const struct kl_block *b, const struct kl_op *op)
@@ -345,14 +262,14 @@ static uint64_t target_of(const struct kl_block *b, const struct kl_op *op)
  */
 struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const int32_t *site)
 {
-	struct kl_block *b = kl_xlate_block(op), *to = op->link;
+	struct kl_block *b = kl_block_of(op), *to = op->link;
 	struct kl_xlate *x = v->blocks->xlate;
 	uint64_t rip = target_of(b, op);
 
 	if (!to || to->gen != v->code_gen)
 		to = kl_fast_find_in(v, rip, v->code_mode);
 	if (to && kl_fast_may_enter(v, to) && KL_LIKELY(!v->check)) {
-		((struct kl_op *)(uintptr_t)op)->link = to;
+		kl_block_link(v->blocks, op, to);
 		if (to->host) {
 			int32_t rel = (int32_t)(to->host - (x->rx + *site + 4));
 
@@ -373,7 +290,6 @@ struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, cons
 	v->lazy = false;
 	v->block = NULL;
 	v->blocks->from = (struct kl_op *)(uintptr_t)op;
-	v->blocks->from_flushes = v->blocks->nr_flushes;
 	return leave;
 }
 
@@ -390,7 +306,7 @@ struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, 
 		j->host = to->host;
 		return stay;
 	}
-	in_block(v, kl_xlate_block(op), op);
+	in_block(v, kl_block_of(op), op);
 	/* The first op's fast handler is the way into its translation. */
 	if (op->nth > 1 && !v->check)
 		return (struct kl_xlate_to){.op = op};

@@ -246,6 +246,7 @@ static void way_out(struct kl_translation *t, unsigned i)
 		field = kl_e_jmp(e);
 	}
 	kl_e_bind(e, field);
+	kl_xlate_add_edge(t->x, (uint32_t)(field - t->x->rw), (uint32_t)(e->p - t->x->rw));
 	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)t->edge[i].op);
 	kl_e_call(e, t->x->edge);
 	kl_e32(e, (uint32_t)(field - t->x->rw));
@@ -270,8 +271,7 @@ static void out_of_line(struct kl_translation *t)
 	for (unsigned i = 0; i < t->nr_edges; i++)
 		way_out(t, i);
 	for (unsigned i = 0; i < t->nr_points; i++)
-		t->x->points[t->x->nr_points++] =
-			(struct kl_xlate_point){t->point[i].at, slow[t->point[i].op]};
+		kl_xlate_add_point(t->x, t->point[i].at, slow[t->point[i].op]);
 }
 
 /* ---- a block ---- */
@@ -340,7 +340,7 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 {
 	struct kl_translation *t = x->work;
 	struct kl_emit *e = &t->e;
-	const uint8_t *entry, *body;
+	const uint8_t *entry;
 	unsigned lowered = 0;
 	uint8_t *reenter;
 
@@ -353,7 +353,7 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	t->xmm = t->xmm_dirty = 0;
 	t->host = false;
 	t->mem = true;
-	*e = (struct kl_emit){x->rw + x->used, x->rw + KL_XLATE_CODE, x->rx - x->rw};
+	*e = (struct kl_emit){x->rw + x->used, x->rw + x->end, x->rx - x->rw};
 	if (!decode(t))
 		return false;
 	entry = kl_here(e);
@@ -362,7 +362,6 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 		KL_AT(H_CTX, (int32_t)offsetof(struct kl_vcpu, core.requests) -
 				     (int32_t)offsetof(struct kl_vcpu, gpr) - KL_BIAS));
 	reenter = kl_e_jcc(e, 5);
-	body = kl_here(e);
 	for (unsigned i = 0; i < t->nr; i++) {
 		struct kl_t_op *o = &t->ops[i];
 
@@ -386,11 +385,10 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	kl_e_bind(e, reenter);
 	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)b);
 	kl_e_call(e, x->reenter);
-	kl_e_bind_to(e, kl_e_jmp(e), body);
 	out_of_line(t);
 	while ((uint64_t)e->p & 15)
 		kl_e8(e, 0xcc);
-	x->used = (size_t)(e->p - x->rw);
+	x->used = (uint32_t)(e->p - x->rw);
 	b->host = entry;
 	return true;
 }

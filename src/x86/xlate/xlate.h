@@ -4,6 +4,7 @@
  * interpreter and interchangeable with it block by block (docs/vcpu.md).
  *
  *   arena.c       memory for code, what is common to all of it, faults in it
+ *   parts.c       what is where in that memory; making room
  *   translate.c   one block: flags, edges, slow paths
  *   lower*.c      instructions, by family; what none of them takes is executed by op->fn
  *   runtime.c     what generated code calls
@@ -19,9 +20,11 @@
 /* Entries of a block whose page is known not to change, before it is translated. */
 #define KL_XLATE_PATIENCE 32u
 
-#define KL_XLATE_CODE   (16u << 20)
+/* What is common; then that many parts, of this size unless kl_config has another. */
+#define KL_XLATE_COMMON 4096u
+#define KL_XLATE_PARTS  16u
+#define KL_XLATE_PART   (1u << 20)
 #define KL_XLATE_JUMPS  2048u
-#define KL_XLATE_POINTS (512u << 10)
 
 /* Where returns and indirect jumps went. The target checks itself (see kl_block.pass). */
 struct kl_xlate_jump {
@@ -34,22 +37,34 @@ struct kl_xlate_point {
 	uint32_t at, slow;
 };
 
+/* A jump to another block: where its distance lies, and its way out while it is not linked. */
+struct kl_xlate_edge {
+	uint32_t site, out;
+};
+
+struct kl_xlate_part {
+	struct kl_block **blocks;      /* that are translated here */
+	struct kl_xlate_point *points; /* sorted */
+	struct kl_xlate_edge *edges;
+	unsigned nr_blocks, nr_points, nr_edges;
+};
+
 struct kl_xlate {
 	struct kl_generated generated; /* first */
 	uint8_t *rw, *rx;              /* the same memory */
-	size_t used, start;            /* start: behind what is common */
-	struct kl_xlate_jump *jumps;   /* of 64-bit code, and behind them of 32-bit code */
-	struct kl_xlate_point *points;
-	unsigned nr_points;
-	struct kl_block **blocks; /* that are translated */
-	unsigned nr_blocks;
-	bool refused; /* no memory that can be executed */
+	uint32_t start, part_size;     /* start: behind what is common */
+	unsigned part;                 /* that is being filled: */
+	uint32_t used, end;
+	struct kl_xlate_part parts[KL_XLATE_PARTS];
+	uint8_t *lists;              /* theirs */
+	struct kl_xlate_jump *jumps; /* of 64-bit code, and behind them of 32-bit code */
+	bool refused;                /* no memory that can be executed */
 	struct kl_translation *work;
 	const struct kl_op *(*enter)(struct kl_vcpu *v, const void *host);
 	/* For generated code to call: all guest state in place, and back. */
 	const uint8_t *slow, *reenter, *edge, *indirect, *lend, *lend_avx;
 	/* Statistics for tests. */
-	uint64_t nr_translated, nr_flushes;
+	uint64_t nr_translated, nr_evicted, nr_instead;
 };
 
 /* By base/config.h, and where there can be one. */
@@ -57,8 +72,8 @@ bool kl_xlate_wanted(void);
 /* NULL: there is none. */
 struct kl_xlate *kl_xlate_create(void);
 void kl_xlate_destroy(struct kl_xlate *x);
-/* All translations go; those of @c's blocks. No generated code is running. */
-void kl_xlate_flush(struct kl_xlate *x);
+/* Blocks in [@from, @to) go. No generated code is running. */
+void kl_xlate_drop(struct kl_xlate *x, const void *from, const void *to);
 
 /* A new block's: counts, has it translated, runs the translation. */
 void kl_xlate_prepare(struct kl_block *b);
@@ -84,7 +99,15 @@ const struct kl_op *kl_xlate_enter(struct kl_vcpu *v, struct kl_block *b);
 #define KL_XLATE_ROOM (64u << 10)
 
 extern const size_t kl_xlate_work_size;
+/* With its memory in place. False: there is none. */
+bool kl_xlate_ready(struct kl_vcpu *v, struct kl_xlate *x);
 bool kl_xlate_map(struct kl_xlate *x);
+void kl_xlate_unmap(struct kl_xlate *x);
+/* Have KL_XLATE_ROOM from x->used on. No generated code is running, before kl_xlate_serialize(). */
+void kl_xlate_make_room(struct kl_xlate *x);
+void kl_xlate_serialize(void);
+/* No jump leads to @b's translation any more. */
+void kl_xlate_unlink(struct kl_xlate *x, const struct kl_block *b);
 /* Emit what is common, from x->rw on. */
 void kl_xlate_common(struct kl_xlate *x);
 bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b);
@@ -104,9 +127,17 @@ struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b);
 struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const int32_t *site);
 struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, uint64_t target);
 
-KL_INLINE struct kl_block *kl_xlate_block(const struct kl_op *op)
+/* Of the translation that is made: in the order of addresses; both from rx on. */
+KL_INLINE void kl_xlate_add_point(struct kl_xlate *x, uint32_t at, uint32_t slow)
 {
-	const struct kl_op *first = op - (op->nth - 1);
+	struct kl_xlate_part *p = &x->parts[x->part];
 
-	return (struct kl_block *)((uint8_t *)(uintptr_t)first - offsetof(struct kl_block, ops));
+	p->points[p->nr_points++] = (struct kl_xlate_point){at, slow};
+}
+
+KL_INLINE void kl_xlate_add_edge(struct kl_xlate *x, uint32_t site, uint32_t out)
+{
+	struct kl_xlate_part *p = &x->parts[x->part];
+
+	p->edges[p->nr_edges++] = (struct kl_xlate_edge){site, out};
 }

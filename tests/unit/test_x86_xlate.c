@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the translator owes the rest: code and blocks that go while others refer to them, memory
+ * that cannot be had, faults that are none of its own. That translations do what the guest's code
+ * says is compared elsewhere (tests/guest).
+ */
+#include <pthread.h>
+#include <signal.h>
+
+#include "base/config.h"
+#include "base/failpoint.h"
+#include "base/racepoint.h"
+#include "mmu/track.h"
+#include "x86/block.h"
+#include "x86/code.h"
+#include "x86/xlate/xlate.h"
+#include "x86_env.h"
+
+/* Blocks are translated at their first use. */
+static int setup(void **state)
+{
+	kl_config_init();
+	kl_config.translate = true;
+	kl_config.check = false;
+	kl_config.translate_after = 0;
+	kl_config.block_part = kl_config.code_part = 0;
+	return env_setup(state);
+}
+
+static int setup_few_blocks(void **state)
+{
+	int r = setup(state);
+
+	/* They are looked at when the first block is made, and translated. */
+	kl_config.block_part = 8 << 10;
+	kl_config.code_part = 128 << 10;
+	return r;
+}
+
+static int setup_little_code(void **state)
+{
+	int r = setup(state);
+
+	kl_config.code_part = 128 << 10;
+	return r;
+}
+
+static struct kl_xlate *xlate(struct env *e)
+{
+	return e->v->blocks->xlate;
+}
+
+/* 1: inc eax; dec ecx; jnz 1b; hlt */
+static const uint8_t count[] = {0xff, 0xc0, 0xff, 0xc9, 0x75, 0xfa, 0xf4};
+
+static void run_count(struct env *e)
+{
+	memcpy(e->mem + CODE, count, sizeof(count));
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RCX] = 1000;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal((uint32_t)e->v->gpr[KL_RAX], 1000);
+}
+
+/* ---- faults ---- */
+
+static sigjmp_buf back;
+
+static void own_handler(int sig)
+{
+	siglongjmp(back, 1);
+}
+
+/* A fault of the program's, in a thread whose vCPU has gone. */
+static void own_fault(void **state)
+{
+	char *nowhere = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct env *e;
+	void *other;
+
+	assert_int_equal(env_setup(&other), 0);
+	e = other;
+	mode64(e, 0);
+	run_count(e);
+	assert_null(kl_self.generated);
+	/* Out of translated code by longjmp: [rbx] is a device. */
+	env_code(e, 0xff, 0xc0, 0xff, 0xc9, 0x75, 0xfa, 0x8a, 0x03, 0xf4);
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RCX] = 1000;
+	e->v->gpr[KL_RBX] = P_MMIO;
+	assert_run(e, KVM_EXIT_MMIO);
+	assert_true(xlate(e)->nr_translated > 0);
+	assert_null(kl_self.generated);
+	env_teardown(&other);
+	/* The engine's own access, and the program's. */
+	assert_int_equal(kl_guard_copy(nowhere, "x", 1), -EFAULT);
+	if (!sigsetjmp(back, 1)) {
+		*(volatile char *)nowhere = 1;
+		fail();
+	}
+	munmap(nowhere, 4096);
+}
+
+/* ---- memory that cannot be had ---- */
+
+static void without(struct env *e, const char *what)
+{
+	mode64(e, 0);
+	kl_failpoint_arm(what, 1);
+	run_count(e);
+	run_count(e);
+	assert_true(xlate(e)->refused);
+	assert_int_equal(xlate(e)->nr_translated, 0);
+}
+
+/* Where nothing may be executed that was written, the interpreter goes on. */
+static void no_code(void **state)
+{
+	if (!kl_failpoints_enabled())
+		skip();
+	without(*state, "x86-xlate-code");
+}
+
+static void no_lists(void **state)
+{
+	if (!kl_failpoints_enabled())
+		skip();
+	without(*state, "x86-xlate-lists");
+}
+
+/* ---- entries ---- */
+
+static unsigned nr_may_be_entered(struct env *e)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < KL_XLATE_PARTS; i++)
+		for (unsigned k = 0; k < xlate(e)->parts[i].nr_blocks; k++)
+			n += xlate(e)->parts[i].blocks[k]->pass != KL_STALE;
+	return n;
+}
+
+/* T8: when core.pass begins anew, what blocks remember of it is no valid value any more. */
+static void pass_wraps(void **state)
+{
+	struct env *e = *state;
+
+	mode64(e, 0);
+	run_count(e);
+	run_count(e);
+	assert_int_not_equal(nr_may_be_entered(e), 0);
+	e->v->core.pass = UINT32_MAX - 4; /* the access mode is in two bits */
+	kl_code_void(e->v);
+	assert_int_not_equal(nr_may_be_entered(e), 0);
+	kl_code_void(e->v);
+	assert_int_equal(e->v->core.pass >> 2, 0);
+	assert_int_equal(nr_may_be_entered(e), 0);
+	run_count(e);
+}
+
+/* ---- code that is written while it runs ---- */
+
+#define ALIAS 0x200000ul /* lower 2 MiB again */
+
+struct writer {
+	struct env *e;
+	pthread_t thread;
+};
+
+static void *write_code(void *arg)
+{
+	struct env *e = ((struct writer *)arg)->e;
+	int token;
+
+	kl_engine_enter();
+	token = kl_track_begin(&e->vm->mem);
+	kl_track_write(&e->vm->mem, 0, CODE + 0x800, "x", 1);
+	kl_track_end(&e->vm->mem, token);
+	kl_engine_leave();
+	return NULL;
+}
+
+static void *run_vcpu(void *arg)
+{
+	struct env *e = ((struct writer *)arg)->e;
+
+	return (void *)(intptr_t)env_run(e);
+}
+
+/*
+ * T8: somebody has written a page and has not told the vCPUs yet; somebody else sees that it is
+ * dead, and takes it off. A block in it goes on, gets an entry of its TLB by which it may write the
+ * page, and changes the instruction behind.
+ */
+static void taken_off(void **state)
+{
+	struct env *e = *state;
+	/* mov [rsi], rax; test ecx, ecx; jz 1f; mov bl, [rdi]; mov [rdi], dl; 1: mov al, 0; hlt */
+	static const uint8_t code[] = {0x48, 0x89, 0x06, 0x85, 0xc9, 0x74, 0x04,
+				       0x8a, 0x1f, 0x88, 0x17, 0xb0, 0,    0xf4};
+	struct writer vcpu = {.e = e}, writer = {.e = e};
+	struct kvm_regs r = {.rip = CODE,
+			     .rsp = STACK,
+			     .rflags = 2,
+			     .rsi = ALIAS - 4,
+			     .rdi = ALIAS + CODE + 12,
+			     .rdx = 7};
+	void *result;
+
+	if (!kl_racepoints_enabled())
+		skip();
+	mode64(e, 0);
+	put64(e, TABLES + 0x2008, (TABLES + 0x3000) | 7);
+	memcpy(e->mem + CODE, code, sizeof(code));
+	for (unsigned i = 0; i < 5; i++) {
+		kl_x86_set_regs(e->v, &r);
+		assert_run(e, KVM_EXIT_HLT);
+		assert_int_equal((uint8_t)e->v->gpr[KL_RAX], 0);
+	}
+	assert_true(kl_track_is(&e->vm->mem, 0, CODE >> KL_PAGE_SHIFT));
+	assert_int_not_equal(xlate(e)->nr_translated, 0);
+
+	r.rcx = 1;
+	kl_x86_set_regs(e->v, &r);
+	kl_racepoint_arm("split-store", 1);
+	pthread_create(&vcpu.thread, NULL, run_vcpu, &vcpu);
+	assert_true(kl_racepoint_wait("split-store", 10000));
+	kl_racepoint_arm("code-killed", 1);
+	pthread_create(&writer.thread, NULL, write_code, &writer);
+	assert_true(kl_racepoint_wait("code-killed", 10000));
+	kl_engine_enter();
+	kl_code_reap(e->vm);
+	kl_engine_leave();
+	assert_false(kl_track_is(&e->vm->mem, 0, CODE >> KL_PAGE_SHIFT));
+	kl_racepoint_release("split-store");
+	pthread_join(vcpu.thread, &result);
+	kl_racepoint_release("code-killed");
+	pthread_join(writer.thread, NULL);
+	assert_null(result);
+	assert_int_equal(e->v->exit.reason, KVM_EXIT_HLT);
+	assert_int_equal((uint8_t)e->v->gpr[KL_RAX], 7);
+}
+
+/* T8: edges to a block whose bytes have changed lead to the one that has come instead. */
+static void replaced(void **state)
+{
+	enum { FUNC = 0x8000 };
+	/* 1: call FUNC; dec ecx; jnz 1b; hlt */
+	static const uint8_t loop[] = {0xe8, 0, 0, 0, 0, 0xff, 0xc9, 0x75, 0xf7, 0xf4};
+	struct env *e = *state;
+	int32_t to = FUNC - (CODE + 5);
+
+	mode64(e, 0);
+	memcpy(e->mem + CODE, loop, sizeof(loop));
+	memcpy(e->mem + CODE + 1, &to, 4);
+	for (uint32_t i = 0; i < 3; i++) {
+		uint64_t before = xlate(e)->nr_instead;
+
+		/* mov eax, i; ret */
+		e->mem[FUNC] = 0xb8;
+		memcpy(e->mem + FUNC + 1, &i, 4);
+		e->mem[FUNC + 5] = 0xc3;
+		enter_at(e, CODE, STACK);
+		e->v->gpr[KL_RCX] = 1000;
+		assert_run(e, KVM_EXIT_HLT);
+		assert_int_equal((uint32_t)e->v->gpr[KL_RAX], i);
+		/* Not each time by way of C */
+		assert_in_range(xlate(e)->nr_instead - before, i ? 1 : 0, 100);
+	}
+}
+
+/* ---- more code than there is room for ---- */
+
+#define FUNCS    0x110000ul
+#define FUNC_LEN 64u
+#define NR_FUNCS 6000u
+#define DATA     0x50000ul
+
+static uint32_t addend(unsigned i)
+{
+	return i * 2654435761u >> 4;
+}
+
+static void rel32(uint8_t **p, const uint8_t *mem, uint64_t to)
+{
+	int32_t rel = (int32_t)(to - (uint64_t)(*p + 4 - mem));
+
+	memcpy(*p, &rel, 4);
+	*p += 4;
+}
+
+/*
+ * A ring of functions that add and go on, in an order that is none of memory's, by all that leads
+ * from block to block; rcx times.
+ */
+static void make_ring(struct env *e, unsigned stride)
+{
+	static const uint8_t access[] = {0x48, 0x03, 0x5f, 0x08, 0x48, 0x89, 0x47, 0x10,
+					 0x48, 0x01, 0x77, 0x18, 0x48, 0x3b, 0x57, 0x20};
+
+	for (unsigned i = 0; i < NR_FUNCS; i++) {
+		uint8_t *p = e->mem + FUNCS + i * FUNC_LEN;
+		uint64_t next = FUNCS + (uint64_t)((i + stride) % NR_FUNCS) * FUNC_LEN;
+		uint32_t x = addend(i);
+
+		*p++ = 0x48, *p++ = 0x05; /* add rax, x */
+		memcpy(p, &x, 4);
+		p += 4;
+		memcpy(p, access, sizeof(access));
+		p += sizeof(access);
+		if (!i) { /* dec ecx; jz HANDLER(0) */
+			*p++ = 0xff, *p++ = 0xc9, *p++ = 0x0f, *p++ = 0x84;
+			rel32(&p, e->mem, HANDLER(0));
+		}
+		switch (i % 4) {
+		case 0:                                        /* call; the return address goes */
+			*p++ = 0x48, *p++ = 0x89, *p++ = 0xec; /* mov rsp, rbp */
+			*p++ = 0xe8;
+			rel32(&p, e->mem, next);
+			break;
+		case 1: /* lea r8, next; jmp r8 */
+			*p++ = 0x4c, *p++ = 0x8d, *p++ = 0x05;
+			rel32(&p, e->mem, next);
+			*p++ = 0x41, *p++ = 0xff, *p++ = 0xe0;
+			break;
+		case 2: /* lea r8, next; push r8; ret */
+			*p++ = 0x4c, *p++ = 0x8d, *p++ = 0x05;
+			rel32(&p, e->mem, next);
+			*p++ = 0x41, *p++ = 0x50, *p++ = 0xc3;
+			break;
+		default: /* test edi, edi; jnz next; ud2 */
+			*p++ = 0x85, *p++ = 0xff, *p++ = 0x0f, *p++ = 0x85;
+			rel32(&p, e->mem, next);
+			*p++ = 0x0f, *p++ = 0x0b;
+		}
+	}
+}
+
+static void go_round(struct env *e, unsigned first, unsigned rounds, unsigned stride)
+{
+	uint64_t sum = 0;
+	unsigned i = first;
+
+	for (unsigned left = rounds; left;) {
+		sum += addend(i);
+		if (!i && !--left)
+			break;
+		i = (i + stride) % NR_FUNCS;
+	}
+	enter_at(e, FUNCS + first * FUNC_LEN, STACK);
+	e->v->gpr[KL_RCX] = rounds;
+	e->v->gpr[KL_RBP] = STACK;
+	e->v->gpr[KL_RDI] = DATA;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->rip, HANDLER(0) + 1);
+	assert_int_equal(e->v->gpr[KL_RAX], sum);
+}
+
+/* Much of the ring, and a piece of it in between that stays. */
+static void go_everywhere(struct env *e)
+{
+	enum { STRIDE = 1021 }; /* has no divisor in common with NR_FUNCS */
+
+	mode64(e, 0);
+	memset(e->mem + HANDLER(0), 0xf4, 1);
+	make_ring(e, STRIDE);
+	for (unsigned n = 0; n < 4; n++) {
+		go_round(e, 1, 2, STRIDE);
+		for (unsigned i = 0; i < 40; i++)
+			go_round(e, (NR_FUNCS - i) * STRIDE % NR_FUNCS, 1, STRIDE);
+	}
+}
+
+/* Blocks go, and with them what leads to them. */
+static void blocks_evicted(void **state)
+{
+	struct env *e = *state;
+
+	go_everywhere(e);
+	assert_true(e->v->blocks->nr_evicted > 100);
+	assert_true(xlate(e)->nr_translated > 2 * NR_FUNCS); /* anew */
+}
+
+/* Translations go, their blocks stay. */
+static void code_evicted(void **state)
+{
+	struct env *e = *state;
+
+	go_everywhere(e);
+	assert_int_equal(e->v->blocks->nr_evicted, 0);
+	assert_true(xlate(e)->nr_evicted > 4);
+}
+
+/* The same blocks without translations. */
+static void blocks_evicted_interp(void **state)
+{
+	struct env *e = *state;
+
+	go_everywhere(e);
+	assert_true(e->v->blocks->nr_evicted > 100);
+}
+
+static int setup_few_interp(void **state)
+{
+	kl_config_init();
+	kl_config.translate = kl_config.check = false;
+	kl_config.block_part = 8 << 10;
+	return env_setup(state);
+}
+
+#define T(name, setup) cmocka_unit_test_setup_teardown(name, setup, env_teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(own_fault, setup),
+		T(no_code, setup),
+		T(no_lists, setup),
+		T(pass_wraps, setup),
+		T(taken_off, setup),
+		T(replaced, setup),
+		T(blocks_evicted, setup_few_blocks),
+		T(code_evicted, setup_little_code),
+	};
+	const struct CMUnitTest interpreted[] = {
+		T(blocks_evicted_interp, setup_few_interp),
+	};
+	struct sigaction sa = {.sa_handler = own_handler, .sa_flags = SA_NODEFER};
+
+	/* Before the engine's, which passes on what is none of its own. */
+	sigaction(SIGSEGV, &sa, NULL);
+	/* There is no translator there. */
+	return cmocka_run_group_tests(interpreted, NULL, NULL) ||
+	       (!KL_TSAN && cmocka_run_group_tests(tests, NULL, NULL));
+}
