@@ -47,6 +47,8 @@ static int gpc_teardown(void **state)
 
 	kl_gpc_destroy(&g->a);
 	kl_gpc_destroy(&g->b);
+	if (g->a.gpcs->nr_objects)
+		return -1;
 	/* What was put was taken back, exactly once. [B12] */
 	if (indexed(g) || g->a.gpcs->tree[0].n || g->a.gpcs->tree[1].n)
 		return -1;
@@ -259,6 +261,28 @@ static void refresh_before_in_progress(void **state)
 	finish_bracket(&b);
 	assert_int_equal(join(&c), -EFAULT);
 	assert_false(kl_gpc_check(&g->a, 8));
+}
+
+/*
+ * G8, N3: the page was not there, and came, in a bracket of its own, before the refresh looked for
+ * one. What the failure says is old.
+ */
+static void page_comes_during_refresh(void **state)
+{
+	struct gpc_fixture *g = *state;
+	struct kl_notifier_range r = range_of(g->f.ram + PG, PG);
+	struct call c = {.c = &g->a, .what = REFRESH};
+
+	NEED_RACEPOINTS;
+	assert_int_equal(kl_gpc_activate(&g->a, PG, 8), 0);
+	vanish(g->f.ram + PG, PG);
+	start_until(&c, "gpc-populated");
+	assert_int_equal(kl_notifier_begin(&r), 0);
+	assert_int_equal(mprotect(g->f.ram + PG, PG, PROT_READ | PROT_WRITE), 0);
+	kl_notifier_end(&r);
+	kl_racepoint_release("gpc-populated");
+	assert_int_equal(join(&c), 0);
+	assert_true(kl_gpc_check(&g->a, 8));
 }
 
 /* B2, G8, N3: a whole bracket while the page is being resolved. */
@@ -1248,6 +1272,7 @@ int main(void)
 		T(invalid_gpa),
 		T(offset_in_the_page),
 		T(only_activate_moves),
+		T(page_comes_during_refresh),
 		T(dirty_at_unlock),
 		T(log_read_before_unlock),
 		T(logging_ends_under_holder),

@@ -6,6 +6,9 @@
  */
 #include "api_env.h"
 
+#include <kvmlet/gpc.h>
+#include <kvmlet/track.h>
+
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -322,6 +325,24 @@ static void window_against_unmap(void **state)
 			 -EFAULT);
 	assert_int_equal(kvmlet_window_lock(f->vm, 0, PG, PG, KVMLET_WRITE, iov, 2, &n), 0);
 	kvmlet_window_unlock(f->vm);
+}
+
+/* N5: a bracket that may not wait does not wait for the holder of a window, and does nothing. */
+static void window_against_nonblocking(void **state)
+{
+	struct fixture *f = *state;
+	struct worker change;
+	struct iovec iov[2];
+	unsigned n;
+
+	assert_int_equal(kvmlet_window_lock(f->vm, 0, 0, 2 * PG, KVMLET_WRITE, iov, 2, &n), 0);
+	start(&change, f, do_try_bracket, 0);
+	assert_int_equal(finish(&change), -EAGAIN);
+	memset(iov[0].iov_base, 0x55, 2 * PG);
+	kvmlet_window_unlock(f->vm);
+	start(&change, f, do_try_bracket, 0);
+	assert_int_equal(finish(&change), 0);
+	assert_int_equal(f->ram[PG], 0x55);
 }
 
 /* S4, S8: so does the deletion of its slot. */
@@ -716,7 +737,26 @@ static void all_accessors_block(void **state)
 	free(w);
 }
 
-static _Atomic int handled;
+static _Atomic int handled, tracked;
+static struct kvmlet_gpc *tracked_cache;
+
+static void track_write(void *opaque, unsigned as, kl_gpa_t gpa, const void *bytes, size_t len)
+{
+	tracked++;
+}
+
+/* The page is lost under the cache's holder; what he wrote is read for the tracker as he lets go.
+ */
+static int do_tracked_unlock(struct worker *w)
+{
+	void *p;
+
+	assert_int_equal(kvmlet_gpc_lock(tracked_cache, 8, &p), 0);
+	assert_int_equal(madvise(w->f->ram + w->gpa, PG, MADV_DONTNEED), 0);
+	kvmlet_gpc_unlock(tracked_cache, 1);
+	return 0;
+}
+
 static volatile uint8_t *barrier; /* a page of the program's that it makes accessible by faults */
 
 static void on_signal(int sig)
@@ -740,9 +780,11 @@ static void on_fault(int sig, siginfo_t *info, void *uc)
 static void signal_in_blocked_access(void **state)
 {
 	struct fixture *f = *state;
+	static const struct kvmlet_track_ops ops = {.track_write = track_write};
 	struct sigaction sa = {.sa_handler = on_signal}, old;
 	uint8_t *page = calloc(1, PG);
 	int uffd = uffd_on(f->ram + 8 * PG, 8 * PG);
+	struct kvmlet_tracker *tracker;
 	struct worker access;
 
 	NEED_UFFD(uffd);
@@ -765,6 +807,23 @@ static void signal_in_blocked_access(void **state)
 		while (poll(&(struct pollfd){.fd = uffd, .events = POLLIN}, 1, 0) == 1)
 			next_fault(uffd);
 	}
+	/* Or for a tracker. */
+	assert_int_equal(kvmlet_track_register(f->vm, &ops, NULL, &tracker), 0);
+	assert_int_equal(kvmlet_gpc_init(f->vm, 0, &tracked_cache), 0);
+	assert_int_equal(kvmlet_gpc_activate(tracked_cache, 8 * PG, 8), 0);
+	assert_int_equal(kvmlet_track_add_page(f->vm, 0, 8), 0);
+	start(&access, f, do_tracked_unlock, 8 * PG);
+	next_fault(uffd);
+	mprotect((void *)barrier, PG, PROT_NONE);
+	pthread_kill(access.thread, SIGUSR1);
+	while (atomic_load(&handled) <= 2)
+		sched_yield();
+	assert_int_equal(atomic_load(&tracked), 0);
+	provide(uffd, f->ram + 8 * PG, page);
+	assert_int_equal(finish(&access), 0);
+	assert_int_equal(atomic_load(&tracked), 1);
+	kvmlet_gpc_destroy(tracked_cache);
+	assert_int_equal(kvmlet_track_unregister(tracker), 0);
 	sigaction(SIGUSR1, &old, NULL);
 	munmap((void *)barrier, PG);
 	close(uffd);
@@ -837,13 +896,16 @@ int main(void)
 	struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
-		T(unmap_during_access),       T(access_meets_bracket),     T(delete_during_access),
-		T(access_meets_invalid_slot), T(translate_during_change),  T(window_against_unmap),
-		T(window_against_delete),     T(writes_are_logged),        T(flush_while_locking),
-		T(flush_between_pages),       T(first_use_during_bracket), T(kick_blocked_access),
-		T(all_accessors_block),       T(signal_in_blocked_access), T(crowd),
-		T(missing_among_brackets),    T(holder_never_waits),       T(all_signals_blocked),
-		T(kick_with_all_blocked),
+		T(unmap_during_access),      T(access_meets_bracket),
+		T(delete_during_access),     T(access_meets_invalid_slot),
+		T(translate_during_change),  T(window_against_unmap),
+		T(window_against_delete),    T(window_against_nonblocking),
+		T(writes_are_logged),        T(flush_while_locking),
+		T(flush_between_pages),      T(first_use_during_bracket),
+		T(kick_blocked_access),      T(all_accessors_block),
+		T(signal_in_blocked_access), T(crowd),
+		T(missing_among_brackets),   T(holder_never_waits),
+		T(all_signals_blocked),      T(kick_with_all_blocked),
 	};
 
 	sigaction(SIGSEGV, &sa, NULL);

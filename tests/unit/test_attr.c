@@ -181,12 +181,35 @@ static void failed_change(void **state)
 		assert_int_equal(kl_attr_private(&m->a, i, &level), m->private[i]);
 }
 
+/* F5: a node whose first entry alone differs is no single value; neither is one whose last does. */
+static void all_but_one(void **state)
+{
+	static const struct {
+		uint64_t unit, n;
+	} levels[] = {{64, 8}, {512, 512}};
+	struct model *m = *state;
+
+	for (unsigned i = 0; i < 4; i++) {
+		uint64_t unit = levels[i / 2].unit, all = unit * levels[i / 2].n;
+		bool first = i & 1;
+		unsigned level;
+
+		change(m, 0, 0, 2 * all, false);
+		change(m, 0, first ? unit : 0, first ? all : all - unit, true);
+		for (uint64_t k = 0; k < all; k += unit / 2)
+			assert_int_equal(kl_attr_private(&m->a, k, &level), m->private[k]);
+		assert_false(kl_attr_uniform(&m->a, 0, all, true));
+		assert_false(kl_attr_uniform(&m->a, 0, all, false));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(random_changes, setup, teardown),
 		cmocka_unit_test_setup_teardown(memory_by_change, setup, teardown),
 		cmocka_unit_test_setup_teardown(failed_change, setup, teardown),
+		cmocka_unit_test_setup_teardown(all_but_one, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

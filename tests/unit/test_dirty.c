@@ -241,6 +241,43 @@ static void bad_bitmap(void **state)
 	assert_int_equal(get_log(f), 1u << 4);
 }
 
+/* The same where the marks are in many words, and of several lines of them. */
+static void bad_bitmap_of_many(void **state)
+{
+	enum { PAGES = 2048 };
+	struct fixture *f = *state;
+	uint8_t *p =
+		mmap(NULL, PAGES * PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t bitmap[PAGES / 64];
+
+	assert_int_equal(set(&f->vm, 1, KVM_MEM_LOG_DIRTY_PAGES, 1ul << 32, PAGES * PG, p), 0);
+	for (unsigned i = 5; i < PAGES; i += 101)
+		store(f, (1ul << 32) + i * PG);
+	assert_int_equal(kl_dirty_log_get(&f->vm, 0, 1, NULL, false), -EFAULT);
+	assert_int_equal(kl_dirty_log_get(&f->vm, 0, 1, bitmap, false), 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		assert_int_equal(bitmap[i / 64] >> i % 64 & 1, i >= 5 && (i - 5) % 101 == 0);
+	assert_int_equal(set(&f->vm, 1, 0, 1ul << 32, 0, p), 0);
+	munmap(p, PAGES * PG);
+}
+
+/* A log that is used again is empty, both halves of it. */
+static void used_again(void **state)
+{
+	struct fixture *f = *state;
+
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(log_on(f), 0);
+		assert_int_equal(get_log(f), 0);
+		for (unsigned k = 0; k <= i; k++) {
+			store(f, (3 + i + k) * PG);
+			if (k < i)
+				assert_int_equal(get_log(f), 1u << (3 + i + k));
+		}
+		assert_int_equal(set(&f->vm, 0, 0, 0, NPAGES * PG, f->ram), 0);
+	}
+}
+
 /* D1: what clearing takes and what it leaves. */
 static void clear(void **state)
 {
@@ -723,6 +760,8 @@ int main(void)
 		T(large_leaves),
 		T(sparse),
 		T(bad_bitmap),
+		T(bad_bitmap_of_many),
+		T(used_again),
 		T(clear),
 		T(initially_set),
 		T(log_waits_for_guest_mode),

@@ -162,6 +162,46 @@ static void whole_words(void **state)
 	}
 }
 
+/*
+ * D1: of a part of a large log, with a bitmap of just that part; what is not cleared stays, however
+ * far behind.
+ */
+static void part_of_large(void **state)
+{
+	enum { PAGES = 40 * 1024 };
+	const size_t size = PAGES * PG;
+	struct fixture *f = *state;
+	uint8_t *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *end = new_memory(2 * PG) + PG;
+	uint64_t *bitmap = calloc(PAGES / 64, 8);
+	uint64_t *two = (uint64_t *)(void *)(end - 16); /* and no more */
+
+	assert_int_equal(mprotect(end, PG, PROT_NONE), 0);
+	assert_int_equal(kvmlet_dirty_set_mode(f->vm, KVMLET_DIRTY_MANUAL), 0);
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, LOG, FAR, size, kl_hva(p)), 0);
+	for (unsigned i = 0; i < PAGES; i += 1000)
+		store(f, FAR + i * PG);
+	store(f, FAR + 32999 * PG);
+	assert_int_equal(kvmlet_dirty_get(f->vm, 1, bitmap, PAGES), 0);
+	two[0] = two[1] = ~0ull;
+	/* Pages 32960 to 33087: two that are marked, in a line of eight words. */
+	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 32960, 128, two), 0);
+	store(f, FAR + 32999 * PG);
+	two[1] = 0;
+	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 32000 / 64 * 64, 128, two), 0);
+	for (unsigned k = 0; k < 2; k++) {
+		assert_int_equal(kvmlet_dirty_get(f->vm, 1, bitmap, PAGES), 0);
+		for (unsigned i = 0; i < PAGES; i++)
+			assert_int_equal(bitmap[i / 64] >> i % 64 & 1,
+					 (i % 1000 == 0 && i != 33000 && i != 32000) || i == 32999);
+	}
+	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, FAR, 0, kl_hva(p)), 0);
+	munmap(end - PG, 2 * PG);
+	munmap(p, size);
+	free(bitmap);
+}
+
 /* Slot 1 with more pages than the smallest ring holds, which logs; there is a ring. */
 static uint8_t *with_ring(struct fixture *f)
 {
@@ -326,8 +366,9 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(every_writer), TEST(refusals),  TEST(manual),    TEST(whole_words),
-		TEST(ring),         TEST(full_ring), TEST(no_memory), TEST(a_copy),
+		TEST(every_writer), TEST(refusals),      TEST(manual),
+		TEST(whole_words),  TEST(part_of_large), TEST(ring),
+		TEST(full_ring),    TEST(no_memory),     TEST(a_copy),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));

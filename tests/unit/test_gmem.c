@@ -402,6 +402,42 @@ static void not_inherited(void **state)
 	}
 }
 
+static unsigned long mapped_pages(void)
+{
+	unsigned long size = 0;
+	FILE *file = fopen("/proc/self/statm", "r");
+
+	assert_non_null(file);
+	assert_int_equal(fscanf(file, "%lu", &size), 1);
+	fclose(file);
+	return size;
+}
+
+/* F1, F5: files and conversions, however many, leave neither addresses nor memory behind. */
+static void nothing_remains(void **state)
+{
+	struct gmem_fixture *g = *state;
+	unsigned long before = 0;
+	uint64_t pages = 0;
+
+	for (unsigned i = 0; i < 64; i++) {
+		struct kl_gmem *file;
+
+		if (i == 2) { /* what is made once is there */
+			before = mapped_pages();
+			pages = kl_pages_in_use();
+		}
+		assert_int_equal(new_file(&g->f.vm, 4 * MiB, &file), 0);
+		kl_gmem_close(file);
+		convert(g, 1, 1, true);
+		convert(g, 1, 1, false);
+		convert(g, 0, 513, true);
+		convert(g, 0, 513, false);
+	}
+	assert_true(mapped_pages() <= before + 64);
+	assert_int_equal(kl_pages_in_use(), pages);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, gmem_setup, gmem_teardown)
 
 int main(void)
@@ -413,6 +449,7 @@ int main(void)
 		TEST(closed_gives_back), cmocka_unit_test(every_order),
 		TEST(large_leaves),      TEST(caches),
 		TEST(each_its_events),   TEST(not_inherited),
+		TEST(nothing_remains),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -271,6 +271,55 @@ static void last_sample(void **state)
 	pthread_join(t, NULL);
 }
 
+/* Slots of any number, and of one VM only when that VM goes. */
+static void each_its_own(void **state)
+{
+	struct fixture *f = *state, g = {.ram = f->ram};
+	const struct kl_heat_record *r;
+
+	assert_int_equal(kl_vm_init(&g.vm), 0);
+	assert_int_equal(kl_vcpu_core_add(&g.vm, &g.vcpu, 0), 0);
+	kl_heat_add_vm(&g.vm);
+	assert_int_equal(set(&g.vm, 300, 0, 0, NPAGES * PG, g.ram), 0);
+	store(&g, PG);
+	store(f, 2 * PG);
+	kl_heat_sample();
+	r = record(1);
+	assert_non_null(r);
+	assert_int_equal(r->written, 1);
+	assert_int_equal(record(0)->written, 1);
+	kl_heat_remove_vm(&f->vm);
+	assert_int_not_equal(record(0)->ended_ns, 0);
+	assert_int_equal(r->ended_ns, 0);
+	store(&g, PG);
+	kl_heat_remove_vm(&g.vm);
+	assert_int_not_equal(r->ended_ns, 0);
+	assert_int_equal(r->written, 2);
+	kl_vm_destroy(&g.vm);
+}
+
+/* More than a cell can count: it stays at the most. */
+static void cell_is_full(void **state)
+{
+	struct fixture *f = *state;
+	const struct kl_heat_record *r = record(0);
+	const struct kl_heat *heat;
+	unsigned at;
+
+	store(f, 2 * PG);
+	kl_heat_sample();
+	heat = kl_heat_read_lock(true);
+	at = (heat->columns - 1) * r->bands + 2;
+	assert_int_equal(r->cells[at], 1);
+	r->cells[at] = UINT32_MAX;
+	kl_heat_read_unlock();
+	store(f, 2 * PG);
+	kl_heat_sample();
+	/* In the same column, or the next. */
+	assert_int_equal(r->cells[at], UINT32_MAX);
+	assert_int_equal(r->written, 2);
+}
+
 /* A record's memory goes with it. */
 static void forgotten(void **state)
 {
@@ -316,7 +365,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(counted_once_a_sample), TEST(logs_do_not_meet), TEST(caches_are_counted),
 		TEST(slots_come_and_go),     TEST(columns_merge),    TEST(without_memory),
-		TEST(last_sample),           TEST(forgotten),
+		TEST(last_sample),           TEST(forgotten),        TEST(each_its_own),
+		TEST(cell_is_full),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));

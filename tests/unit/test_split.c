@@ -211,12 +211,29 @@ static void no_memory(void **state)
 	munmap(p, 2 * MB);
 }
 
+/* D4: of the slot that logs, and of none that lies beside it. */
+static void neighbours_stay(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = map_written(6 * MB);
+
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(set(&f->vm, 1 + i, 0, GPA + i * 2 * MB, 2 * MB, p + i * 2 * MB),
+				 0);
+	for (unsigned i = 0; i < 3; i++)
+		touch(f, GPA + i * 2 * MB, KL_ACC_WRITE);
+	assert_leaves(f, 0, 3, 0);
+	assert_int_equal(set(&f->vm, 2, LOG, GPA + 2 * MB, 2 * MB, p + 2 * MB), 0);
+	assert_leaves(f, 512, 2, 0);
+	munmap(p, 6 * MB);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, split_setup, split_teardown)
 	const struct CMUnitTest tests[] = {
-		T(begins_and_ends),    T(when_cleared),        T(huge_leaf),
-		T(accessed_meanwhile), T(pointer_from_before), T(no_memory),
+		T(begins_and_ends),     T(when_cleared), T(huge_leaf),       T(accessed_meanwhile),
+		T(pointer_from_before), T(no_memory),    T(neighbours_stay),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));

@@ -847,6 +847,29 @@ static void walk_against_zap_all(void **state)
 	assert_int_equal(kl_pages_in_use(), before);
 }
 
+/* M1, N3: a bracket over any page of its range keeps a large leaf out, the first one and the last.
+ */
+static void large_beside_bracket(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(4 * MB);
+
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 4 * MB, p), 0);
+	for (unsigned i = 0; i < 4; i++) {
+		struct kl_notifier_range r = range_of(p + (i & 1 ? 511 * PG : 0), PG);
+
+		assert_int_equal(kl_notifier_begin(&r), 0);
+		fault_ok(f, GPA + (i & 2 ? 201 : 300) * PG, KL_ACC_READ);
+		assert_int_equal(pages(f, 2), 0);
+		kl_notifier_end(&r);
+	}
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 0, NULL), 0);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 4 * MB, p), 0);
+	fault_ok(f, GPA + 400 * PG, KL_ACC_READ);
+	assert_int_equal(pages(f, 2), 1);
+	munmap(p, 4 * MB);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -870,6 +893,7 @@ int main(void)
 		T(event_in_batches),
 		T(large_tree),
 		T(sparse),
+		T(large_beside_bracket),
 		T(no_needless_flush),
 		T(ageing),
 		T(ageing_flushes),

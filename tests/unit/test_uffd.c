@@ -11,6 +11,7 @@
 
 #include <kvmlet/kvmlet.h>
 
+#include "base/hidden_fd.h"
 #include "host/uffd.h"
 #include "mem/uffd_source.h"
 #include "mmu_env.h"
@@ -330,9 +331,19 @@ static void leaves_others_alone(void **state)
 	close(fd);
 }
 
+static unsigned nr_hidden(void)
+{
+	unsigned n = 0;
+
+	for (int fd = -1; (fd = kl_fd_next_hidden((unsigned)fd + 1)) >= 0;)
+		n++;
+	return n;
+}
+
 /* A VM's death, and the end of the source, leave nothing registered and nobody asleep. */
 static void stops(void **state)
 {
+	unsigned hidden;
 	struct fixture *f = *state;
 	struct kl_vm *vm = calloc(1, sizeof(*vm));
 	uint8_t *p = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -340,6 +351,14 @@ static void stops(void **state)
 	int fd;
 
 	NEED_SOURCE;
+	/* Its descriptors go with it. */
+	assert_int_equal(kvmlet_notifier_uffd_source(0), 0);
+	hidden = nr_hidden();
+	assert_int_equal(kvmlet_notifier_uffd_source(1), 0);
+	assert_int_equal(nr_hidden(), hidden + 2);
+	assert_int_equal(kvmlet_notifier_uffd_source(0), 0);
+	assert_int_equal(nr_hidden(), hidden);
+	assert_int_equal(kvmlet_notifier_uffd_source(1), 0);
 	fd = program_uffd();
 	assert_int_equal(kl_vm_init(vm), 0);
 	assert_int_equal(set(vm, 0, 0, 0, PG, p), 0);
