@@ -472,8 +472,11 @@ static void do_call(const struct call *c)
 		if (c->cmd == KVM_GET_VCPU_EVENTS) {
 			struct kvm_vcpu_events *e = (void *)data;
 
-			if (!e->exception.injected && !e->exception.pending)
+			if (!e->exception.injected && !e->exception.pending) {
 				memset(&e->exception, 0, sizeof(e->exception));
+				e->exception_has_payload = 0;
+				e->exception_payload = 0;
+			}
 			e->interrupt.shadow &= 3;
 		}
 		/* Whether reserved flags, and VM in real mode, are kept depends on the processor.

@@ -182,20 +182,26 @@ static void part_of_large(void **state)
 	assert_int_equal(kvmlet_memslot_set(f->vm, 1, LOG, FAR, size, kl_hva(p)), 0);
 	for (unsigned i = 0; i < PAGES; i += 1000)
 		store(f, FAR + i * PG);
-	store(f, FAR + 32999 * PG);
+	store(f, FAR + 33999 * PG);
 	assert_int_equal(kvmlet_dirty_get(f->vm, 1, bitmap, PAGES), 0);
-	two[0] = two[1] = ~0ull;
-	/* Pages 32960 to 33087: two that are marked, in a line of eight words. */
-	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 32960, 128, two), 0);
-	store(f, FAR + 32999 * PG);
-	two[1] = 0;
-	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 32000 / 64 * 64, 128, two), 0);
+	/* Pages 33984 to 34111: of two that are marked, one is cleared; its neighbour, and more,
+	 * stay. */
+	two[0] = ~(1ull << (33999 - 33984));
+	two[1] = ~0ull;
+	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 33984, 128, two), 0);
+	two[0] = two[1] = 1;
+	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 32000, 128, two), 0);
 	for (unsigned k = 0; k < 2; k++) {
 		assert_int_equal(kvmlet_dirty_get(f->vm, 1, bitmap, PAGES), 0);
 		for (unsigned i = 0; i < PAGES; i++)
 			assert_int_equal(bitmap[i / 64] >> i % 64 & 1,
-					 (i % 1000 == 0 && i != 33000 && i != 32000) || i == 32999);
+					 (i % 1000 == 0 && i != 34000 && i != 32000) || i == 33999);
 	}
+	/* What stayed can be cleared. */
+	two[0] = two[1] = ~0ull;
+	assert_int_equal(kvmlet_dirty_clear(f->vm, 1, 33984, 128, two), 0);
+	assert_int_equal(kvmlet_dirty_get(f->vm, 1, bitmap, PAGES), 0);
+	assert_int_equal(bitmap[33984 / 64], 0);
 	assert_int_equal(kvmlet_memslot_set(f->vm, 1, 0, FAR, 0, kl_hva(p)), 0);
 	munmap(end - PG, 2 * PG);
 	munmap(p, size);

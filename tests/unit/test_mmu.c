@@ -412,21 +412,6 @@ static void slots_under_running_vcpus(void **state)
 	assert_true(atomic_load(&s.stores) > 0);
 }
 
-/* A vCPU's place is given again: there is room for 1024 at a time, not in a VM's life. */
-static void vcpu_places(void **state)
-{
-	struct fixture *f = *state;
-	struct kl_vcpu_core *c = calloc(2, sizeof(*c));
-
-	for (unsigned i = 0; i < KL_MAX_VCPUS + 2; i++) {
-		assert_int_equal(kl_vcpu_core_add(&f->vm, &c[i & 1], 7), 0);
-		assert_int_equal(atomic_load(&f->vm.nr_vcpus), 2);
-		kl_vcpu_core_remove(&c[i & 1]);
-		assert_int_equal(atomic_load(&f->vm.nr_vcpus), 1);
-	}
-	free(c);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -434,7 +419,6 @@ int main(void)
 		T(faults),
 		T(readonly_slot),
 		T(no_memory),
-		T(vcpu_places),
 		T(mmio_sptes),
 		T(bracket_during_populate),
 		T(fault_while_bracket_ends),

@@ -870,6 +870,21 @@ static void large_beside_bracket(void **state)
 	munmap(p, 4 * MB);
 }
 
+/* A vCPU's place is given again: there is room for 1024 at a time, not in a VM's life. */
+static void vcpu_places(void **state)
+{
+	struct fixture *f = *state;
+	struct kl_vcpu_core *c = calloc(2, sizeof(*c));
+
+	for (unsigned i = 0; i < KL_MAX_VCPUS + 2; i++) {
+		assert_int_equal(kl_vcpu_core_add(&f->vm, &c[i & 1], 7), 0);
+		assert_int_equal(atomic_load(&f->vm.nr_vcpus), 2);
+		kl_vcpu_core_remove(&c[i & 1]);
+		assert_int_equal(atomic_load(&f->vm.nr_vcpus), 1);
+	}
+	free(c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -893,6 +908,7 @@ int main(void)
 		T(event_in_batches),
 		T(large_tree),
 		T(sparse),
+		T(vcpu_places),
 		T(large_beside_bracket),
 		T(no_needless_flush),
 		T(ageing),
