@@ -13,7 +13,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/racepoint.h"
 #include "engine.h"
+#include "host/access.h"
+#include "mmu/api.h"
+#include "mmu/mmu.h"
 
 #define PAGE 4096ull
 
@@ -22,6 +26,8 @@ static struct kvmlet_gmem *file;
 static struct kvmlet_gpc *cache[NR_CACHES], *area[MAX_THREADS][2];
 static struct kvmlet_tracker *tracker[MAX_THREADS];
 static uint8_t *pool;
+/* A thread's vCPU. */
+static struct kl_vcpu_core vcpu[MAX_THREADS];
 
 static _Thread_local unsigned self;
 static _Thread_local unsigned reports[MAX_THREADS]; /* by the calling thread, to each tracker */
@@ -58,6 +64,9 @@ void engine_begin(void)
 	mmap(pool, POOL_PAGES * PAGE, PROT_READ | PROT_WRITE,
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	must(kvmlet_vm_create_private(&vm), "create");
+	memset(vcpu, 0, sizeof(vcpu));
+	for (unsigned i = 0; i < MAX_THREADS; i++)
+		must(kl_vcpu_core_add(&vm->vm, &vcpu[i], i), "vcpu");
 	must(kvmlet_gmem_create(vm, FILE_PAGES * PAGE, &file), "gmem");
 	for (unsigned i = 0; i < NR_CACHES; i++)
 		must(kvmlet_gpc_init(vm, 0, &cache[i]), "gpc");
@@ -266,6 +275,43 @@ static int young(const struct op *op)
 			: kvmlet_notifier_test_young(start, start + PAGE, &was);
 }
 
+/*
+ * As a vCPU does it: in guest mode through what a lookup gave, or after a fault. What is tracked is
+ * not for its pointer: as its emulator, and other accessors, write.
+ */
+static int guest(const struct op *op, struct outcome *out)
+{
+	struct kl_vcpu_core *c = &vcpu[self];
+	unsigned access = op->kind == GUEST_STORE ? KL_ACC_WRITE : KL_ACC_READ;
+	uint64_t gpa = op->gfn * PAGE;
+	bool writable, mmio, can;
+	int r;
+
+	for (;;) {
+		uint8_t *p;
+
+		kl_vcpu_enter_guest(c);
+		kl_vcpu_take_requests(c, KL_REQ_TLB_FLUSH);
+		p = kl_mmu_lookup(c, gpa, access, &writable, &mmio);
+		can = p && (access == KL_ACC_READ || writable);
+		racepoint("explore-in-guest");
+		if (can && access == KL_ACC_READ)
+			out->val = kl_load64(p);
+		else if (can)
+			kl_store64(p, op->val);
+		kl_vcpu_leave_guest(c);
+		if (can)
+			return 0;
+		if (p)
+			return kvmlet_vm_store(vm, 0, gpa, 8, op->val);
+		kl_engine_enter();
+		r = kl_mmu_fault(c, gpa, access);
+		kl_engine_leave();
+		if (r != KL_FAULT_MAPPED)
+			return r == KL_FAULT_MMIO ? -EFAULT : r;
+	}
+}
+
 static int perform(const struct op *op, struct outcome *out)
 {
 	uint64_t gpa = op->gfn * PAGE;
@@ -366,6 +412,9 @@ static int perform(const struct op *op, struct outcome *out)
 		return r;
 	case OTHER_VM:
 		return other_vm(op);
+	case GUEST_LOAD:
+	case GUEST_STORE:
+		return guest(op, out);
 	default:
 		abort();
 	}

@@ -206,6 +206,7 @@ static bool access_op(struct oracle *o, const struct op *op, const struct outcom
 	case WRITE:
 		return store(o, op, out, (old & ~0xffull) | (op->val & 0xff), p);
 	case STORE:
+	case GUEST_STORE:
 		return store(o, op, out, op->val, p);
 	case EXCHANGE:
 		return out->val == old && store(o, op, out, op->val, p);
@@ -411,9 +412,11 @@ bool oracle_accepts(struct oracle *o, const struct op *op, const struct outcome 
 	case READ:
 		return load(o, op, out, 0xff);
 	case LOAD:
+	case GUEST_LOAD:
 		return load(o, op, out, ~0ull);
 	case WRITE:
 	case STORE:
+	case GUEST_STORE:
 	case EXCHANGE:
 	case CAS:
 	case ADD:
