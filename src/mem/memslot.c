@@ -369,6 +369,7 @@ int kl_set_memory_region_gmem(struct kl_vm *vm, const struct kl_uapi_memory_regi
 	size = old ? old->npages << KL_PAGE_SHIFT : 0;
 	ret = set_region_locked(vm, as, id, r, file, error);
 	kl_mutex_unlock(&vm->slots_lock);
+	racepoint("memslot-set");
 	if (kl_uffd_source_on()) {
 		/* Once more: another slot over the same memory may have gone before ours was in. */
 		if (r->memory_size && !ret)

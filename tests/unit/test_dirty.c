@@ -278,6 +278,26 @@ static void used_again(void **state)
 	}
 }
 
+/* D1: the log of a slot of the second address space. */
+static void second_space(void **state)
+{
+	const unsigned id = 3;
+	struct fixture *f = *state;
+	uint64_t mask = ~0ull, word = 0;
+
+	assert_int_equal(
+		set(&f->vm, 1u << 16 | id, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES * PG, f->ram), 0);
+	f->vcpu.as_id = 1;
+	for (unsigned i = 0; i < 2; i++) {
+		store(f, 5 * PG);
+		assert_int_equal(kl_dirty_log_clear(&f->vm, 1, id, 0, NPAGES, &mask), 0);
+		store(f, (6 + i) * PG);
+		assert_int_equal(kl_dirty_log_get(&f->vm, 1, id, &word, false), 0);
+		assert_int_equal(word, 1u << (6 + i));
+	}
+	assert_int_equal(kl_dirty_log_get(&f->vm, 0, id, &word, false), -ENOENT);
+}
+
 /* D1: what clearing takes and what it leaves. */
 static void clear(void **state)
 {
@@ -762,6 +782,7 @@ int main(void)
 		T(bad_bitmap),
 		T(bad_bitmap_of_many),
 		T(used_again),
+		T(second_space),
 		T(clear),
 		T(initially_set),
 		T(log_waits_for_guest_mode),

@@ -2,6 +2,7 @@
 /* guest_memfd, bindings and attributes in the memory engine (F1-F7). */
 #include "gmem_env.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/wait.h>
 
@@ -402,6 +403,23 @@ static void not_inherited(void **state)
 	}
 }
 
+/* F3: a hole that the file does not allow is none, and says so. */
+static void sealed(void **state)
+{
+	struct gmem_fixture *g = *state;
+	int fd = memfd_create("test-gmem", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct kl_gmem *file;
+
+	assert_int_equal(ftruncate(fd, 2 * PG), 0);
+	assert_int_equal(kl_gmem_create(&g->f.vm, fd, 2 * PG, 0, &file), 0);
+	assert_int_equal(kl_gmem_allocate(file, 0, PG), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	assert_int_equal(kl_gmem_punch(file, 0, PG), -EPERM);
+	assert_int_equal(kl_gmem_allocated(file), PG);
+	kl_gmem_close(file);
+	close(fd);
+}
+
 static unsigned long mapped_pages(void)
 {
 	unsigned long size = 0;
@@ -449,7 +467,7 @@ int main(void)
 		TEST(closed_gives_back), cmocka_unit_test(every_order),
 		TEST(large_leaves),      TEST(caches),
 		TEST(each_its_events),   TEST(not_inherited),
-		TEST(nothing_remains),
+		TEST(nothing_remains),   TEST(sealed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,6 +3,8 @@
  * What --heatmap counts (D1, D3): each page once for each sample, without the program's own logs
  * noticing.
  */
+#include <sys/wait.h>
+
 #include "mmu_env.h"
 
 #include "base/failpoint.h"
@@ -320,6 +322,39 @@ static void cell_is_full(void **state)
 	assert_int_equal(r->written, 2);
 }
 
+/* U5: a child that is forked while somebody reads counts for itself. */
+static void forked(void **state)
+{
+	struct fixture *f = *state;
+	const struct kl_heat *heat;
+	int status;
+	pid_t pid;
+
+	store(f, PG);
+	kl_heat_sample();
+	(void)kl_heat_read_lock(true);
+	pid = fork();
+	if (!pid) {
+		struct fixture c = {.ram = f->ram};
+
+		kl_vms_after_fork();
+		kl_heat_ahead_ns = 0;
+		if (kl_vm_init(&c.vm) || kl_vcpu_core_add(&c.vm, &c.vcpu, 0))
+			_exit(1);
+		kl_heat_add_vm(&c.vm);
+		if (set(&c.vm, 0, 0, 0, NPAGES * PG, c.ram))
+			_exit(2);
+		store(&c, PG);
+		store(&c, 2 * PG);
+		kl_heat_sample();
+		heat = kl_heat_read_lock(true);
+		_exit(!heat->records || heat->records->written != 2 || heat->records->next);
+	}
+	kl_heat_read_unlock();
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
 /* A record's memory goes with it. */
 static void forgotten(void **state)
 {
@@ -365,8 +400,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(counted_once_a_sample), TEST(logs_do_not_meet), TEST(caches_are_counted),
 		TEST(slots_come_and_go),     TEST(columns_merge),    TEST(without_memory),
-		TEST(last_sample),           TEST(forgotten),        TEST(each_its_own),
-		TEST(cell_is_full),
+		TEST(last_sample),           TEST(forgotten),        TEST(forked),
+		TEST(each_its_own),          TEST(cell_is_full),
 	};
 
 	cmocka_set_test_filter(getenv("KVMLET_TEST"));

@@ -25,7 +25,7 @@ static char *slurp(const char *path)
 /* The trace says what an event took, how long it was open, which fault it held up and caused. */
 static void trace(void **state)
 {
-	char path[] = "/tmp/kvmlet-trace-XXXXXX", *log;
+	char path[] = "/tmp/kvmlet-trace-XXXXXX", *log, *next;
 	struct fixture *f = *state, g = {0};
 	struct kl_notifier_range r = range_of(f->ram, 2 * PG);
 	struct bracket b = {.f = f, .finish = true};
@@ -49,6 +49,7 @@ static void trace(void **state)
 	kl_notifier_end(&r);
 	assert_int_equal(kl_mmu_fault(&g.vcpu, 0, KL_ACC_READ), KL_FAULT_MAPPED);
 	assert_true(mapped(&g, 0, KL_ACC_READ));
+	assert_int_equal(kl_mmu_fault(&g.vcpu, 5 * PG, KL_ACC_WRITE), KL_FAULT_MAPPED);
 	kl_vcpu_take_requests(&g.vcpu, KL_REQ_TLB_FLUSH);
 	kl_vcpu_enter_guest(&g.vcpu);
 	kl_racepoint_arm("vcpu-awaited", 1);
@@ -67,6 +68,10 @@ static void trace(void **state)
 	assert_non_null(strstr(log, "invalidate #1 over, open for"));
 	assert_non_null(strstr(log, "vcpu3 fault gpa=0 r-- waits"));
 	assert_non_null(strstr(log, "after #1, retries: 1024 range of #1 in progress"));
+	/* The next one is another. */
+	next = strstr(log, "vcpu3 fault gpa=0x5000 -w- -> 4K");
+	assert_non_null(next);
+	assert_true(!strstr(next, "retries") || strstr(next, "retries") > strchr(next, '\n'));
 	log = strstr(log, "invalidate #2 ");
 	assert_non_null(log);
 	assert_non_null(strstr(log, "for 1 vCPUs, longest vcpu3"));

@@ -216,6 +216,32 @@ static void event_unmap(void **state)
 	map_raw(f->ram + PG, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 }
 
+/* N1: a slot's memory is watched from before anybody can use it. */
+static void watched_from_the_first(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = mmap(NULL, PG, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct slot_change c = {.f = f, .gpa = 0x100000, .size = PG};
+	uint8_t *ram = f->ram;
+	pthread_t t;
+
+	NEED_SOURCE;
+	NEED_RACEPOINTS;
+	f->ram = p; /* what change_slot_1() takes */
+	kl_racepoint_arm("memslot-set", 1);
+	assert_int_equal(pthread_create(&t, NULL, change_slot_1, &c), 0);
+	assert_true(kl_racepoint_wait("memslot-set", TIMEOUT));
+	f->ram = ram;
+	use(f, 0x100000);
+	unmap_raw(p, PG);
+	for (unsigned i = 0; i < 20000 && mapped(f, 0x100000, KL_ACC_READ); i++)
+		sched_yield();
+	assert_false(mapped(f, 0x100000, KL_ACC_READ));
+	kl_racepoint_release("memslot-set");
+	pthread_join(t, NULL);
+	assert_int_equal(c.r, 0);
+}
+
 /* N1: moved away; and over another page of the slot. */
 static void event_remap(void **state)
 {
@@ -438,6 +464,7 @@ int main(void)
 		cmocka_unit_test(registry_readers),
 		T(event_unmap),
 		T(event_remap),
+		T(watched_from_the_first),
 		T(event_remove),
 		T(event_fork),
 		T(leaves_others_alone),
