@@ -57,7 +57,9 @@ _Static_assert(offsetof(struct kl_thunk_ctx, y) == 256, "SAVE_BOTH");
 /* Destination and up to two sources, all vectors: most instructions. */
 KL_INLINE void run3(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_ctx *c)
 {
-	register void *fn __asm__("r8") = op->thunk;
+	uint8_t *d = kl_xmm(v, op->reg), *a = kl_xmm(v, op->rm), *b = kl_xmm(v, op->cond);
+	void *thunk = op->thunk;
+	register void *fn __asm__("r8") = thunk; /* last: a sanitizer's calls would destroy it */
 
 	__asm__ volatile(
 		LOAD("0", "d") LOAD("1", "a") LOAD(
@@ -65,26 +67,26 @@ KL_INLINE void run3(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_c
 				  "vmovups %%xmm0, (%[d])\n\tvextractf128 $1, %%ymm0, 416(%[d])\n\t"
 				  "vzeroupper"
 		:
-		: "D"(c), [fn] "r"(fn), [d] "r"(kl_xmm(v, op->reg)), [a] "r"(kl_xmm(v, op->rm)),
-		  [b] "r"(kl_xmm(v, op->cond))
+		: "D"(c), [fn] "r"(fn), [d] "r"(d), [a] "r"(a), [b] "r"(b)
 		: "xmm0", "xmm1", "xmm2", "cc", "memory");
 }
 
 /* The same with MXCSR; the result comes into the context first. */
 KL_INLINE void run3_fp(struct kl_vcpu *v, const struct kl_op *op, struct kl_thunk_ctx *c)
 {
-	register void *fn __asm__("r8") = op->thunk;
-	uint8_t *d = kl_xmm(v, op->reg);
+	uint8_t *d = kl_xmm(v, op->reg), *a = kl_xmm(v, op->rm), *b = kl_xmm(v, op->cond);
+	void *thunk = op->thunk;
+	register void *fn __asm__("r8");
 
 	c->mxcsr = kl_mxcsr_quiet(v);
+	fn = thunk;
 	__asm__ volatile(LOAD("0", "d") LOAD("1", "a")
 				 LOAD("2", "b") "stmxcsr 236(%%rdi)\n\tldmxcsr 232(%%rdi)\n\t"
 						"call *%[fn]\n\t"
 						"stmxcsr 232(%%rdi)\n\tldmxcsr 236(%%rdi)\n\t"
 						"vmovups %%ymm0, 256(%%rdi)\n\tvzeroupper"
 			 :
-			 : "D"(c), [fn] "r"(fn), [d] "r"(d), [a] "r"(kl_xmm(v, op->rm)),
-			   [b] "r"(kl_xmm(v, op->cond))
+			 : "D"(c), [fn] "r"(fn), [d] "r"(d), [a] "r"(a), [b] "r"(b)
 			 : "xmm0", "xmm1", "xmm2", "cc", "memory");
 	kl_mxcsr_note(v, c->mxcsr);
 	memcpy(d, c->y[0], 16);
@@ -133,6 +135,7 @@ static enum kl_next thunk_fp_rm(struct kl_vcpu *v, const struct kl_op *op)
 
 static void run_general(struct kl_thunk_ctx *c, void *thunk, uint8_t *const x[4])
 {
+	uint8_t *p0 = x[0], *p1 = x[1], *p2 = x[2], *p3 = x[3];
 	register void *fn __asm__("r8") = thunk;
 
 	__asm__ volatile(
@@ -146,8 +149,7 @@ static void run_general(struct kl_thunk_ctx *c, void *thunk, uint8_t *const x[4]
 				   "stmxcsr 232(%%rdi)\n\tldmxcsr 236(%%rdi)\n\t"
 				   "movq %%rax, 192(%%rdi)\n\tmovq %%rcx, 200(%%rdi)\n\t" SAVE_BOTH
 		:
-		: "D"(c), [fn] "r"(fn), [p0] "r"(x[0]), [p1] "r"(x[1]), [p2] "r"(x[2]),
-		  [p3] "r"(x[3])
+		: "D"(c), [fn] "r"(fn), [p0] "r"(p0), [p1] "r"(p1), [p2] "r"(p2), [p3] "r"(p3)
 		: "rax", "rcx", "rdx", "xmm0", "xmm1", "xmm2", "xmm3", "cc", "memory");
 }
 
