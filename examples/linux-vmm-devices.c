@@ -149,6 +149,7 @@ void console_start(unsigned nr)
 	device_start(nr, VIRTIO_ID_CONSOLE, 2, console_work);
 	if (pthread_create(&thread, NULL, console_input, &devices[nr]))
 		errx(1, "no thread for input");
+	pthread_detach(thread); /* it may wait for input when the guest ends */
 }
 
 /* ---- a balloon: queue 0 takes pages from the guest, queue 1 gives them back --------------------
