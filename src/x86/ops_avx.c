@@ -179,11 +179,14 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_thunk_ctx c = {0};
 	unsigned info = (unsigned)op->imm, size = mem_size(op), gsize = info & I_WIDE ? 8 : 4;
+	/* On Intel's processors what the result raises comes before what is wrong with its place.
+	 */
+	bool late = (info & I_MEM_W) && (info & I_FP) && kl_host_is_intel();
 	uint8_t *x[4];
 	uint64_t lin = 0;
 
 	kl_check_avx(v);
-	if (info & (I_MEM_R | I_MEM_W)) {
+	if ((info & (I_MEM_R | I_MEM_W)) && !late) {
 		lin = kl_mem_lin(v, op, size, info & I_MEM_W);
 		if (info & I_MEM_R)
 			kl_vec_read(v, lin, c.mem, size);
@@ -208,10 +211,11 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 	if (op->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH)
 		c.mxcsr |=
 			tiny_halves(v, info & I_MEM_W ? c.mem : c.y[1], info & I_MEM_W ? size : 16);
-	/* Faults of the store come before #XM and before MXCSR changes; on Intel's processors
-	 * after. */
+	/* Else faults of the store come before #XM and before MXCSR changes. */
 	if ((info & I_FP) && kl_host_is_intel())
 		kl_mxcsr_note(v, c.mxcsr);
+	if (late)
+		lin = kl_mem_lin(v, op, size, true);
 	if ((info & I_MEM_W) && !((info & I_FP) && kl_mxcsr_raises(v, c.mxcsr)))
 		kl_vec_write(v, lin, c.mem, size);
 	else if (info & I_MEM_W)
