@@ -276,11 +276,12 @@ static uint32_t call(struct env *e, uint64_t root)
 	return (uint32_t)e->v->gpr[KL_RAX];
 }
 
+/* mov eax, imm32; ret */
+static const uint8_t one[] = {0xb8, 1, 0, 0, 0, 0xc3}, two[] = {0xb8, 2, 0, 0, 0, 0xc3};
+
 /* M9, T8: code at the same address in two address spaces, hot enough to be trusted; one moves. */
 static void code(void **state)
 {
-	/* mov eax, imm32; ret */
-	static const uint8_t one[] = {0xb8, 1, 0, 0, 0, 0xc3}, two[] = {0xb8, 2, 0, 0, 0, 0xc3};
 	/* mov cr3, rcx; mov edx, 1000; 1: call rbx; dec edx; jnz 1b; hlt */
 	static const uint8_t loop[] = {0x0f, 0x22, 0xd9, 0xba, 0xe8, 3,    0,   0,
 				       0xff, 0xd3, 0xff, 0xca, 0x75, 0xfa, 0xf4};
@@ -306,24 +307,53 @@ static void code(void **state)
 	}
 }
 
-/* M9: code of a global page is dropped by its address while another address space is in use. */
-static void global_code(void **state)
+static void two_global_functions(struct env *e)
 {
-	static const uint8_t one[] = {0xb8, 1, 0, 0, 0, 0xc3}, two[] = {0xb8, 2, 0, 0, 0, 0xc3};
-	/* invlpg [rbx]; hlt */
-	static const uint8_t drop[] = {0x0f, 0x01, 0x3b, 0xf4};
-	struct env *e = *state;
-
 	two_spaces(e, G);
 	memcpy(e->mem + OLD, one, sizeof(one));
 	memcpy(e->mem + NEW, two, sizeof(two));
 	put64(e, entry_at(OTHER, 1), OLD | P | W | U | G);
-	assert_int_equal(call(e, TABLES), 1);
+}
+
+/*
+ * M9: code of a global page is dropped by its address while another address space is in use. Its
+ * blocks must not hold again when the first one's generation comes back.
+ */
+static void global_code(void **state)
+{
+	/* mov cr3, rcx; invlpg [rbx]; hlt */
+	static const uint8_t drop[] = {0x0f, 0x22, 0xd9, 0x0f, 0x01, 0x3b, 0xf4};
+	struct env *e = *state;
+
+	two_global_functions(e);
 	assert_int_equal(call(e, TABLES), 1);
 	assert_int_equal(call(e, OTHER), 1);
+	assert_int_equal(call(e, TABLES), 1);
 	put64(e, entry_at(TABLES, 1), NEW | P | W | U | G);
-	run(e, drop, sizeof(drop), LIN, 0);
+	run(e, drop, sizeof(drop), LIN, OTHER);
 	assert_int_equal(call(e, TABLES), 2);
+}
+
+/* M9: the same in one address space, where nothing but its address says that it is dropped. */
+static void global_code_here(void **state)
+{
+	/* call rbx; mov [rdi], rcx; invlpg [rbx]; call rbx; hlt */
+	static const uint8_t code[] = {0xff, 0xd3, 0x48, 0x89, 0x0f, 0x0f,
+				       0x01, 0x3b, 0xff, 0xd3, 0xf4};
+	struct kvm_regs r = {.rip = CODE, .rsp = STACK, .rflags = 2, .rbx = LIN};
+	struct env *e = *state;
+
+	two_global_functions(e);
+	assert_int_equal(call(e, TABLES), 1);
+	memcpy(e->mem + CODE, code, sizeof(code));
+	r.rdi = entry_at(TABLES, 1);
+	/* First, so that all of it is decoded, with the page that it is. */
+	for (unsigned i = 0; i < 2; i++) {
+		r.rcx = (i ? NEW : OLD) | P | W | U | G;
+		kl_x86_set_regs(e->v, &r);
+		assert_run(e, KVM_EXIT_HLT);
+	}
+	assert_int_equal((uint32_t)e->v->gpr[KL_RAX], 2);
 }
 
 /* ---- page tables that go ---- */
@@ -572,6 +602,7 @@ int main(void)
 		T(global),
 		T(code),
 		T(global_code),
+		T(global_code_here),
 		T(tables_vanish),
 		T(tables_replaced),
 		T(changed_during_load),
