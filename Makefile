@@ -10,7 +10,7 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all mutants mutate coverage models conformance linux stress fuzz bench install \
+.PHONY: all build run test test-asan test-tsan test-all mutants mutate coverage evidence models conformance linux stress fuzz bench install \
 	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
@@ -56,12 +56,17 @@ coverage: build-cov/build.ninja
 	@$(NINJA) -C build-cov $(j)
 	@tools/coverage run build-cov
 	@tools/coverage report build-cov $(if $(MISSING),--missing)
+	@tools/coverage record build-cov > tests/records/coverage.txt
 
 # Small mistakes of all kinds in src/mem and src/mmu, COUNT drawn by SEED: the tests must notice.
 # Which tests pass through which line is from make coverage.
 mutate:
 	@[ -d build-cov/cover ] || $(MAKE) coverage
-	@tests/mutants/generic --seed $(or $(SEED),1) --count $(or $(COUNT),300)
+	@tests/mutants/generic --seed $(or $(SEED),1) --count $(or $(COUNT),300) --record
+
+# docs/evidence.md
+evidence:
+	@tools/gen-evidence
 
 # SPIN models of the protocols, and of the bugs that they exclude
 models:
@@ -84,11 +89,13 @@ stress: build
 	$(BUILD)/tests/stress/gmem-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 	$(BUILD)/tests/stress/dirty-stress --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
-# Guests that do anything, and calls of all kinds: SECONDS=N, SEED=N. The build with sanitizers finds most
+# Guests that do anything, and calls of all kinds: SECONDS=N, SEED=N. The build with sanitizers finds most.
+# RECORD=1 adds the run to tests/records/runs.txt
+record = $(if $(RECORD),tools/gen-evidence --run $(1) ASan+UBSan --)
 fuzz: build-asan/build.ninja
 	@$(NINJA) -C build-asan $(j) kvmlet libkvmlet-preload.so tests/fuzz/guest-fuzz tests/fuzz/call-fuzz
-	build-asan/kvmlet run -- build-asan/tests/fuzz/guest-fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
-	build-asan/kvmlet run -- build-asan/tests/fuzz/call-fuzz --threads 4 --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	$(call record,guest-fuzz) build-asan/kvmlet run -- build-asan/tests/fuzz/guest-fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+	$(call record,call-fuzz) build-asan/kvmlet run -- build-asan/tests/fuzz/call-fuzz --threads 4 --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
 
 bench: build
 	@bench/run $(BUILD)
@@ -128,6 +135,7 @@ check-docs:
 	@tools/check-requirements
 	@tools/check-oracle
 	@tools/gen-locking --check
+	@tools/gen-evidence --check
 	@mandoc -Tlint -Wwarning man/*.[0-9]
 
 clean:
@@ -145,6 +153,7 @@ help:
 	@echo 'make mutants       put known bugs in, one by one: the tests must notice (MUTANTS="name ...")'
 	@echo 'make mutate        put small mistakes into src/mem and src/mmu: COUNT=300, SEED=1'
 	@echo 'make coverage      which lines and branches of the memory engine tests reach (MISSING=1: and which not)'
+	@echo 'make evidence      write docs/evidence.md from what there is and from tests/records'
 	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
 	@echo 'make conformance   the KVM selftests (TESTS="name ...", REAL=1: on /dev/kvm beside)'
 	@echo "make linux         boot Debian's Linux under QEMU on kvmlet (CASES=\"name ...\", CASES=all)"

@@ -287,6 +287,7 @@ static void second_space(void **state)
 
 	assert_int_equal(
 		set(&f->vm, 1u << 16 | id, KVM_MEM_LOG_DIRTY_PAGES, 0, NPAGES * PG, f->ram), 0);
+	assert_int_equal(f->vm.slot_by_id[1][id]->log->slot, 1u << 16 | id);
 	f->vcpu.as_id = 1;
 	for (unsigned i = 0; i < 2; i++) {
 		store(f, 5 * PG);
