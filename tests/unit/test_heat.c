@@ -332,7 +332,9 @@ static void forked(void **state)
 
 	store(f, PG);
 	kl_heat_sample();
-	(void)kl_heat_read_lock(true);
+	/* ThreadSanitizer believes that the child holds it for ever. */
+	if (!KL_TSAN)
+		(void)kl_heat_read_lock(true);
 	pid = fork();
 	if (!pid) {
 		struct fixture c = {.ram = f->ram};
@@ -350,7 +352,8 @@ static void forked(void **state)
 		heat = kl_heat_read_lock(true);
 		_exit(!heat->records || heat->records->written != 2 || heat->records->next);
 	}
-	kl_heat_read_unlock();
+	if (!KL_TSAN)
+		kl_heat_read_unlock();
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_int_equal(status, 0);
 }
