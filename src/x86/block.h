@@ -33,7 +33,7 @@ struct kl_block {
 	const uint8_t *host;
 	uint64_t pass;
 	kl_run_fn *run0;
-	uint32_t heat;
+	uint32_t heat, brief;
 	uint64_t seen; /* the epoch in which it was compared while its page was live, or KL_STALE */
 	const uint8_t *own; /* the copy, padded to 16 bytes */
 	uint16_t nr_ops, nr_bytes;

@@ -27,9 +27,14 @@ struct kl_t_op {
 	struct kl_op op;    /* as decoded: the block's own has been prepared for its handlers */
 	const struct kl_op *own;
 	bool sees_before, live_after; /* flags: before it, after it */
+	/* Its access, if that is of a group that one check may serve (share.c); group 0: none. */
+	uint8_t group;
+	bool write;
+	unsigned size;
+	int64_t disp, at; /* from the base as it is; as it was at the group's first access */
 	/* Jumps to its slow path; the code behind it, with flags in the host's. */
 	uint8_t *slow[KL_T_REFS];
-	unsigned nr_slow;
+	unsigned nr_slow, nr_points;
 	const uint8_t *next;
 	bool next_host;
 	uint32_t xmm_dirty, next_xmm; /* to be written back for it; to be loaded for what follows */
@@ -41,34 +46,56 @@ struct kl_translation {
 	struct kl_block *b;
 	unsigned word; /* bytes of an address and of a stack slot: 8, or 4 in 32-bit code */
 	struct kl_emit e;
-	struct kl_t_op ops[KL_T_MAX_OPS], *at;
+	struct kl_t_op *ops, *at; /* those of the version that is made */
 	unsigned nr;
+	/*
+	 * A block in which one check may serve several accesses is made twice: with such checks,
+	 * and without any. The first is what is entered; when an instruction of it went the slow
+	 * way, or a check of several fails, the second goes on from there.
+	 */
+	struct kl_t_op version[2][KL_T_MAX_OPS];
+	bool shared, sharing; /* there are two; it is the first that is made */
+	const uint8_t *plain; /* where the second begins */
+	struct kl_mem ptr;    /* the operand, while group: relative to H_S1 */
+	uint8_t group;        /* H_S1 is a pointer for accesses of this group that lie at */
+	int64_t low, high;    /* from low on and below high */
+	bool group_write;
+	unsigned aligned; /* ptr less aligned_at is known to be a multiple of this */
+	int32_t aligned_at;
 	bool host, mem; /* where flags are */
 	struct {
 		uint32_t at;
 		unsigned op;
-	} point[KL_T_MAX_OPS * 4];
+	} point[KL_T_MAX_OPS * 8];
 	unsigned nr_points;
 	struct {
 		uint8_t *field;
 		const struct kl_op *op;
 		bool flags_out;
 		unsigned count; /* 0: has been counted */
-	} edge[2 * KL_T_MAX_OPS];
+	} edge[4 * KL_T_MAX_OPS];
 	unsigned nr_edges;
 	struct {
 		uint8_t *field;
 		const struct kl_op *op;
-		const uint8_t *again;
-	} indirect[2];
+		const uint8_t *again; /* NULL: in the second version */
+	} indirect[4];
 	unsigned nr_indirect;
 	struct {
 		uint8_t *field;
 		const uint8_t *back;
 		struct kl_t_op *op;
-		bool write;
-	} stack[KL_T_MAX_OPS];
+		unsigned span;
+		bool write, group;
+		uint32_t xmm_dirty;
+	} stack[2 * KL_T_MAX_OPS];
 	unsigned nr_stack;
+	struct {
+		uint8_t *field;
+		unsigned op;
+		uint32_t xmm_dirty;
+	} bail[2 * KL_T_MAX_OPS];
+	unsigned nr_bails;
 	/* The host's MXCSR is the guest's; what VEX wants was looked at (lower_vector.c). */
 	bool lent, lent_avx;
 	/* Guest vector registers that are in the host's, and have changed: a bit for each lower
@@ -120,14 +147,20 @@ KL_INLINE unsigned kl_t_use(struct kl_translation *t, unsigned n, unsigned scrat
 {
 	if (kl_host_of[n] != H_NONE)
 		return kl_host_of[n];
+	if (scratch == H_S1)
+		t->group = 0;
 	kl_e_load(&t->e, scratch, KL_CTX_GPR(n));
 	return scratch;
 }
 
 /* The same without its value. */
-KL_INLINE unsigned kl_t_dst(unsigned n, unsigned scratch)
+KL_INLINE unsigned kl_t_dst(struct kl_translation *t, unsigned n, unsigned scratch)
 {
-	return kl_host_of[n] != H_NONE ? kl_host_of[n] : scratch;
+	if (kl_host_of[n] != H_NONE)
+		return kl_host_of[n];
+	if (scratch == H_S1)
+		t->group = 0;
+	return scratch;
 }
 
 /* It has been changed. */
@@ -158,18 +191,31 @@ KL_INLINE int64_t kl_t_imm(const struct kl_t_op *o)
 bool kl_t_can_address(const struct kl_translation *t, const struct kl_t_op *o);
 /* The operand's address into @reg; it does not change flags unless there is a segment base. */
 void kl_t_address(struct kl_translation *t, const struct kl_t_op *o, unsigned reg, bool segment);
-/* H_S1 is a linear address; make a host address of it, or go to the slow path. Flags are lost. */
+/*
+ * H_S1 is a linear address; make a host address of it, or go to the slow path. Flags are lost.
+ */
 void kl_t_check(struct kl_translation *t, unsigned size, bool write);
-/* The same for 8 bytes or less of the stack, whose page is remembered. */
-void kl_t_check_stack(struct kl_translation *t, bool write);
-/* Address and check, for the memory operand. */
+/* Address and check, for the memory operand: it is at KL_T_PTR then. */
 void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write);
+/* The same for the stack slot at rSP + @disp. */
+void kl_t_stack(struct kl_translation *t, const struct kl_t_op *o, int disp, bool write);
+/* H_S1 is about to become something else. */
+KL_INLINE void kl_t_forget_pointer(struct kl_translation *t)
+{
+	t->group = 0;
+}
+/* The operand must be aligned, or the slow path deals with it. */
+void kl_t_aligned(struct kl_translation *t, unsigned size);
+/* The plan: which accesses are of which group. False: no check could be shared. */
+bool kl_t_plan(struct kl_translation *t);
+bool kl_t_rest_of_group(const struct kl_translation *t, const struct kl_t_op *o, int64_t *low,
+			unsigned *span, bool *write);
 /* The next instruction is the access. */
 void kl_t_point(struct kl_translation *t);
 /* To the slow path if the condition holds. */
 void kl_t_slow_if(struct kl_translation *t, unsigned cc);
 
-#define KL_T_PTR KL_AT(H_S1, 0)
+#define KL_T_PTR (t->ptr)
 
 /* ---- edges ---- */
 

@@ -218,7 +218,7 @@ static bool imul(struct kl_translation *t, struct kl_t_op *o)
 	kl_t_flags_keep(t);
 	if (!mem)
 		s = kl_t_use(t, GPR(op->rm), H_S1);
-	r = n == 2 ? kl_t_use(t, GPR(op->reg), H_S0) : kl_t_dst(GPR(op->reg), H_S0);
+	r = n == 2 ? kl_t_use(t, GPR(op->reg), H_S0) : kl_t_dst(t, GPR(op->reg), H_S0);
 	if (mem)
 		kl_t_point(t);
 	if (n == 2) {

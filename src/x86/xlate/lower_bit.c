@@ -88,6 +88,7 @@ static bool bit_memory(struct kl_translation *t, struct kl_t_op *o, unsigned n)
 		return true;
 	}
 	kl_t_flags_clobber(t);
+	kl_t_forget_pointer(t);
 	kl_t_address(t, o, H_S1, true);
 	s = kl_t_use(t, GPR(op->reg), H_S0);
 	kl_e_rr(e, size == 8 ? 0x8b : 0x63, 8, H_S0, s); /* movsxd of 32 bits */
@@ -202,7 +203,7 @@ static bool movbe(struct kl_translation *t, struct kl_t_op *o)
 		kl_e_rm(&t->e, 0x89, size, H_S0, KL_T_PTR);
 		return true;
 	}
-	r = kl_t_dst(GPR(op->reg), H_S0);
+	r = kl_t_dst(t, GPR(op->reg), H_S0);
 	kl_t_point(t);
 	kl_e_rm(&t->e, 0x8b, size, r, KL_T_PTR);
 	bswap(&t->e, size, r);
@@ -243,11 +244,11 @@ static bool bmi(struct kl_translation *t, struct kl_t_op *o)
 	/* Without reg's, the destination is vvvv's; MULX has two. */
 	two = reg && vvvv && (vvvv->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE);
 	if (vvvv && (two || !reg))
-		v = kl_t_dst(kl_register_number(vvvv), two ? H_S1 : H_S0);
+		v = kl_t_dst(t, kl_register_number(vvvv), two ? H_S1 : H_S0);
 	else if (vvvv)
 		v = kl_t_use(t, kl_register_number(vvvv), H_S0);
 	if (reg)
-		r = kl_t_dst(kl_register_number(reg), H_S0);
+		r = kl_t_dst(t, kl_register_number(reg), H_S0);
 	if (mem)
 		kl_t_point(t);
 	kl_e_vex(&t->e,
@@ -289,6 +290,7 @@ static bool divide(struct kl_translation *t, struct kl_t_op *o, bool sign)
 		kl_t_access(t, o, size, false);
 		kl_t_point(t);
 		kl_e_rm(e, 0x8b, size, H_S1, KL_T_PTR);
+		kl_t_forget_pointer(t);
 		s = H_S1;
 	} else {
 		kl_t_flags_clobber(t);
@@ -324,11 +326,8 @@ static bool cmpxchg_pair(struct kl_translation *t, struct kl_t_op *o, unsigned s
 	if (!kl_t_can_address(t, o))
 		return false;
 	kl_t_access(t, o, size, true);
-	if (size == 16) { /* else #GP */
-		kl_e_rr(e, 0xf7, 1, 0, H_S1);
-		kl_e8(e, 15);
-		kl_t_slow_if(t, 5);
-	}
+	if (size == 16) /* else #GP */
+		kl_t_aligned(t, 16);
 	kl_t_flags_keep(t);
 	kl_e_mov(e, H_RAX, kl_host_of[KL_RAX]);
 	kl_t_point(t);

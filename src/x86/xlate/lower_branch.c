@@ -21,6 +21,7 @@ static bool jcc(struct kl_translation *t, struct kl_t_op *o)
 /* The target into H_S1. */
 static void fetch_target(struct kl_translation *t, struct kl_t_op *o)
 {
+	kl_t_forget_pointer(t);
 	if (o->op.flags & KL_OPF_MEM) {
 		kl_t_access(t, o, t->word, false);
 		kl_t_point(t);
@@ -68,9 +69,7 @@ static bool call(struct kl_translation *t, struct kl_t_op *o)
 		fetch_target(t, o);
 		kl_e_store(e, H_S1, KL_CTX(branch_target));
 	}
-	t->host = false;
-	kl_e_lea(e, t->word, H_S1, KL_AT(RSP, -(int)t->word));
-	kl_t_check_stack(t, true);
+	kl_t_stack(t, o, -(int)t->word, true);
 	if ((int64_t)next == (int32_t)next || t->word == 4) {
 		kl_t_point(t);
 		kl_e_rm(e, 0xc7, t->word, 0, KL_T_PTR);
@@ -98,12 +97,12 @@ static bool ret(struct kl_translation *t, struct kl_t_op *o)
 	const uint8_t *again;
 
 	kl_t_flags_save(t);
-	t->host = false;
-	again = kl_here(e);
-	kl_e_rr(e, 0x8b, t->word, H_S1, RSP);
-	kl_t_check_stack(t, false);
+	/* With a pointer that another access got it can't be done again. */
+	again = o->group && t->group == o->group ? NULL : kl_here(e);
+	kl_t_stack(t, o, 0, false);
 	kl_t_point(t);
 	kl_e_rm(e, 0x8b, t->word, H_S1, KL_T_PTR);
+	kl_t_forget_pointer(t);
 	kl_t_jump(t, again, (int)(t->word + (o->op.imm & 0xffff)));
 	return true;
 }

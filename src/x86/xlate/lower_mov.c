@@ -7,7 +7,7 @@
 /* A register becomes @size bytes of what @emit leaves: smaller ones are merged. */
 static unsigned dst_for(struct kl_translation *t, uint8_t off, unsigned size)
 {
-	return size >= 4 ? kl_t_dst(GPR(off), H_S0) : kl_t_use(t, GPR(off), H_S0);
+	return size >= 4 ? kl_t_dst(t, GPR(off), H_S0) : kl_t_use(t, GPR(off), H_S0);
 }
 
 static bool mov(struct kl_translation *t, struct kl_t_op *o)
@@ -89,11 +89,11 @@ static bool extend(struct kl_translation *t, struct kl_t_op *o, bool sign)
 		if (!kl_t_is_low(op->rm))
 			return false;
 		s = kl_t_use(t, GPR(op->rm), H_S1);
-		r = kl_t_dst(GPR(op->reg), H_S0);
+		r = kl_t_dst(t, GPR(op->reg), H_S0);
 		kl_e_rr_byte(e, code, size == 8, r, s);
 	} else if (o->d.form == KL_FORM_RM && kl_t_can_address(t, o)) {
 		kl_t_access(t, o, from, false);
-		r = kl_t_dst(GPR(op->reg), H_S0);
+		r = kl_t_dst(t, GPR(op->reg), H_S0);
 		kl_t_point(t);
 		kl_e_rm(e, code, size == 8 ? 8 : 0, r, KL_T_PTR);
 	} else {
@@ -110,7 +110,7 @@ static bool lea(struct kl_translation *t, struct kl_t_op *o)
 	if (!kl_t_is_low(o->op.reg) || o->op.opsize < 4 ||
 	    (o->op.addrsize != 8 && o->op.addrsize != 4))
 		return false;
-	r = kl_t_dst(GPR(o->op.reg), H_S0);
+	r = kl_t_dst(t, GPR(o->op.reg), H_S0);
 	/* Large displacements have no registers, which the address must not come before. */
 	if (o->op.disp != (int32_t)o->op.disp &&
 	    (o->op.base != KL_NOREG || o->op.index != KL_NOREG))
@@ -186,9 +186,7 @@ static bool push(struct kl_translation *t, struct kl_t_op *o)
 
 	if (op->opsize != t->word || (o->d.form != KL_FORM_R && o->d.form != KL_FORM_I))
 		return false;
-	kl_t_flags_clobber(t);
-	kl_e_lea(e, t->word, H_S1, KL_AT(RSP, -(int)t->word));
-	kl_t_check_stack(t, true);
+	kl_t_stack(t, o, -(int)t->word, true);
 	if (o->d.form == KL_FORM_R) {
 		s = kl_t_use(t, GPR(op->reg), H_S0);
 		kl_t_point(t);
@@ -210,10 +208,8 @@ static bool pop(struct kl_translation *t, struct kl_t_op *o)
 
 	if (op->opsize != t->word || o->d.form != KL_FORM_R)
 		return false;
-	kl_t_flags_clobber(t);
-	kl_e_rr(e, 0x8b, t->word, H_S1, RSP);
-	kl_t_check_stack(t, false);
-	r = kl_t_dst(GPR(op->reg), H_S0);
+	kl_t_stack(t, o, 0, false);
+	r = kl_t_dst(t, GPR(op->reg), H_S0);
 	kl_t_point(t);
 	kl_e_rm(e, 0x8b, t->word, r, KL_T_PTR);
 	if (GPR(op->reg) != KL_RSP)

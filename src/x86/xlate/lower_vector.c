@@ -273,6 +273,7 @@ static void ready(struct kl_translation *t, bool avx)
 		return;
 	t->lent = true;
 	t->lent_avx |= avx;
+	kl_t_forget_pointer(t);
 	kl_t_flags_clobber(t);
 	kl_e_rm(e, 0x80, 0, 7, KL_AT(H_CTX, avx ? KL_CTX(avx_lent) : KL_CTX(mxcsr_lent)));
 	kl_e8(e, 0);
@@ -373,11 +374,8 @@ bool kl_lower_vector(struct kl_translation *t, struct kl_t_op *o)
 	ready(t, is_vex(o));
 	if (mem) {
 		kl_t_access(t, o, size, store);
-		if (size >= 16 && kind != PLAIN) {
-			kl_e_rr(&t->e, 0xf7, 1, 0, H_S1); /* test r14b, size - 1 */
-			kl_e8(&t->e, size - 1);
-			kl_t_slow_if(t, 5);
-		}
+		if (size >= 16 && kind != PLAIN)
+			kl_t_aligned(t, size);
 	} else {
 		m = use(t, o, rm, H_S1);
 	}

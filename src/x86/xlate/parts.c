@@ -126,6 +126,8 @@ static void forget(struct kl_block *b)
 {
 	b->host = NULL;
 	b->pass = KL_STALE;
+	b->ops[0].run = kl_xlate_first;
+	b->brief = 0;
 	/* To be used as often as ever: where there is more of it than room, little is translated.
 	 */
 	b->heat = 0;

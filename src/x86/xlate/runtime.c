@@ -32,6 +32,7 @@ void kl_xlate_prepare(struct kl_block *b)
 	b->pass = KL_STALE;
 	b->heat = 0;
 	b->repeatable = 0;
+	b->brief = 0;
 	/* Its page, too, is asked for as soon. */
 	if (kl_config.translate_after < b->until)
 		b->until = kl_config.translate_after + 1;
@@ -89,6 +90,22 @@ static bool flat(struct kl_vcpu *v)
 	return true;
 }
 
+/*
+ * What comes back after a few instructions each time is as fast interpreted, so the interpreter
+ * keeps it. Other translations may still go there.
+ */
+static const struct kl_op *enter(struct kl_vcpu *v, struct kl_block *b)
+{
+	uint64_t before = v->insn_count;
+	const struct kl_op *op = kl_xlate_enter(v, b);
+
+	if (KL_LIKELY(v->insn_count - before >= KL_XLATE_BRIEF))
+		b->brief = 0;
+	else if (++b->brief == KL_XLATE_BRIEF_TIMES)
+		b->ops[0].run = b->run0;
+	return op;
+}
+
 const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_block *b = kl_block_of(op);
@@ -106,7 +123,7 @@ const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 		if (!b->host)
 			return b->run0(v, op);
 	}
-	return KL_UNLIKELY(kl_config.check) ? kl_check_block(v, b) : kl_xlate_enter(v, b);
+	return KL_UNLIKELY(kl_config.check) ? kl_check_block(v, b) : enter(v, b);
 }
 
 /* ---- the ways out ---- */

@@ -74,8 +74,31 @@ void kl_t_slow_if(struct kl_translation *t, unsigned cc)
 	t->at->slow[t->at->nr_slow++] = kl_e_jcc(&t->e, cc);
 }
 
-/* @remember: what kl_t_check_stack() looks at. */
-static void check(struct kl_translation *t, unsigned size, bool write, bool remember)
+/* The check of a group: to the second version, which does this instruction from its beginning. */
+static void bail_if(struct kl_translation *t, unsigned cc, uint32_t xmm_dirty)
+{
+	t->bail[t->nr_bails].field = kl_e_jcc(&t->e, cc);
+	t->bail[t->nr_bails].op = (unsigned)(t->at - t->version[0]);
+	t->bail[t->nr_bails++].xmm_dirty = xmm_dirty;
+}
+
+/* What is looked at: @span bytes from H_S1 on, one operand or those of a group. */
+struct look {
+	unsigned span;
+	bool write, group;
+	uint32_t xmm_dirty;
+};
+
+static void fail_if(struct kl_translation *t, const struct look *l, unsigned cc)
+{
+	if (l->group)
+		bail_if(t, cc, l->xmm_dirty);
+	else
+		kl_t_slow_if(t, cc);
+}
+
+/* @remember: what check_stack() looks at. */
+static void check(struct kl_translation *t, const struct look *l, bool remember)
 {
 	enum { SHIFT = 5 };
 	struct kl_emit *e = &t->e;
@@ -88,12 +111,12 @@ static void check(struct kl_translation *t, unsigned size, bool write, bool reme
 	kl_e_rr(e, 0xc1, 4, 5, H_S0), kl_e8(e, KL_PAGE_SHIFT - SHIFT);
 	kl_e_alu_ri(e, 4, 4, H_S0, (KL_TLB_SIZE - 1) << SHIFT);
 	kl_e_rm(e, 0x03, 8, H_S0, KL_AT(H_CTX, KL_CTX(tlb_now)));
-	/* The right page, and the operand ends in it. */
+	/* The right page, and what is looked at ends in it. */
 	kl_e_rm(e, 0x2b, 8, H_S1,
-		KL_AT(H_S0, write ? offsetof(struct kl_tlb_entry, wtag)
-				  : offsetof(struct kl_tlb_entry, rtag)));
-	kl_e_alu_ri(e, 7, 8, H_S1, (int32_t)(KL_PAGE_SIZE - size));
-	kl_t_slow_if(t, 7); /* ja */
+		KL_AT(H_S0, l->write ? offsetof(struct kl_tlb_entry, wtag)
+				     : offsetof(struct kl_tlb_entry, rtag)));
+	kl_e_alu_ri(e, 7, 8, H_S1, (int32_t)(KL_PAGE_SIZE - l->span));
+	fail_if(t, l, 7); /* ja */
 	if (remember) {
 		/* By way of the stack: there is no third register. */
 		kl_e_rm(e, 0xff, 0, 6, KL_AT(H_S0, offsetof(struct kl_tlb_entry, wtag)));
@@ -108,10 +131,14 @@ static void check(struct kl_translation *t, unsigned size, bool write, bool reme
 
 void kl_t_check(struct kl_translation *t, unsigned size, bool write)
 {
-	check(t, size, write, false);
+	t->ptr = KL_AT(H_S1, 0);
+	t->group = 0;
+	t->aligned = 0;
+	check(t, &(struct look){.span = size, .write = write}, false);
 }
 
-void kl_t_check_stack(struct kl_translation *t, bool write)
+/* The same for the stack, whose page is remembered. */
+static void check_stack(struct kl_translation *t, const struct look *l)
 {
 	struct kl_emit *e = &t->e;
 	unsigned n = t->nr_stack++;
@@ -119,39 +146,131 @@ void kl_t_check_stack(struct kl_translation *t, bool write)
 	kl_e_rm(e, 0x2b, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_tag)));
 	kl_e_rm(e, 0x3b, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_limit)));
 	t->stack[n].field = kl_e_jcc(e, 3); /* jae */
+	if (l->span > 8) {
+		kl_e_alu_ri(e, 7, 8, H_S1, (int32_t)(KL_PAGE_SIZE - l->span));
+		/* Its end is in another page. */
+		fail_if(t, l, 7);
+	}
 	kl_e_rm(e, 0x03, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_page)));
 	t->stack[n].back = kl_here(e);
 	t->stack[n].op = t->at;
-	t->stack[n].write = write;
+	t->stack[n].span = l->span;
+	t->stack[n].write = l->write;
+	t->stack[n].group = l->group;
+	t->stack[n].xmm_dirty = l->xmm_dirty;
 }
 
 /* It is another page: H_S1 is the distance to the one that is remembered. */
 static void other_page(struct kl_translation *t, unsigned i)
 {
 	struct kl_emit *e = &t->e;
+	struct look l = {t->stack[i].span, t->stack[i].write, t->stack[i].group,
+			 t->stack[i].xmm_dirty};
 
 	kl_e_bind(e, t->stack[i].field);
 	t->at = t->stack[i].op;
 	kl_e_rm(e, 0x03, 8, H_S1, KL_AT(H_CTX, KL_CTX(stack_tag)));
-	check(t, 8, t->stack[i].write, t->stack[i].write);
+	check(t, &l, l.write);
 	kl_e_bind_to(e, kl_e_jmp(e), t->stack[i].back);
+}
+
+/* The pointer that another access of @o's group has got. */
+static bool has_pointer(struct kl_translation *t, const struct kl_t_op *o, unsigned size,
+			bool write)
+{
+	if (!t->sharing || !o->group || t->group != o->group || size > o->size || o->at < t->low ||
+	    o->at + o->size > t->high || (write && !t->group_write))
+		return false;
+	t->ptr = KL_AT(H_S1, (int32_t)(o->at - t->low));
+	return true;
+}
+
+/*
+ * What the check for @o is to look at: the rest of its group, too, if there is more of it. Returns
+ * what is to be added to the address for that.
+ */
+static int32_t look_at(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write,
+		       struct look *l)
+{
+	unsigned span;
+	int64_t low;
+	bool any;
+
+	*l = (struct look){.span = size, .write = write, .xmm_dirty = t->xmm_dirty};
+	t->ptr = KL_AT(H_S1, 0);
+	t->group = 0;
+	t->aligned = 0;
+	if (!t->sharing || !o->group || size > o->size ||
+	    !kl_t_rest_of_group(t, o, &low, &span, &any) || (write && !any))
+		return 0;
+	l->span = span;
+	l->write = any;
+	l->group = true;
+	t->group = o->group;
+	t->low = low;
+	t->high = low + span;
+	t->group_write = any;
+	t->ptr.disp = (int32_t)(o->at - low);
+	return -t->ptr.disp;
 }
 
 void kl_t_access(struct kl_translation *t, const struct kl_t_op *o, unsigned size, bool write)
 {
+	struct kl_t_op moved;
+	uint8_t group;
+	struct look l;
+
+	if (has_pointer(t, o, size, write))
+		return;
 	kl_t_flags_clobber(t);
-	kl_t_address(t, o, H_S1, true);
+	moved.op = o->op;
+	moved.op.disp += look_at(t, o, size, write, &l);
+	group = t->group;
+	kl_t_address(t, &moved, H_S1, true);
+	t->group = group; /* which is true of H_S1 again below */
 	if (o->op.base == KL_RSP && o->op.index == KL_NOREG && o->op.seg < KL_FS &&
-	    o->op.addrsize == t->word && size <= 8)
-		kl_t_check_stack(t, write);
+	    o->op.addrsize == t->word && (size <= 8 || l.group))
+		check_stack(t, &l);
 	else
-		kl_t_check(t, size, write);
+		check(t, &l, false);
+}
+
+void kl_t_stack(struct kl_translation *t, const struct kl_t_op *o, int disp, bool write)
+{
+	struct look l;
+
+	if (has_pointer(t, o, t->word, write))
+		return;
+	kl_t_flags_clobber(t);
+	disp += look_at(t, o, t->word, write, &l);
+	kl_e_lea(&t->e, t->word, H_S1, KL_AT(kl_host_of[KL_RSP], disp));
+	check_stack(t, &l);
+}
+
+void kl_t_aligned(struct kl_translation *t, unsigned size)
+{
+	struct kl_emit *e = &t->e;
+
+	if (t->aligned >= size && !((t->ptr.disp - t->aligned_at) & (int32_t)(size - 1)))
+		return;
+	kl_t_flags_clobber(t);
+	if (t->ptr.disp & (int32_t)(size - 1)) {
+		kl_e_lea(e, 8, H_S0, t->ptr);
+		kl_e_rr(e, 0xf7, 1, 0, H_S0);
+	} else {
+		kl_e_rr(e, 0xf7, 1, 0, H_S1);
+	}
+	kl_e8(e, size - 1);
+	kl_t_slow_if(t, 5);
+	t->aligned = size;
+	t->aligned_at = t->ptr.disp;
 }
 
 void kl_t_point(struct kl_translation *t)
 {
+	t->at->nr_points++;
 	t->point[t->nr_points].at = (uint32_t)(kl_here(&t->e) - t->x->rx);
-	t->point[t->nr_points++].op = (unsigned)(t->at - t->ops);
+	t->point[t->nr_points++].op = (unsigned)(t->at - t->version[0]);
 }
 
 /* ---- edges ---- */
@@ -214,6 +333,27 @@ void kl_t_jump(struct kl_translation *t, const uint8_t *again, int rsp_change)
 
 /* ---- out of line ---- */
 
+/* Where the second version begins with instruction @i, with all state in place and to be loaded. */
+static void go_on_plainly(struct kl_translation *t, unsigned i)
+{
+	const struct kl_t_op *before = i ? &t->version[1][i - 1] : NULL;
+	struct kl_emit *e = &t->e;
+
+	if (before) {
+		kl_t_xmm_load(t, before->next_xmm);
+		if (before->next_host)
+			kl_e_flags_in(e);
+	}
+	kl_e_bind_to(e, kl_e_jmp(e), before ? before->next : t->plain);
+}
+
+static void bail(struct kl_translation *t, unsigned i)
+{
+	kl_e_bind(&t->e, t->bail[i].field);
+	kl_t_xmm_write_back(t, t->bail[i].xmm_dirty);
+	go_on_plainly(t, t->bail[i].op);
+}
+
 static uint32_t slow_path(struct kl_translation *t, struct kl_t_op *o)
 {
 	struct kl_emit *e = &t->e;
@@ -224,7 +364,9 @@ static uint32_t slow_path(struct kl_translation *t, struct kl_t_op *o)
 	kl_t_xmm_write_back(t, o->xmm_dirty);
 	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)o->own);
 	kl_e_call(e, t->x->slow);
-	if (o->next) {
+	if (t->shared && o < t->version[1]) {
+		go_on_plainly(t, (unsigned)(o - t->version[0]) + 1);
+	} else {
 		kl_t_xmm_load(t, o->next_xmm);
 		if (o->next_host)
 			kl_e_flags_in(e);
@@ -254,19 +396,26 @@ static void way_out(struct kl_translation *t, unsigned i)
 
 static void out_of_line(struct kl_translation *t)
 {
-	uint32_t slow[KL_T_MAX_OPS];
+	uint32_t slow[2 * KL_T_MAX_OPS];
+	struct kl_t_op *ops = t->version[0]; /* of both */
 	struct kl_emit *e = &t->e;
 
 	for (unsigned i = 0; i < t->nr_stack; i++)
 		other_page(t, i);
-	for (unsigned i = 0; i < t->nr; i++)
-		if (t->ops[i].nr_slow)
-			slow[i] = slow_path(t, &t->ops[i]);
+	for (unsigned i = 0; i < t->nr_bails; i++)
+		bail(t, i);
+	for (unsigned k = 0; k <= t->shared; k++)
+		for (unsigned i = k * KL_T_MAX_OPS; i < k * KL_T_MAX_OPS + t->nr; i++)
+			if (ops[i].nr_slow || ops[i].nr_points)
+				slow[i] = slow_path(t, &ops[i]);
 	for (unsigned i = 0; i < t->nr_indirect; i++) {
 		kl_e_bind(e, t->indirect[i].field);
 		kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)t->indirect[i].op);
 		kl_e_call(e, t->x->indirect);
-		kl_e_bind_to(e, kl_e_jmp(e), t->indirect[i].again);
+		if (t->indirect[i].again)
+			kl_e_bind_to(e, kl_e_jmp(e), t->indirect[i].again);
+		else
+			go_on_plainly(t, t->indirect[i].op->nth - 1u);
 	}
 	for (unsigned i = 0; i < t->nr_edges; i++)
 		way_out(t, i);
@@ -286,7 +435,7 @@ static bool decode(struct kl_translation *t)
 		struct kl_t_op *o = &t->ops[i];
 
 		o->own = &b->ops[i];
-		o->nr_slow = 0;
+		o->nr_slow = o->nr_points = 0;
 		o->next = NULL;
 		if (kl_decode_one(&o->d, &o->op, t->word == 8 ? KL_CODE64 : KL_CODE32,
 				  b->rip + o->own->offset, o->own->bytes,
@@ -310,6 +459,7 @@ static bool decode(struct kl_translation *t)
 /* By the block's own handler, with all state in place. */
 static void by_handler(struct kl_translation *t, struct kl_t_op *o)
 {
+	kl_t_forget_pointer(t);
 	kl_t_flags_save(t);
 	t->host = false;
 	t->mem = true;
@@ -336,32 +486,19 @@ static bool lower(struct kl_translation *t, struct kl_t_op *o)
 	       kl_lower_bit(t, o) || kl_lower_vector(t, o);
 }
 
-bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
-{
-	struct kl_translation *t = x->work;
-	struct kl_emit *e = &t->e;
-	const uint8_t *entry;
-	unsigned lowered = 0;
-	uint8_t *reenter;
+/* An instruction that goes the slow way costs what so many that have a fast form gain. */
+#define SLOW_COST 3
 
-	t->v = v;
-	t->x = x;
-	t->b = b;
-	t->word = (b->key & 3) == KL_CODE64 ? 8 : 4;
-	t->nr_points = t->nr_edges = t->nr_indirect = t->nr_stack = 0;
+/* One version. The number of instructions that have a fast form. */
+static unsigned make(struct kl_translation *t)
+{
+	unsigned lowered = 0;
+
 	t->ended = t->lent = t->lent_avx = false;
 	t->xmm = t->xmm_dirty = 0;
 	t->host = false;
 	t->mem = true;
-	*e = (struct kl_emit){x->rw + x->used, x->rw + x->end, x->rx - x->rw};
-	if (!decode(t))
-		return false;
-	entry = kl_here(e);
-	kl_e8(e, 0x48), kl_e8(e, 0xa1), kl_e64(e, (uint64_t)(uintptr_t)&b->pass);
-	kl_e_rm(e, 0x3b, 8, H_S0,
-		KL_AT(H_CTX, (int32_t)offsetof(struct kl_vcpu, core.requests) -
-				     (int32_t)offsetof(struct kl_vcpu, gpr) - KL_BIAS));
-	reenter = kl_e_jcc(e, 5);
+	t->group = 0;
 	for (unsigned i = 0; i < t->nr; i++) {
 		struct kl_t_op *o = &t->ops[i];
 
@@ -371,20 +508,56 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 			lowered++;
 		else
 			by_handler(t, o);
-		o->next = kl_here(e);
+		o->next = kl_here(&t->e);
 		o->next_host = t->host;
 		o->next_xmm = t->xmm;
 	}
-	if (2 * lowered < t->nr)
-		return false;
 	if (!t->ended) {
 		kl_t_flags_save(t);
 		kl_t_xmm_write_back(t, t->xmm_dirty);
-		kl_t_edge(t, &b->ops[t->nr], t->nr);
+		kl_t_edge(t, &t->b->ops[t->nr], t->nr);
 	}
+	return lowered;
+}
+
+bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *b)
+{
+	struct kl_translation *t = x->work;
+	struct kl_emit *e = &t->e;
+	const uint8_t *entry;
+	unsigned lowered;
+	uint8_t *reenter;
+
+	t->v = v;
+	t->x = x;
+	t->b = b;
+	t->word = (b->key & 3) == KL_CODE64 ? 8 : 4;
+	t->nr_points = t->nr_edges = t->nr_indirect = t->nr_stack = t->nr_bails = 0;
+	*e = (struct kl_emit){x->rw + x->used, x->rw + x->end, x->rx - x->rw};
+	t->ops = t->version[0];
+	if (!decode(t))
+		return false;
+	t->shared = t->sharing = kl_t_plan(t);
+	if (t->shared)
+		memcpy(t->version[1], t->version[0], t->nr * sizeof(t->ops[0]));
+	entry = kl_here(e);
+	kl_e8(e, 0x48), kl_e8(e, 0xa1), kl_e64(e, (uint64_t)(uintptr_t)&b->pass);
+	kl_e_rm(e, 0x3b, 8, H_S0,
+		KL_AT(H_CTX, (int32_t)offsetof(struct kl_vcpu, core.requests) -
+				     (int32_t)offsetof(struct kl_vcpu, gpr) - KL_BIAS));
+	reenter = kl_e_jcc(e, 5);
+	lowered = make(t);
+	if (lowered < SLOW_COST * (t->nr - lowered))
+		return false;
 	kl_e_bind(e, reenter);
 	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)b);
 	kl_e_call(e, x->reenter);
+	if (t->shared) {
+		t->ops = t->version[1];
+		t->sharing = false;
+		t->plain = kl_here(e);
+		make(t);
+	}
 	out_of_line(t);
 	while ((uint64_t)e->p & 15)
 		kl_e8(e, 0xcc);

@@ -20,6 +20,10 @@
 /* Entries of a block whose page is known not to change, before it is translated. */
 #define KL_XLATE_PATIENCE 32u
 
+/* A translation is not worth entering from the interpreter if it comes back as soon, as often. */
+#define KL_XLATE_BRIEF       20u
+#define KL_XLATE_BRIEF_TIMES 256u
+
 /* What is common; then that many parts, of this size unless kl_config has another. */
 #define KL_XLATE_COMMON 4096u
 #define KL_XLATE_PARTS  16u
@@ -96,7 +100,7 @@ void kl_check_access(struct kl_vcpu *v, uint64_t lin, unsigned access, bool once
 const struct kl_op *kl_xlate_enter(struct kl_vcpu *v, struct kl_block *b);
 
 /* Room for the translation of any block. */
-#define KL_XLATE_ROOM (64u << 10)
+#define KL_XLATE_ROOM (128u << 10)
 
 extern const size_t kl_xlate_work_size;
 /* With its memory in place. False: there is none. */
