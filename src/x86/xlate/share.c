@@ -13,7 +13,7 @@
 
 /* The group that is being made. */
 struct group {
-	uint8_t number, base, index, scale, members;
+	uint8_t number, base, index, scale;
 	int64_t low, high;
 	int64_t delta; /* the base's value now, less what it was at the first access */
 	bool write, jumped;

@@ -599,15 +599,50 @@ static void put_popf(void)
 	put_bytes("\x9d", 1)->glued = true;
 }
 
-/* Move a pointer a little. */
+/* Move a pointer a little; or exchange two, or have two that are the same. */
 static void put_bump(void)
 {
-	unsigned reg = one_of(pointers);
+	unsigned reg = one_of(pointers), other = one_of(pointers);
 	uint8_t by = (uint8_t)(pick(rnd, 64) * (chance(rnd, 50) ? 8 : 1)),
 		wide = mode == KL_CODE64 ? 8 : 0;
+	uint8_t two[3] = {(uint8_t)(0x48 | other >> 3 << 2 | reg >> 3),
+			  chance(rnd, 50) ? 0x87 : 0x89,
+			  (uint8_t)(0xc0 | (other & 7) << 3 | (reg & 7))};
 
 	by &= 0x7f;
-	put_reg(wide, 0x83, chance(rnd, 50) ? 0xc0 : 0xe8, reg, &by, 1);
+	if (reg != KL_RSP && other != KL_RSP && chance(rnd, 50))
+		put_bytes(two + (wide ? 0 : 1), wide ? 3 : 2);
+	else
+		put_reg(wide, 0x83, chance(rnd, 50) ? 0xc0 : 0xe8, reg, &by, 1);
+}
+
+/* Fields of one structure, with little in between: one look at their page may do. */
+static void put_fields(void)
+{
+	static const uint8_t opcode[] = {0x8b, 0x89, 0x03, 0x01, 0x3b, 0x11};
+	unsigned base = one_of(pointers), all = mode == KL_CODE64 ? 0xffff : 0xff;
+	int32_t disp = (int32_t)pick(rnd, 2048) - 1024;
+
+	for (unsigned n = 2 + pick(rnd, 5); n && !full(3); n--) {
+		unsigned reg = one_of(all & ~(pointers | indices | 1u << counter | 1u << KL_RSP));
+		int32_t at = disp + (int32_t)pick(rnd, 200);
+		uint8_t b[8];
+		unsigned k = 0;
+
+		if (mode == KL_CODE64)
+			b[k++] = (uint8_t)((chance(rnd, 50) ? 0x48 : 0x40) | reg >> 3 << 2 |
+					   base >> 3);
+		b[k++] = opcode[pick(rnd, KL_ARRAY_SIZE(opcode))];
+		b[k++] = (uint8_t)(0x80 | (reg & 7) << 3 | (base & 7));
+		if ((base & 7) == 4)
+			b[k++] = 0x24;
+		memcpy(b + k, &at, 4);
+		put_bytes(b, k + 4);
+		if (chance(rnd, 20))
+			put_bump();
+		for (unsigned m = chance(rnd, 20) ? pick(rnd, 4) : 0; m && !full(3); m--)
+			put_reg(0, chance(rnd, 60) ? 0x50 : 0x58, -1, reg, NULL, 0);
+	}
 }
 
 /* A store into the program: an opcode of another meaning, or an immediate. */
@@ -650,6 +685,8 @@ static void put_something(void)
 		put_popf();
 	else if (how < 246)
 		put_bump();
+	else if (how < 300)
+		put_fields();
 	else
 		put_mnemonic();
 }
