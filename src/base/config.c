@@ -45,7 +45,7 @@ static void vcpu(const char *how)
 		/* Of code not less than a part needs. */
 		kl_config.block_part = (unsigned)strtoul(end + 1, NULL, 10) * (1024 / 8);
 		kl_config.block_part = kl_max(kl_config.block_part & ~15u, 4096u);
-		kl_config.code_part = 128 << 10;
+		kl_config.code_part = 256 << 10;
 	}
 }
 

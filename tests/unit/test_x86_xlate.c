@@ -35,7 +35,7 @@ static int setup_few_blocks(void **state)
 
 	/* They are looked at when the first block is made, and translated. */
 	kl_config.block_part = 8 << 10;
-	kl_config.code_part = 128 << 10;
+	kl_config.code_part = 256 << 10;
 	return r;
 }
 
@@ -43,7 +43,7 @@ static int setup_little_code(void **state)
 {
 	int r = setup(state);
 
-	kl_config.code_part = 128 << 10;
+	kl_config.code_part = 256 << 10;
 	return r;
 }
 
