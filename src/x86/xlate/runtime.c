@@ -113,9 +113,13 @@ const struct kl_op *kl_xlate_first(struct kl_vcpu *v, const struct kl_op *op)
 
 	if (v->code_mode != KL_CODE64 && !flat(v))
 		return b->run0(v, op);
-	/* Not live: each entry compares. */
-	if (b->seen != v->code_epoch || b->gen != v->code_gen)
+	/* Not live: each entry compares. 32-bit code is always looked up, so that is counted here.
+	 */
+	if (b->seen != v->code_epoch || b->gen != v->code_gen) {
+		if (v->code_mode != KL_CODE64 && b->until > 1)
+			b->until--;
 		return b->run0(v, op);
+	}
 	if (KL_UNLIKELY(!b->host)) {
 		if (++b->heat <= kl_min(kl_config.translate_after, KL_XLATE_PATIENCE))
 			return b->run0(v, op);
