@@ -279,9 +279,9 @@ static uint64_t target_of(const struct kl_block *b, const struct kl_op *op)
 
 /*
  * @op has gone where its link goes, and is counted. Next time it goes there directly, from the
- * jump whose distance lies where *@site says.
+ * jump whose distance lies where the 4 bytes at @site say: they are in the code, not aligned.
  */
-struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const int32_t *site)
+struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const void *site)
 {
 	struct kl_block *b = kl_block_of(op), *to = op->link;
 	struct kl_xlate *x = v->blocks->xlate;
@@ -292,10 +292,12 @@ struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, cons
 	if (to && kl_fast_may_enter(v, to) && KL_LIKELY(!v->check)) {
 		kl_block_link(v->blocks, op, to);
 		if (to->host) {
-			int32_t rel = (int32_t)(to->host - (x->rx + *site + 4));
+			int32_t at, rel;
 
+			memcpy(&at, site, 4);
+			rel = (int32_t)(to->host - (x->rx + at + 4));
 			/* The same thread: it jumps here or there. */
-			memcpy(x->rw + *site, &rel, 4);
+			memcpy(x->rw + at, &rel, 4);
 			return (struct kl_xlate_to){.host = to->host};
 		}
 		in_block(v, to, to->ops);

@@ -128,7 +128,7 @@ struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op);
 struct kl_xlate_to kl_xlate_lend(struct kl_vcpu *v, const struct kl_op *op);
 struct kl_xlate_to kl_xlate_lend_avx(struct kl_vcpu *v, const struct kl_op *op);
 struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b);
-struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const int32_t *site);
+struct kl_xlate_to kl_xlate_edge(struct kl_vcpu *v, const struct kl_op *op, const void *site);
 struct kl_xlate_to kl_xlate_indirect(struct kl_vcpu *v, const struct kl_op *op, uint64_t target);
 
 /* Of the translation that is made: in the order of addresses; both from rx on. */
