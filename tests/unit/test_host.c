@@ -441,6 +441,14 @@ static void defer(int sig, siginfo_t *info, void *uc)
 		seen++;
 }
 
+/* What was raised has come: ThreadSanitizer's runtime holds signals back until a call that it
+ * knows. */
+static bool has_come(int n)
+{
+	(void)sigaction(SIGUSR1, NULL, NULL);
+	return seen == n;
+}
+
 /* The kernel's queue of signals is full. */
 static int signal_not_queued(void)
 {
@@ -451,13 +459,13 @@ static int signal_not_queued(void)
 	raise(SIGUSR1);
 	CHECK(!seen);
 	kl_engine_leave();
-	CHECK(seen == 1);
+	CHECK(has_come(1));
 	CHECK(deny(SYS_rt_tgsigqueueinfo, -1, 0, EAGAIN));
 	kl_engine_enter();
 	raise(SIGUSR1);
-	CHECK(seen == 1);
+	CHECK(has_come(1));
 	kl_engine_leave();
-	CHECK(seen == 2);
+	CHECK(has_come(2));
 	return 0;
 }
 

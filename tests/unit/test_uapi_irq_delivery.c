@@ -831,19 +831,22 @@ static void pit_forgets_when_unmasked(void **state)
 /* LINT0 in NMI mode: each tick is an NMI, too. */
 static void pit_as_nmi_watchdog(void **state)
 {
+	/* mov $0x34, %al; out %al, $0x43; xor %al, %al; out %al, $0x40; out %al, $0x40: 55 ms */
+	static const uint8_t start[] = {0xb0, 0x34, 0xe6, 0x43, 0x30, 0xc0, 0xe6, 0x40, 0xe6, 0x40};
 	bool nmi = false, tick = false;
 
 	(void)state;
 	make_pit();
 	lapic_write(0xf0, 0x1ff);
 	lapic_write(0x350, 0x400);
-	pit_program(2, 1193);
-	for (unsigned i = 0; i < 4 && !nmi; i++) {
+	/* Not by port_out(), which knows of no exit in its middle: the first may come at once. */
+	nr_ints = 0;
+	run_code(start, sizeof(start), 0);
+	if (!nr_ints)
 		sleep_for_interrupt();
-		for (unsigned k = 0; k < nr_ints; k++) {
-			nmi |= ints[k] == 2;
-			tick |= ints[k] == 0x20;
-		}
+	for (unsigned k = 0; k < nr_ints; k++) {
+		nmi |= ints[k] == 2;
+		tick |= ints[k] == 0x20;
 	}
 	assert_true(nmi);
 	assert_false(tick); /* the PIC's output goes nowhere */
