@@ -836,6 +836,10 @@ static void pit_as_nmi_watchdog(void **state)
 	bool nmi = false, tick = false;
 
 	(void)state;
+#ifdef __SANITIZE_THREAD__
+	skip(); /* so slow that there may be a tick before LINT0 is set, and no other without an end
+		 */
+#endif
 	make_pit();
 	lapic_write(0xf0, 0x1ff);
 	lapic_write(0x350, 0x400);
