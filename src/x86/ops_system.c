@@ -2,15 +2,17 @@
 /* Which handler a system instruction has, and its operands as insn.h promises them. */
 #include "x86/decode.h"
 
+/* It ends its block: changes what a block depends on, or leaves guest mode. And it serialises. */
+#define SERIALISES (KL_OPF_END | KL_OPF_EPOCH)
+
 static const struct {
 	uint16_t mnemonic;
 	uint16_t flags;
 	kl_op_fn *fn;
 } table[] = {
-/* It ends its block: changes what a block depends on, or leaves guest mode. And it serialises. */
-#define OP(m, fn)                                                         \
-	{                                                                 \
-		ZYDIS_MNEMONIC_##m, KL_OPF_END | KL_OPF_EPOCH, kl_op_##fn \
+#define OP(m, fn)                                          \
+	{                                                  \
+		ZYDIS_MNEMONIC_##m, SERIALISES, kl_op_##fn \
 	}
 /* It does not serialise. */
 #define QUIET(m, fn)                                       \
@@ -137,10 +139,10 @@ static uint8_t lookup(ZydisMnemonic m)
 	return __atomic_load_n(&index[m], __ATOMIC_RELAXED);
 }
 
-static bool use(struct kl_decode *d, kl_op_fn *fn)
+static bool use(struct kl_decode *d, kl_op_fn *fn, uint16_t flags)
 {
 	d->op->fn = fn;
-	d->op->flags |= KL_OPF_END | KL_OPF_EPOCH;
+	d->op->flags |= flags;
 	return true;
 }
 
@@ -181,10 +183,8 @@ static bool select_mov(struct kl_decode *d)
 				op->rm = op->reg == KL_NOREG ? op->rm : op->reg;
 			op->reg = (uint8_t)n;
 			op->opsize = (uint8_t)(d->opnd[to].size / 8);
-			use(d, fn[kind][to]);
-			if (fn[kind][to] == kl_op_mov_from_cr)
-				op->flags &= (uint16_t) ~(KL_OPF_END | KL_OPF_EPOCH);
-			return true;
+			return use(d, fn[kind][to],
+				   fn[kind][to] == kl_op_mov_from_cr ? 0 : SERIALISES);
 		}
 	}
 	return false;
@@ -197,13 +197,13 @@ static bool select_far(struct kl_decode *d, kl_op_fn *fn)
 	if (o->type == ZYDIS_OPERAND_TYPE_POINTER)
 		d->op->imm = (uint64_t)o->ptr.segment << 32 | o->ptr.offset;
 	d->op->opsize = d->in.operand_width / 8;
-	return use(d, fn);
+	return use(d, fn, SERIALISES);
 }
 
 static bool select_load_far(struct kl_decode *d, enum kl_seg seg)
 {
 	d->op->imm = seg;
-	return use(d, kl_op_load_far_ptr);
+	return use(d, kl_op_load_far_ptr, SERIALISES);
 }
 
 bool kl_select_system(struct kl_decode *d)
@@ -225,8 +225,9 @@ bool kl_select_system(struct kl_decode *d)
 			return false;
 		op->reg = op->rm = (uint8_t)n;
 		op->opsize = d->in.operand_width / 8;
-		return use(d, d->in.mnemonic == ZYDIS_MNEMONIC_PUSH ? kl_op_push_sreg
-								    : kl_op_pop_sreg);
+		return use(d,
+			   d->in.mnemonic == ZYDIS_MNEMONIC_PUSH ? kl_op_push_sreg : kl_op_pop_sreg,
+			   SERIALISES);
 	case ZYDIS_MNEMONIC_JMP:
 		return far && select_far(d, kl_op_far_jmp);
 	case ZYDIS_MNEMONIC_CALL:
