@@ -334,11 +334,10 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 /* Do the first @len bytes of two 16-byte strings agree? */
 static bool same_bytes(const struct kl_single *s, uint64_t lo, uint64_t hi)
 {
-	unsigned len = s->op.len;
-	uint64_t low_mask = len >= 8 ? ~0ull : (1ull << (8 * len)) - 1;
-	uint64_t high_mask = len > 8 ? (1ull << (8 * (len - 8))) - 1 : 0;
+	uint64_t mask[2];
 
-	return !(((lo ^ s->lo) & low_mask) | ((hi ^ s->hi) & high_mask));
+	kl_first_bytes(mask, s->op.len);
+	return !(((lo ^ s->lo) & mask[0]) | ((hi ^ s->hi) & mask[1]));
 }
 
 /* The bytes at @lin and what they decode to, over a page boundary if need be. */

@@ -82,8 +82,8 @@ struct kl_block_cache {
 	bool stepping;          /* kl_interp_one: one element of a string instruction at a time */
 	bool stop;              /* kl_interp_run() is to return */
 	struct kl_block *ask;   /* its page is to be asked for, before another block runs */
-	struct kl_op
-		*from; /* the jump that is to be linked to the block that comes next, or NULL */
+	/* The jump that is to be linked to the block that comes next, or NULL. */
+	struct kl_op *from;
 	struct kl_single single[KL_NR_SINGLES]; /* by hash of the key */
 	/* Statistics for tests. */
 	uint64_t nr_built, nr_evicted, nr_stale;

@@ -37,11 +37,6 @@ static unsigned head(const uint8_t *b, enum kl_code_mode mode)
 	return i + 1 + (b[i] < 0xc0 && (b[i] & 7) == 4);
 }
 
-static uint64_t low_bytes(unsigned n)
-{
-	return n >= 8 ? ~0ull : (1ull << (8 * n)) - 1;
-}
-
 static void only(uint64_t x[2], const uint64_t bytes[2], const uint64_t mask[2])
 {
 	x[0] = bytes[0] & mask[0];
@@ -57,10 +52,10 @@ static unsigned hash(const uint64_t x[2], enum kl_code_mode mode)
 
 static unsigned shape_of(const uint64_t all[2], const uint8_t *bytes, enum kl_code_mode mode)
 {
-	unsigned n = head(bytes, mode);
-	uint64_t x[2];
+	uint64_t x[2], mask[2];
 
-	only(x, all, (uint64_t[2]){low_bytes(n), n > 8 ? low_bytes(n - 8) : 0});
+	kl_first_bytes(mask, head(bytes, mode));
+	only(x, all, mask);
 	return hash(x, mode) % KL_NR_SHAPES;
 }
 
@@ -129,8 +124,7 @@ void kl_memo_add(struct kl_memos *m, const struct kl_decode *d, const struct kl_
 	/* What is no instruction depends on bytes that are not its own; d->in is not its. */
 	if (op->fn == kl_op_ud || op->fn == kl_op_too_long || op->fn == kl_op_unsupported)
 		return;
-	new.mask[0] = low_bytes(n);
-	new.mask[1] = n > 8 ? low_bytes(n - 8) : 0;
+	kl_first_bytes(new.mask, n);
 	if ((op->flags & KL_OPF_LINK) && d->in.raw.imm[0].size) {
 		new.imm_at = d->in.raw.imm[0].offset;
 		new.imm_size = d->in.raw.imm[0].size / 8;

@@ -23,6 +23,13 @@ struct kl_flag_use {
 #define KL_NR_MEMOS  16384u
 #define KL_NR_SHAPES 8192u
 
+/* The first @n of 16 bytes: a bit for each that counts. */
+KL_INLINE void kl_first_bytes(uint64_t mask[2], unsigned n)
+{
+	mask[0] = n >= 8 ? ~0ull : (1ull << (8 * n)) - 1;
+	mask[1] = n >= 16 ? ~0ull : n > 8 ? (1ull << (8 * (n - 8))) - 1 : 0;
+}
+
 struct kl_memo {
 	uint64_t bytes[2], mask[2]; /* which bits of the instruction's bytes count */
 	struct kl_op op;            /* op.len 0: none */
