@@ -166,7 +166,7 @@ static const uint8_t *way_to(struct kl_emit *e, void (*fn)(void), enum third thi
 	kl_e_lea(e, 8, H_RDI, KL_AT(H_CTX, -(int32_t)(offsetof(struct kl_vcpu, gpr) + KL_BIAS)));
 	kl_e_alu_ri(e, 5, 8, H_RSP, 8);
 	if (__builtin_cpu_supports("avx"))
-		kl_e8(e, 0xc5), kl_e8(e, 0xf8), kl_e8(e, 0x77); /* vzeroupper */
+		kl_e_vzeroupper(e);
 	kl_e_imm(e, H_RAX, (uint64_t)(uintptr_t)fn);
 	kl_e_rr(e, 0xff, 0, 2, H_RAX);
 	kl_e_alu_ri(e, 0, 8, H_RSP, 8);

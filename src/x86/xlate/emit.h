@@ -177,6 +177,13 @@ KL_INLINE void kl_e_vex(struct kl_emit *e, struct kl_vex x, unsigned reg, unsign
 	kl_e8(e, (unsigned)x.w << 7 | (~vvvv & 15) << 3 | (unsigned)x.l << 2 | x.pp);
 }
 
+KL_INLINE void kl_e_vzeroupper(struct kl_emit *e)
+{
+	kl_e8(e, 0xc5);
+	kl_e8(e, 0xf8);
+	kl_e8(e, 0x77);
+}
+
 /* ---- what is used a lot ---- */
 
 KL_INLINE void kl_e_mov(struct kl_emit *e, unsigned dst, unsigned src)

@@ -176,6 +176,15 @@ KL_INLINE bool kl_t_is_low(uint8_t off)
 	return off != KL_NOREG && !(off & 7);
 }
 
+/* The visible operand that is encoded as @e, or NULL. */
+KL_INLINE const ZydisDecodedOperand *kl_t_field(const struct kl_t_op *o, ZydisOperandEncoding e)
+{
+	for (unsigned i = 0; i < o->d.in.operand_count_visible; i++)
+		if (o->d.opnd[i].encoding == e)
+			return &o->d.opnd[i];
+	return NULL;
+}
+
 KL_INLINE int64_t kl_t_imm(const struct kl_t_op *o)
 {
 	uint64_t x = o->op.imm;

@@ -18,23 +18,23 @@ static bool can_read(const struct kl_translation *t, const struct kl_t_op *o)
 	return in_memory(o) ? kl_t_can_address(t, o) : kl_t_is_low(o->op.rm);
 }
 
-/* @code of a register, which is read and written, and the other operand. */
+/* @code of register @d, which is read and written, and the other operand: @s if it is a register.
+ */
 static void two_operands(struct kl_translation *t, const struct kl_t_op *o, unsigned code,
-			 unsigned size)
+			 unsigned size, unsigned d, unsigned s)
 {
-	const struct kl_op *op = &o->op;
-	unsigned s = H_NONE, r;
+	unsigned r;
 
 	if (!in_memory(o))
-		s = kl_t_use(t, GPR(op->rm), H_S1);
-	r = kl_t_use(t, GPR(op->reg), H_S0);
+		s = kl_t_use(t, s, H_S1);
+	r = kl_t_use(t, d, H_S0);
 	if (in_memory(o)) {
 		kl_t_point(t);
 		kl_e_rm(&t->e, code, size, r, KL_T_PTR);
 	} else {
 		kl_e_rr(&t->e, code, size, r, s);
 	}
-	kl_t_put(t, GPR(op->reg), r);
+	kl_t_put(t, d, r);
 }
 
 /* ---- single bits ---- */
@@ -134,7 +134,7 @@ static bool scan(struct kl_translation *t, struct kl_t_op *o, unsigned code)
 	if (in_memory(o))
 		kl_t_access(t, o, o->op.opsize, false);
 	kl_t_flags_keep(t);
-	two_operands(t, o, code, o->op.opsize);
+	two_operands(t, o, code, o->op.opsize, GPR(o->op.reg), GPR(o->op.rm));
 	kl_t_flags_set(t);
 	return true;
 }
@@ -143,7 +143,7 @@ static bool scan(struct kl_translation *t, struct kl_t_op *o, unsigned code)
 static bool add_carry(struct kl_translation *t, struct kl_t_op *o, unsigned code)
 {
 	const ZydisDecodedOperand *d = &o->d.opnd[0], *s = &o->d.opnd[1];
-	unsigned size = d->size / 8, m = H_NONE, r;
+	unsigned size = d->size / 8;
 
 	/* Run in a thunk, they have registers' numbers elsewhere. */
 	if (!o->op.thunk || !kl_is_gpr(d) || (!kl_is_gpr(s) && !kl_t_can_address(t, o)))
@@ -151,16 +151,8 @@ static bool add_carry(struct kl_translation *t, struct kl_t_op *o, unsigned code
 	if (in_memory(o))
 		kl_t_access(t, o, size, false);
 	kl_t_flags_need(t);
-	if (!in_memory(o))
-		m = kl_t_use(t, kl_register_number(s), H_S1);
-	r = kl_t_use(t, kl_register_number(d), H_S0);
-	if (in_memory(o)) {
-		kl_t_point(t);
-		kl_e_rm(&t->e, code, size == 8 ? 8 : 0, r, KL_T_PTR);
-	} else {
-		kl_e_rr(&t->e, code, size == 8 ? 8 : 0, r, m);
-	}
-	kl_t_put(t, kl_register_number(d), r);
+	two_operands(t, o, code, size, kl_register_number(d),
+		     in_memory(o) ? 0 : kl_register_number(s));
 	kl_t_flags_set(t);
 	return true;
 }
@@ -173,7 +165,7 @@ static bool crc32(struct kl_translation *t, struct kl_t_op *o)
 		return false;
 	if (in_memory(o))
 		kl_t_access(t, o, size, false);
-	two_operands(t, o, KL_PF2 | 0x0f38f1, size);
+	two_operands(t, o, KL_PF2 | 0x0f38f1, size, GPR(o->op.reg), GPR(o->op.rm));
 	return true;
 }
 
@@ -213,20 +205,12 @@ static bool movbe(struct kl_translation *t, struct kl_t_op *o)
 
 /* ---- BMI: VEX with general registers ---- */
 
-static const ZydisDecodedOperand *field(const struct kl_t_op *o, ZydisOperandEncoding e)
-{
-	for (unsigned i = 0; i < o->d.in.operand_count_visible; i++)
-		if (o->d.opnd[i].encoding == e)
-			return &o->d.opnd[i];
-	return NULL;
-}
-
 static bool bmi(struct kl_translation *t, struct kl_t_op *o)
 {
 	const ZydisDecodedInstruction *in = &o->d.in;
-	const ZydisDecodedOperand *reg = field(o, ZYDIS_OPERAND_ENCODING_MODRM_REG);
-	const ZydisDecodedOperand *rm = field(o, ZYDIS_OPERAND_ENCODING_MODRM_RM);
-	const ZydisDecodedOperand *vvvv = field(o, ZYDIS_OPERAND_ENCODING_NDSNDD);
+	const ZydisDecodedOperand *reg = kl_t_field(o, ZYDIS_OPERAND_ENCODING_MODRM_REG);
+	const ZydisDecodedOperand *rm = kl_t_field(o, ZYDIS_OPERAND_ENCODING_MODRM_RM);
+	const ZydisDecodedOperand *vvvv = kl_t_field(o, ZYDIS_OPERAND_ENCODING_NDSNDD);
 	bool flags = in->cpu_flags->modified | in->cpu_flags->undefined, mem, two;
 	unsigned r = in->raw.modrm.reg, v = 0, m = H_S1;
 

@@ -226,15 +226,6 @@ static void encode(struct kl_translation *t, const struct kl_t_op *o, unsigned r
 		kl_e8(e, imm);
 }
 
-/* The operand in a field, or NULL. */
-static const ZydisDecodedOperand *field(const struct kl_t_op *o, ZydisOperandEncoding e)
-{
-	for (unsigned i = 0; i < o->d.in.operand_count_visible; i++)
-		if (o->d.opnd[i].encoding == e)
-			return &o->d.opnd[i];
-	return NULL;
-}
-
 /* Operands of the kinds that there are here, each in a field of its own. */
 static bool fits(const struct kl_t_op *o)
 {
@@ -336,7 +327,7 @@ static bool zero_upper(struct kl_translation *t)
 	kl_e8(e, 0x57), kl_e8(e, 0xc0 | (r & 7) << 3 | (r & 7));
 	for (unsigned i = 0; i < (t->word == 8 ? 16 : 8); i += 2)
 		vex_mem(e, (struct kl_vex){KL_VEX_0F, 0, 0, 1}, 0x29, r, 0, UPPER_AT(i));
-	kl_e8(e, 0xc5), kl_e8(e, 0xf8), kl_e8(e, 0x77); /* vzeroupper */
+	kl_e_vzeroupper(e);
 	t->xmm |= (t->xmm & LOWS) << 16;
 	return true;
 }
@@ -358,10 +349,10 @@ bool kl_lower_vector(struct kl_translation *t, struct kl_t_op *o)
 		return zero_upper(t);
 	if (in->operand_count_visible < 2 || has_hidden(&o->d) || !fits(o))
 		return false;
-	reg = field(o, ZYDIS_OPERAND_ENCODING_MODRM_REG);
-	rm = field(o, ZYDIS_OPERAND_ENCODING_MODRM_RM);
-	vvvv = field(o, ZYDIS_OPERAND_ENCODING_NDSNDD);
-	is4 = field(o, ZYDIS_OPERAND_ENCODING_IS4);
+	reg = kl_t_field(o, ZYDIS_OPERAND_ENCODING_MODRM_REG);
+	rm = kl_t_field(o, ZYDIS_OPERAND_ENCODING_MODRM_RM);
+	vvvv = kl_t_field(o, ZYDIS_OPERAND_ENCODING_NDSNDD);
+	is4 = kl_t_field(o, ZYDIS_OPERAND_ENCODING_IS4);
 	if (!rm)
 		return false;
 	kind = kind_of(o);

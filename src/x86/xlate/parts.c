@@ -10,7 +10,9 @@
  *     part get back what they had before they were linked, the way out of their own block;
  *   - the table of indirect jumps: what leads into the part is forgotten;
  *   - the stack and the interrupted context of a handler: they don't, as no generated code is
- * running. If blocks go (block.c), so do their translations: nothing leads to them, and their
+ *     running.
+ *
+ * If blocks go (block.c), so do their translations: nothing leads to them, and their
  * memory comes back with the part. Their own edges lead out of code that nobody executes.
  */
 #include <string.h>
