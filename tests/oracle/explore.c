@@ -353,6 +353,20 @@ static bool once(struct scenario *s, struct schedule *sch)
 static unsigned long runs;
 static bool verbose;
 
+/* What a sequence begins with, and a step of it. */
+static void begin(struct oracle *o, uint64_t seed)
+{
+	rnd_state = seed * 0x2545f4914f6cdd1d;
+	engine_begin();
+	engine_thread(0);
+	oracle_init(o);
+}
+
+static void any_step(struct op *op)
+{
+	any_op(op, rnd(4) ? (enum kind)rnd(NR_KINDS) : rnd(2) ? SET : SET_GMEM, 0);
+}
+
 static bool sequences(unsigned n, uint64_t seed)
 {
 	struct oracle o;
@@ -360,12 +374,9 @@ static bool sequences(unsigned n, uint64_t seed)
 	struct op op;
 
 	for (; n; n--, seed++, runs++) {
-		rnd_state = seed * 0x2545f4914f6cdd1d;
-		engine_begin();
-		engine_thread(0);
-		oracle_init(&o);
+		begin(&o, seed);
 		for (unsigned i = 0; i < 200; i++) {
-			any_op(&op, rnd(4) ? (enum kind)rnd(NR_KINDS) : rnd(2) ? SET : SET_GMEM, 0);
+			any_step(&op);
 			engine_do(&op, &out);
 			if (verbose)
 				say_op(&op, &out);
@@ -440,12 +451,9 @@ static bool sequences_with_failures(unsigned n, uint64_t seed)
 		uint64_t pages = kl_pages_in_use();
 		const char *name;
 
-		rnd_state = seed * 0x2545f4914f6cdd1d;
-		engine_begin();
-		engine_thread(0);
-		oracle_init(&o);
+		begin(&o, seed);
 		for (unsigned i = 0; i < 100; i++) {
-			any_op(&op, rnd(4) ? (enum kind)rnd(NR_KINDS) : rnd(2) ? SET : SET_GMEM, 0);
+			any_step(&op);
 			if (step_with_failures(&o, &op, &out, &name))
 				continue;
 			printf("explore --failures 1 --seed %" PRIu64 ": step %u, %s failed: ",
