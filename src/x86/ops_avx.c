@@ -179,8 +179,7 @@ static enum kl_next thunk_general(struct kl_vcpu *v, const struct kl_op *op)
 {
 	struct kl_thunk_ctx c = {0};
 	unsigned info = (unsigned)op->imm, size = mem_size(op), gsize = info & I_WIDE ? 8 : 4;
-	/* On Intel's processors what the result raises comes before what is wrong with its place.
-	 */
+	/* On Intel's processors what the result raises comes before its place's faults. */
 	bool late = (info & I_MEM_W) && (info & I_FP) && kl_host_is_intel();
 	uint8_t *x[4];
 	uint64_t lin = 0;
