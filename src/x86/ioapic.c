@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "base/failpoint.h"
-#include "base/log.h"
 #include "host/timer.h"
 #include "x86/ioapic.h"
 #include "x86/irq_routing.h"
@@ -215,7 +214,7 @@ static void eoi_pin(struct kl_ioapic *io, struct kl_vcpu *v, unsigned pin, bool 
 		io->successive_eois[pin] = 0;
 	} else if (++io->successive_eois[pin] == MAX_SUCCESSIVE_EOIS) {
 		io->successive_eois[pin] = 0;
-		kl_timer_arm(&io->pause, kl_now_ns() + EOI_PAUSE_NS);
+		kl_timer_arm(&io->pause, kl_timer_now() + EOI_PAUSE_NS);
 	} else {
 		deliver(io, pin, false);
 	}

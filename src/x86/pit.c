@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "base/failpoint.h"
-#include "base/log.h"
 #include "host/timer.h"
 #include "x86/irq_routing.h"
 #include "x86/lapic.h"
@@ -124,7 +123,7 @@ static uint64_t to_ticks(uint64_t ns)
 /* Clock ticks since the counter was loaded; the first channel's start anew with each period. */
 static uint64_t elapsed(struct kl_pit *pit, unsigned n)
 {
-	uint64_t now = kl_now_ns();
+	uint64_t now = kl_timer_now();
 
 	if (n)
 		return to_ticks(now - (uint64_t)pit->ch[n].count_load_time);
@@ -188,7 +187,7 @@ static void start_timer(struct kl_pit *pit, uint32_t count, bool periodic)
 	reset_reinject(pit);
 	pit->periodic = periodic;
 	pit->period = periodic ? kl_max(interval, (uint64_t)MIN_PERIOD_NS) : interval;
-	at = kl_now_ns() + interval;
+	at = kl_timer_now() + interval;
 	atomic_store_explicit(&pit->expires, at, memory_order_relaxed);
 	kl_timer_arm(&pit->timer, at);
 }
@@ -200,7 +199,7 @@ static void load_count(struct kl_pit *pit, unsigned n, uint32_t val)
 		val = 0x10000;
 	pit->ch[n].count = val;
 	if (n) {
-		pit->ch[n].count_load_time = (int64_t)kl_now_ns();
+		pit->ch[n].count_load_time = (int64_t)kl_timer_now();
 		return;
 	}
 	switch (pit->ch[0].mode) {
@@ -329,7 +328,7 @@ static void set_gate(struct kvm_pit_channel_state *c, uint8_t gate)
 	bool restarts = c->mode == 1 || c->mode == 2 || c->mode == 3 || c->mode == 5;
 
 	if (restarts && c->gate < gate)
-		c->count_load_time = (int64_t)kl_now_ns();
+		c->count_load_time = (int64_t)kl_timer_now();
 	c->gate = gate;
 }
 
@@ -344,7 +343,7 @@ static void write_speaker(struct kl_pit *pit, uint8_t val)
 
 static uint8_t read_speaker(struct kl_pit *pit)
 {
-	unsigned refresh = kl_now_ns() >> 14 & 1; /* about 15 us */
+	unsigned refresh = kl_timer_now() >> 14 & 1; /* about 15 us */
 	unsigned data = !!(pit->flags & KVM_PIT_FLAGS_SPEAKER_DATA_ON);
 
 	return (uint8_t)(data << 1 | pit->ch[2].gate | (unsigned)output(pit, 2) << 5 |
