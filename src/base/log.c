@@ -34,7 +34,7 @@ static uint64_t clock_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-uint64_t kl_now_ns(void)
+uint64_t kl_trace_ns(void)
 {
 	return clock_ns() - trace_start_ns;
 }
@@ -109,7 +109,7 @@ void kl_log(enum kl_log_level level, const char *fmt, ...)
 
 void kl_trace_write(const char *fmt, ...)
 {
-	uint64_t ns = kl_now_ns();
+	uint64_t ns = kl_trace_ns();
 	char prefix[64];
 	va_list ap;
 

@@ -25,8 +25,8 @@ void kl_trace_write(const char *fmt, ...) KL_PRINTF(1, 2);
 			kl_trace_write(__VA_ARGS__); \
 	} while (0)
 
-/* Nanoseconds since the trace began (CLOCK_MONOTONIC). */
-uint64_t kl_now_ns(void);
+/* Nanoseconds since the process began: for durations and the trace, not kl_timer_arm()'s clock. */
+uint64_t kl_trace_ns(void);
 
 void kl_assert_fail(const char *expr, const char *file, int line) KL_NORETURN KL_COLD;
 

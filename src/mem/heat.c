@@ -23,7 +23,7 @@ uint64_t kl_heat_ahead_ns;
 /* Since the first VM. */
 static uint64_t now(void)
 {
-	return kl_now_ns() + kl_heat_ahead_ns - start_ns;
+	return kl_trace_ns() + kl_heat_ahead_ns - start_ns;
 }
 
 /* ---- records: lock held ------------------------------------------------------------------ */

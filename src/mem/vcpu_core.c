@@ -64,7 +64,7 @@ static void note_wait(struct kl_vcpu_core *c, uint64_t ns)
 
 static void wait_while(bool (*condition)(struct kl_vcpu_core *), struct kl_vcpu_core *c)
 {
-	uint64_t begun = KL_UNLIKELY(kl_trace_on) ? kl_now_ns() : 0;
+	uint64_t begun = KL_UNLIKELY(kl_trace_on) ? kl_trace_ns() : 0;
 	bool waited = false;
 	unsigned next_kick = SPINS_BEFORE_YIELD + YIELDS_BEFORE_KICK;
 
@@ -91,7 +91,7 @@ static void wait_while(bool (*condition)(struct kl_vcpu_core *), struct kl_vcpu_
 		sched_yield();
 	}
 	if (KL_UNLIKELY(begun && waited))
-		note_wait(c, kl_now_ns() - begun);
+		note_wait(c, kl_trace_ns() - begun);
 }
 
 static struct kl_vcpu_core *vcpu_at(struct kl_vm *vm, unsigned i)

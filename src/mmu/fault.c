@@ -387,7 +387,7 @@ int kl_mmu_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access)
 	KL_ASSERT(atomic_load(&c->mode) != KL_IN_GUEST);
 	kl_stat_own_add(&c->stats.pf_taken, 1);
 	if (KL_UNLIKELY(c->vm->mmu->trace))
-		begun = kl_now_ns();
+		begun = kl_trace_ns();
 	r = fault(c, gpa >> KL_PAGE_SHIFT, access, &rep);
 	if (KL_UNLIKELY(c->vm->mmu->trace))
 		kl_mmu_trace_fault(c, gpa, access, r, &rep, begun);

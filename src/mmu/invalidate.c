@@ -101,7 +101,7 @@ int kl_mmu_invalidate_begin(struct kl_vm *vm, const struct kl_notifier_range *r)
 {
 	kl_gfn_t lowest = UINT64_MAX, highest = 0;
 	struct kl_mmu *mmu = vm->mmu;
-	struct kl_flush_report f = {.begun_ns = mmu->trace ? kl_now_ns() : 0};
+	struct kl_flush_report f = {.begun_ns = mmu->trace ? kl_trace_ns() : 0};
 	struct kl_overlap o;
 	int ret = 0;
 
@@ -149,7 +149,7 @@ void kl_mmu_invalidate_end(struct kl_vm *vm, const struct kl_notifier_range *r)
 
 void kl_mmu_change_begin(struct kl_vm *vm, kl_gfn_t first, kl_gfn_t last, const char *cause)
 {
-	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_now_ns() : 0};
+	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_trace_ns() : 0};
 
 	/* Attributes may be set where no guest can reach. */
 	first = kl_min(first, KL_MAX_GFN + 1);

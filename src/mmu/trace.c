@@ -145,7 +145,7 @@ void kl_mmu_trace_begin(struct kl_vm *vm, const struct kl_notifier_range *r, con
 			 f->waits, name_of(f->slowest_id, name), ULL(f->slowest_ns));
 	kl_trace_write("vm%llu invalidate #%llu %s%s gfn=%#llx-%#llx: %llu leaves, %llu ns%s",
 		       ULL(vm->serial), ULL(n), cause ? cause : "?", host, ULL(first), ULL(last),
-		       ULL(f->leaves), ULL(kl_now_ns() - f->begun_ns), waited);
+		       ULL(f->leaves), ULL(kl_trace_ns() - f->begun_ns), waited);
 }
 
 void kl_mmu_trace_end(struct kl_vm *vm, const struct kl_notifier_range *r)
@@ -164,7 +164,7 @@ void kl_mmu_trace_end(struct kl_vm *vm, const struct kl_notifier_range *r)
 	kl_mutex_unlock(&t->lock);
 	if (number)
 		kl_trace_write("vm%llu invalidate #%llu over, open for %llu ns", ULL(vm->serial),
-			       ULL(number), ULL(kl_now_ns() - begun));
+			       ULL(number), ULL(kl_trace_ns() - begun));
 }
 
 static const char *size_of(unsigned level)
@@ -215,7 +215,7 @@ void kl_mmu_trace_fault(struct kl_vcpu_core *c, kl_gpa_t gpa, unsigned access, i
 	kl_trace_write("vm%llu %s fault gpa=%#llx %c%c%c %s, %llu ns%s%s", ULL(c->vm->serial),
 		       name_of(c->id, name), ULL(gpa), access & KL_ACC_READ ? 'r' : '-',
 		       access & KL_ACC_WRITE ? 'w' : '-', access & KL_ACC_EXEC ? 'x' : '-', outcome,
-		       ULL(kl_now_ns() - attempt.begun_ns), after, retries);
+		       ULL(kl_trace_ns() - attempt.begun_ns), after, retries);
 	if (!rep->retry)
 		attempt.vcpu = NULL;
 }

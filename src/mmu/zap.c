@@ -79,11 +79,11 @@ int kl_mmu_flush(struct kl_vm *vm, bool needed, bool may_wait, struct kl_flush_r
 	if (!needed && !mmu->flush_owed)
 		return 0;
 	if (KL_UNLIKELY(mmu->trace))
-		begun = kl_now_ns();
+		begun = kl_trace_ns();
 	r = kl_vcpus_flush(vm, may_wait);
 	mmu->flush_owed = r != 0;
 	if (KL_UNLIKELY(mmu->trace)) {
-		f->flush_ns += kl_now_ns() - begun;
+		f->flush_ns += kl_trace_ns() - begun;
 		f->waits += kl_flush_wait.vcpus;
 		if (kl_flush_wait.slowest_ns > f->slowest_ns) {
 			f->slowest_ns = kl_flush_wait.slowest_ns;
@@ -119,7 +119,7 @@ void kl_mmu_zap_range(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t la
 		      const char *cause)
 {
 	struct kl_sweep s = {.vm = vm, .as = as, .next = first, .last = last, .what = KL_SWEEP_ZAP};
-	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_now_ns() : 0};
+	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_trace_ns() : 0};
 
 	kl_write_lock(&vm->mmu->lock);
 	kl_mmu_sweep_locked(&s, &f);
@@ -130,7 +130,7 @@ void kl_mmu_zap_range(struct kl_vm *vm, unsigned as, kl_gfn_t first, kl_gfn_t la
 
 static void zap_all(struct kl_vm *vm, unsigned as, const char *cause)
 {
-	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_now_ns() : 0};
+	struct kl_flush_report f = {.begun_ns = vm->mmu->trace ? kl_trace_ns() : 0};
 	struct kl_mmu *mmu = vm->mmu;
 
 	kl_write_lock(&mmu->lock);

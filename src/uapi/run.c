@@ -357,7 +357,7 @@ static int enter(struct kl_uvcpu *vc)
 
 int kl_uvcpu_run(struct kl_uvcpu *vc)
 {
-	uint64_t start = KL_UNLIKELY(kl_config.stats) ? kl_now_ns() : 0;
+	uint64_t start = KL_UNLIKELY(kl_config.stats) ? kl_trace_ns() : 0;
 	bool masked = vc->sigmask_set;
 	uint64_t old_mask = 0;
 	int r;
@@ -372,6 +372,6 @@ int kl_uvcpu_run(struct kl_uvcpu *vc)
 	if (KL_UNLIKELY(masked))
 		kl_thread_mask_end(old_mask);
 	if (KL_UNLIKELY(start))
-		kl_stat_own_add(&vc->counts.run_ns, kl_now_ns() - start);
+		kl_stat_own_add(&vc->counts.run_ns, kl_trace_ns() - start);
 	return r;
 }
