@@ -107,6 +107,7 @@ static int publish(uint64_t range)
 			my_cell = i + 1;
 			return (int)i;
 		}
+	racepoint("notifier-new-cell");
 	/* A new one: an update looks as far as cells_used, so it is raised first. */
 	for (unsigned i = used; i < NR_CELLS; i++) {
 		while (used <= i && !atomic_compare_exchange_weak(&cells_used, &used, i + 1))

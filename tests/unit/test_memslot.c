@@ -320,6 +320,65 @@ static void only_overlapping_ones_wait(void **state)
 	assert_null(kl_memslot_find(kl_memslots(vm, 0), 0));
 }
 
+/* A bracket that stays open until `step` is 2. */
+static void *open_and_hold(void *arg)
+{
+	struct bracket *b = arg;
+
+	b->begun = kl_notifier_begin(&b->r);
+	atomic_store(&b->step, 1);
+	while (atomic_load(&b->step) == 1)
+		sched_yield();
+	if (!b->begun)
+		kl_notifier_end(&b->r);
+	return NULL;
+}
+
+#define HELD 32
+
+/*
+ * S7, N4: a bracket that is about to take a cell that nobody ever had finds that others have taken
+ * this one and the next. It takes one further on, and is as narrow as ever: a change elsewhere does
+ * not wait for it. Comes before the tests that use many cells.
+ */
+static void cells_taken_meanwhile(void **state)
+{
+	struct kl_vm *vm = *state;
+	struct bracket b[HELD];
+	pthread_t t[HELD];
+	unsigned n = 0, late;
+
+	if (!kl_racepoints_enabled())
+		skip();
+	for (unsigned i = 0; i < HELD; i++)
+		b[i] = (struct bracket){.r = {.start = HVA + (8 + i) * PG,
+					      .end = HVA + (9 + i) * PG,
+					      .may_block = true}};
+	kl_racepoint_arm("notifier-new-cell", 1);
+	/* Those take the cells that there have been; the last one needs a new one. */
+	do {
+		assert_true(n < HELD - 2);
+		pthread_create(&t[n], NULL, open_and_hold, &b[n]);
+		while (!atomic_load(&b[n].step) && !kl_racepoint_wait("notifier-new-cell", 1))
+			;
+	} while (atomic_load(&b[n++].step));
+	late = n - 1;
+	for (; n < late + 3; n++) {
+		pthread_create(&t[n], NULL, open_and_hold, &b[n]);
+		while (!atomic_load(&b[n].step))
+			sched_yield();
+	}
+	kl_racepoint_release("notifier-new-cell");
+	while (!atomic_load(&b[late].step))
+		sched_yield();
+	assert_int_equal(set(vm, 1, 0, 0x100000, PG, HVA), 0); /* or it would wait for ever */
+	for (unsigned i = 0; i < n; i++) {
+		atomic_store(&b[i].step, 2);
+		pthread_join(t[i], NULL);
+		assert_int_equal(b[i].begun, 0);
+	}
+}
+
 /* N3: brackets nest as deep as one likes and end in any order. */
 static void deep_nesting(void **state)
 {
@@ -461,6 +520,7 @@ int main(void)
 		T(reader_keeps_its_set),
 		T(update_waits_for_brackets),
 		T(only_overlapping_ones_wait),
+		T(cells_taken_meanwhile),
 		T(deep_nesting),
 		T(bracket_storm),
 		T(more_brackets_than_cells),
