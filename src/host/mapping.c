@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/failpoint.h"
 #include "host/mapping.h"
 #include "host/maps.h"
 #include "host/sys.h"
@@ -100,6 +101,8 @@ bool kl_host_mapping(uint64_t addr, struct kl_mapping *m)
 	int fd = -1;
 	long r;
 
+	if (kl_failpoint("host-mapping"))
+		return false;
 	if (!atomic_load_explicit(&unsupported, memory_order_relaxed))
 		fd = query_fd();
 	if (fd < 0)

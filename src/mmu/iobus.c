@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "host/eventfd.h"
 #include "host/sys.h"
@@ -78,7 +79,8 @@ static struct kl_iodevs *current_devs(struct kl_iobus *bus, enum kl_bus which)
 
 static struct kl_iodevs *devs_alloc(unsigned n)
 {
-	struct kl_iodevs *d = calloc(1, sizeof(*d) + n * sizeof(d->dev[0]));
+	struct kl_iodevs *d =
+		kl_failpoint("iobus-devs") ? NULL : calloc(1, sizeof(*d) + n * sizeof(d->dev[0]));
 
 	if (!d)
 		return NULL;
@@ -216,7 +218,7 @@ static int eventfd_get(struct kl_iobus *bus, int fd, uint64_t id, struct kl_even
 	struct kl_eventfd *e = eventfd_find(bus, fd, id);
 
 	if (!e) {
-		e = calloc(1, sizeof(*e));
+		e = kl_failpoint("iobus-eventfd") ? NULL : calloc(1, sizeof(*e));
 		if (!e)
 			return -ENOMEM;
 		e->fd = kl_sys_dup(fd);

@@ -17,6 +17,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "mmu/iobus.h"
 
 #define RING_ENTRIES \
@@ -192,6 +193,42 @@ static void too_many_zones(void **state)
 	assert_int_equal(zone(0, 4, 0, true), -ENOSPC);
 	assert_int_equal(zone(0, 4, 1, true), 0);
 	assert_int_equal(put(KL_BUS_MMIO, 0x1000 * 500, 4, 0), 0);
+	close(fd);
+}
+
+/* M4: what there was no memory for is refused, and what there was before is there. */
+static void no_memory(void **state)
+{
+	static const char *const steps[] = {"iobus-devs", "iobus-eventfd"};
+	int fd = eventfd(0, EFD_NONBLOCK);
+
+	(void)state;
+	if (!kl_failpoints_enabled())
+		skip();
+	kl_failpoint_arm("iobus-devs", 1);
+	assert_int_equal(zone(0x1000, 8, 0, true), -ENOMEM);
+	assert_int_equal(put(KL_BUS_MMIO, 0x1000, 4, 0), -EOPNOTSUPP);
+	for (unsigned i = 0; i < 2; i++) {
+		kl_failpoint_arm(steps[i], 1);
+		assert_int_equal(efd_call(fd, 0x2000, 4, 0, 0), -ENOMEM);
+		assert_true(kl_failpoint_disarm(steps[i]));
+		assert_int_equal(put(KL_BUS_MMIO, 0x2000, 4, 0), -EOPNOTSUPP);
+		/* Nor is it known. */
+		assert_int_equal(efd_call(fd, 0x2000, 4, KVM_IOEVENTFD_FLAG_DEASSIGN, 0), -ENOENT);
+	}
+
+	assert_int_equal(zone(0x1000, 8, 0, true), 0);
+	assert_int_equal(efd_call(fd, 0x2000, 4, 0, 0), 0);
+	kl_failpoint_arm("iobus-devs", 1);
+	assert_int_equal(zone(0x1000, 8, 0, false), -ENOMEM);
+	kl_failpoint_arm("iobus-devs", 1);
+	assert_int_equal(efd_call(fd, 0x2000, 4, KVM_IOEVENTFD_FLAG_DEASSIGN, 0), -ENOMEM);
+	assert_int_equal(put(KL_BUS_MMIO, 0x1000, 4, 0), 0);
+	assert_int_equal(put(KL_BUS_MMIO, 0x2000, 4, 0), 0);
+	assert_int_equal(drain(fd), 1);
+	assert_int_equal(zone(0x1000, 8, 0, false), 0);
+	assert_int_equal(put(KL_BUS_MMIO, 0x1000, 4, 0), -EOPNOTSUPP);
+	assert_int_equal(efd_call(fd, 0x2000, 4, KVM_IOEVENTFD_FLAG_DEASSIGN, 0), 0);
 	close(fd);
 }
 
@@ -411,6 +448,7 @@ int main(void)
 		T(overlapping_lookup),
 		T(odd_zones),
 		T(too_many_zones),
+		T(no_memory),
 		T(match_length_and_data),
 		T(several_datamatches),
 		T(collisions),

@@ -5,6 +5,7 @@
  */
 #include "mmu_env.h"
 
+#include "base/failpoint.h"
 #include "host/uffd.h"
 #include "mem/subscribers.h"
 #include "mmu/stage2.h"
@@ -251,6 +252,52 @@ static void vanished_page(void **state)
 	assert_int_equal(pages(f, 1), 0);
 	fault_ok(f, GPA + 7 * PG, KL_ACC_READ);
 	munmap(p, 2 * MB);
+}
+
+/* N7, N6: the pages beside one that went unseen stay mapped, and as young as they were. */
+static void vanished_alone(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t beside[] = {(uint64_t)f->ram, (uint64_t)f->ram + 2 * PG};
+
+	for (uint64_t gpa = 0; gpa < 3 * PG; gpa += PG)
+		fault_ok(f, gpa, KL_ACC_WRITE);
+	mprotect(f->ram + PG, PG, PROT_NONE); /* no bracket */
+	assert_int_equal(kl_mmu_fault(&f->vcpu, PG, KL_ACC_READ), -EFAULT);
+	assert_int_equal(pages(f, 1), 2);
+	for (unsigned i = 0; i < KL_ARRAY_SIZE(beside); i++)
+		assert_int_equal(kl_notifier_test_young(beside[i], beside[i] + PG), 1);
+	assert_true(mapped(f, 0, KL_ACC_WRITE) && mapped(f, 2 * PG, KL_ACC_WRITE));
+}
+
+/* M1: where the host does not say what is mapped there the leaf is small, whatever it said before.
+ */
+static void host_does_not_say(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p;
+
+	if (!kl_failpoints_enabled())
+		skip();
+	p = resident(8 * MB);
+	assert_int_equal(set(&f->vm, 1, 0, GPA, 8 * MB, p), 0);
+	fault_ok(f, GPA, KL_ACC_READ);
+	assert_int_equal(pages(f, 2), 1);
+	for (uint64_t off = 2 * MB; off < 8 * MB; off += 2 * MB) {
+		struct kl_notifier_range r = range_of(p, PG);
+
+		/* It has to be asked anew. */
+		assert_int_equal(kl_notifier_begin(&r), 0);
+		kl_notifier_end(&r);
+		kl_failpoint_arm("host-mapping", 1);
+		fault_ok(f, GPA + off, KL_ACC_READ);
+		assert_true(kl_failpoint_disarm("host-mapping"));
+		assert_int_equal(pages(f, 2), 0);
+		fault_ok(f, GPA, KL_ACC_READ);
+		assert_int_equal(pages(f, 2), 1);
+	}
+	assert_int_equal(pages(f, 1), 3);
+	munmap(p, 8 * MB);
 }
 
 /* M2, M1: no large leaf over a page whose invalidation is in progress. */
@@ -529,6 +576,29 @@ static void large_tree(void **state)
 		assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 0, NULL), 0);
 	}
 	assert_true(kl_pages_in_use() <= before);
+	munmap(p, 256 * MB);
+}
+
+/* M5: nor is what is left of it kept where no new tables are needed: events free it, too. */
+static void large_tree_goes_with_events(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = resident(256 * MB);
+	struct kl_notifier_range r = range_of(f->ram, PG);
+	uint64_t before = kl_pages_in_use(), last;
+
+	assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 256 * MB, p), 0);
+	for (uint64_t gpa = GPA + PG; gpa < GPA + 256 * MB; gpa += 2 * MB)
+		assert_int_equal(kl_mmu_fault(&f->vcpu, gpa, KL_ACC_READ), KL_FAULT_MAPPED);
+	assert_int_equal(set(&f->vm, 1, 0, GPA + PG, 0, NULL), 0);
+	last = kl_pages_in_use();
+	assert_true(last > before);
+	while (last > before) {
+		assert_int_equal(kl_notifier_begin(&r), 0);
+		assert_true(kl_pages_in_use() < last);
+		last = kl_pages_in_use();
+		kl_notifier_end(&r);
+	}
 	munmap(p, 256 * MB);
 }
 
@@ -897,6 +967,8 @@ int main(void)
 		T(hugetlb),
 		T(faults_in_parallel),
 		T(vanished_page),
+		T(vanished_alone),
+		T(host_does_not_say),
 		T(fault_beside_bracket),
 		T(two_faults_in_one_range),
 		T(bracket_ends_over_large_fault),
@@ -907,6 +979,7 @@ int main(void)
 		T(zap_in_batches),
 		T(event_in_batches),
 		T(large_tree),
+		T(large_tree_goes_with_events),
 		T(sparse),
 		T(vcpu_places),
 		T(large_beside_bracket),
