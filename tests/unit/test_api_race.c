@@ -345,6 +345,32 @@ static void window_against_nonblocking(void **state)
 	assert_int_equal(f->ram[PG], 0x55);
 }
 
+/*
+ * N5: nor for one that is locked between its look and its zap, maybe with a page from before; it
+ * fails, and the next bracket waits.
+ */
+static void window_after_look(void **state)
+{
+	struct fixture *f = *state;
+	struct worker quick, change;
+	struct iovec iov[1];
+	unsigned n;
+
+	NEED_RACEPOINTS;
+	for (uint64_t gpa = 0; gpa < 2 * PG; gpa += PG)
+		assert_int_equal(kvmlet_vm_store(f->vm, 0, gpa, 8, 1), 0);
+	kl_racepoint_arm("mmu-zapped", 1);
+	start(&quick, f, do_try_bracket, 0);
+	assert_true(kl_racepoint_wait("mmu-zapped", TIMEOUT));
+	assert_int_equal(kvmlet_window_lock(f->vm, 0, PG, PG, KVMLET_WRITE, iov, 1, &n), 0);
+	kl_racepoint_release("mmu-zapped");
+	assert_int_equal(finish(&quick), -EAGAIN);
+	start(&change, f, do_bracket, 0);
+	assert_waits(f, &change);
+	kvmlet_window_unlock(f->vm);
+	assert_int_equal(finish(&change), 0);
+}
+
 /* S4, S8: so does the deletion of its slot. */
 static void window_against_delete(void **state)
 {
@@ -896,16 +922,27 @@ int main(void)
 	struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	static const struct CMUnitTest tests[] = {
-		T(unmap_during_access),      T(access_meets_bracket),
-		T(delete_during_access),     T(access_meets_invalid_slot),
-		T(translate_during_change),  T(window_against_unmap),
-		T(window_against_delete),    T(window_against_nonblocking),
-		T(writes_are_logged),        T(flush_while_locking),
-		T(flush_between_pages),      T(first_use_during_bracket),
-		T(kick_blocked_access),      T(all_accessors_block),
-		T(signal_in_blocked_access), T(crowd),
-		T(missing_among_brackets),   T(holder_never_waits),
-		T(all_signals_blocked),      T(kick_with_all_blocked),
+		T(unmap_during_access),
+		T(access_meets_bracket),
+		T(delete_during_access),
+		T(access_meets_invalid_slot),
+		T(translate_during_change),
+		T(window_against_unmap),
+		T(window_against_delete),
+		T(window_against_nonblocking),
+		T(window_after_look),
+		T(writes_are_logged),
+		T(flush_while_locking),
+		T(flush_between_pages),
+		T(first_use_during_bracket),
+		T(kick_blocked_access),
+		T(all_accessors_block),
+		T(signal_in_blocked_access),
+		T(crowd),
+		T(missing_among_brackets),
+		T(holder_never_waits),
+		T(all_signals_blocked),
+		T(kick_with_all_blocked),
 	};
 
 	sigaction(SIGSEGV, &sa, NULL);

@@ -629,6 +629,37 @@ static void clear_at_once(void **state)
 	munmap(p, MANY * PG);
 }
 
+static uint64_t flushes(struct fixture *f)
+{
+	return kl_stat_get(&f->vm.stats.remote_tlb_flush_requests);
+}
+
+/* D1, M6: after a part of it has been cleared the log is clean: to clear it all costs no flush. */
+static void cleared_is_clean(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *p = many(f);
+	uint64_t mask = 1u << 3, n;
+
+	store(f, GPA + 3 * PG);
+	n = flushes(f);
+	assert_int_equal(kl_dirty_log_clear(&f->vm, 0, 1, 0, 64, &mask), 0);
+	assert_int_equal(flushes(f), n + 1);
+	assert_many(f, MANY, MANY);
+	memset(many_mask, 0xff, sizeof(many_mask));
+	assert_null(clear_many(f));
+	assert_int_equal(flushes(f), n + 1);
+	/* What is left of a word is not clean. */
+	store(f, GPA + 3 * PG);
+	store(f, GPA + 4 * PG);
+	assert_int_equal(kl_dirty_log_clear(&f->vm, 0, 1, 0, 64, &mask), 0);
+	n = flushes(f);
+	assert_null(clear_many(f));
+	assert_int_equal(flushes(f), n + 1);
+	assert_false(may_write_after_read(f, GPA + 4 * PG));
+	munmap(p, MANY * PG);
+}
+
 /* D1, D3: a page that is written when the halves have been swapped is marked afterwards. */
 static void write_during_clear(void **state)
 {
@@ -795,6 +826,7 @@ int main(void)
 		T(write_during_log),
 		T(mark_during_clear),
 		T(clear_at_once),
+		T(cleared_is_clean),
 		T(write_during_clear),
 		T(clear_at_once_waits),
 		T(logging_begins_during_fault),

@@ -445,7 +445,7 @@ static void nothing_remains(void **state)
 			before = mapped_pages();
 			pages = kl_pages_in_use();
 		}
-		assert_int_equal(new_file(&g->f.vm, 4 * MiB, &file), 0);
+		assert_int_equal(new_file(&g->f.vm, i & 1 ? GiB : 4 * MiB, &file), 0);
 		kl_gmem_close(file);
 		convert(g, 1, 1, true);
 		convert(g, 1, 1, false);

@@ -4,6 +4,9 @@
  * what is refused (T1, T6).
  */
 #include "api_env.h"
+
+#include <malloc.h>
+
 #include "mem/gpc.h"
 
 #define MAX_RECORDS 64
@@ -463,6 +466,22 @@ static void add_waits_for_window(void **state)
 	end(&rec);
 }
 
+/* T1: trackers that come and go, however many, leave no memory behind. */
+static void nothing_remains(void **state)
+{
+	struct fixture *f = *state;
+	struct recorder rec;
+	size_t before = 0;
+
+	for (unsigned i = 0; i < 1000; i++) {
+		if (i == 2) /* what is made once is there */
+			before = mallinfo2().uordblks;
+		record(&rec, f, 1);
+		end(&rec);
+	}
+	assert_int_equal(mallinfo2().uordblks, before);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -477,6 +496,7 @@ int main(void)
 		T(trackers_under_writers),
 		T(add_waits_for_holder),
 		T(add_waits_for_window),
+		T(nothing_remains),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -411,6 +411,28 @@ static void stops(void **state)
 	free(vm);
 }
 
+/* N1, U4: in a program without standard input, too, the engine's descriptors are out of its way. */
+static void without_standard_input(void **state)
+{
+	struct fixture *f = *state;
+	int saved = fcntl(0, F_DUPFD_CLOEXEC, 3), mine;
+
+	NEED_SOURCE;
+	assert_int_equal(kvmlet_notifier_uffd_source(0), 0);
+	close(0);
+	assert_int_equal(kvmlet_notifier_uffd_source(1), 0);
+	mine = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	assert_int_equal(mine, 0);
+	use(f, PG);
+	unmap_raw(f->ram + PG, PG);
+	wait_unmapped(f, PG);
+	map_raw(f->ram + PG, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	if (saved >= 0) {
+		dup2(saved, 0);
+		close(saved);
+	}
+}
+
 /* No hole is left, where a thread that is just being made could get its memory. */
 static void *replace_bracketed(void *arg)
 {
@@ -469,6 +491,7 @@ int main(void)
 		T(event_fork),
 		T(leaves_others_alone),
 		T(stops),
+		T(without_standard_input),
 		T(no_deadlock_with_updates),
 	};
 
