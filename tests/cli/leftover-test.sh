@@ -28,9 +28,10 @@ in_session()
 
 listing()
 {
-	# Other tests and programs come and go there too: what counts in /tmp is our name
-	find /dev/shm /dev/mqueue -mindepth 1 2>/dev/null
-	find /tmp /var/tmp /run -maxdepth 1 -name '*kvmlet*' ! -name 'kvmlet-test.*' 2>/dev/null
+	# Other tests and programs come and go there too: what counts in /tmp is our name, and theirs
+	# begins with kvmlet-test (tests/preload/sources.c: kvm-s-)
+	find /dev/shm /dev/mqueue -mindepth 1 ! -name 'kvm-s-*' 2>/dev/null
+	find /tmp /var/tmp /run -maxdepth 1 -name '*kvmlet*' ! -name 'kvmlet-test*' 2>/dev/null
 }
 
 # What is there now and was not before
