@@ -7,7 +7,8 @@
 #   max_calls          of a sequence
 #   known              a file of differences that have an explanation: expressions for the reference's
 #                      line and for kvmlet's, the reason, and "ends" if what follows in the sequence
-#                      says nothing; separated by tabs
+#                      says nothing, or "hides" if that is so although the lines are the same;
+#                      separated by tabs
 #   tmp                a directory
 # and may have a common_features() of their own.
 #
@@ -24,14 +25,19 @@ differences()
 		BEGIN {
 			while ((getline line < known) > 0) {
 				if (line ~ /^#/ || split(line, f, "\t") < 3) continue
-				a[++k] = f[1]; b[k] = f[2]; ends[k] = f[4] == "ends"
+				a[++k] = f[1]; b[k] = f[2]; ends[k] = f[4] == "ends"; hides[k] = f[4] == "hides"
 			}
 		}
 		/^sequence / { split($1, f, " "); seed = f[2]; n++; over = 0 }
-		/^-/ || $1 == $2 || over { next }
+		/^-/ || over { next }
+		$1 == $2 {
+			for (i = 1; i <= k; i++)
+				if (hides[i] && $1 ~ a[i]) { explained++; over = 1; next }
+			next
+		}
 		{
 			for (i = 1; i <= k; i++)
-				if ($1 ~ a[i] && $2 ~ b[i]) { explained++; over = ends[i]; next }
+				if (!hides[i] && $1 ~ a[i] && $2 ~ b[i]) { explained++; over = ends[i]; next }
 			over = 1
 			differ++
 			print seed "\n  reference: " $1 "\n  kvmlet:    " $2
