@@ -10,7 +10,7 @@ NINJA ?= ninja
 JOBS ?=
 j = $(if $(JOBS),-j$(JOBS))
 
-.PHONY: all build run test test-asan test-tsan test-all mutants mutate coverage evidence models conformance linux stress fuzz bench install \
+.PHONY: all build run test test-asan test-tsan test-all mutants mutate mutate-sample coverage evidence models conformance linux stress fuzz bench install \
 	uninstall check-format format tidy check-docs deps clean distclean help
 
 all: build
@@ -63,6 +63,11 @@ coverage: build-cov/build.ninja
 mutate:
 	@[ -d build-cov/cover ] || $(MAKE) coverage
 	@tests/mutants/generic --seed $(or $(SEED),1) --count $(or $(COUNT),300) --record
+
+# A few of them, without coverage: that they can still be made and are noticed
+mutate-sample:
+	@tools/install-deps build mutants
+	@tests/mutants/generic --sample
 
 # docs/evidence.md
 evidence:
@@ -152,6 +157,7 @@ help:
 	@echo 'make test-tsan     the tests under ThreadSanitizer, in build-tsan/'
 	@echo 'make mutants       put known bugs in, one by one: the tests must notice (MUTANTS="name ...")'
 	@echo 'make mutate        put small mistakes into src/mem and src/mmu: COUNT=300, SEED=1'
+	@echo 'make mutate-sample a few of those, each against one test'
 	@echo 'make coverage      which lines and branches of the memory engine tests reach (MISSING=1: and which not)'
 	@echo 'make evidence      write docs/evidence.md from what there is and from tests/records'
 	@echo 'make models        check the SPIN models (MODELS="b16 ...")'
