@@ -2,15 +2,14 @@
 /*
  * The arena of native thunks and the rewriting of instructions for it.
  *
- * One arena per process, of fixed size, shared by all vCPUs: a memfd mapped twice, writable
- * here and executable there, never both at one address. A thunk is written once, then
- * published in a lock-free hash; it is never changed or freed. The mappings are not inherited
- * over fork: a child that makes VMs gets its own.
+ * One arena per process, of fixed size, shared by all vCPUs. A thunk is written once, then
+ * published in a lock-free hash; it is never changed or freed. The arena is not inherited over
+ * fork: a child that makes VMs gets its own.
  */
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "host/code_memory.h"
 #include "host/sys.h"
 #include "x86/thunk.h"
 
@@ -26,50 +25,15 @@ enum { NONE, BUSY, READY, REFUSED };
 
 static struct {
 	_Atomic uint64_t state; /* and in the upper half the process whose mappings they are */
-	uint8_t *rw, *rx;
+	struct kl_code_memory code;
 	_Atomic uint32_t used;
 	_Atomic uint32_t hash[HASH_SIZE]; /* slot + 1 */
 } arena;
 
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x10u
-#endif
-
-static bool map_arena(void)
-{
-	size_t size = (size_t)SLOT * NR_SLOTS;
-	long fd = kl_sys(SYS_memfd_create, "kvmlet-thunks", MFD_CLOEXEC | MFD_EXEC), rw, rx;
-
-	if (fd < 0) /* before Linux 6.3 */
-		fd = kl_sys(SYS_memfd_create, "kvmlet-thunks", MFD_CLOEXEC);
-	if (fd < 0)
-		return false;
-	if (kl_sys(SYS_ftruncate, fd, size) < 0) {
-		kl_sys(SYS_close, fd);
-		return false;
-	}
-	rw = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	rx = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-	kl_sys(SYS_close, fd);
-	if (rw >= 0 || rw < -4095)
-		arena.rw = (uint8_t *)rw;
-	if (rx >= 0 || rx < -4095)
-		arena.rx = (uint8_t *)rx;
-	if (!arena.rw || !arena.rx) {
-		if (arena.rw)
-			kl_sys(SYS_munmap, rw, size);
-		if (arena.rx)
-			kl_sys(SYS_munmap, rx, size);
-		return false;
-	}
-	kl_sys(SYS_madvise, rw, size, MADV_DONTFORK);
-	kl_sys(SYS_madvise, rx, size, MADV_DONTFORK);
-	return true;
-}
-
 void kl_thunk_init(void)
 {
 	uint64_t pid = (uint64_t)kl_sys(SYS_getpid, 0) << 32, state = atomic_load(&arena.state);
+	bool mapped;
 
 	do {
 		if (state == (pid | READY) || state == (pid | REFUSED))
@@ -82,17 +46,17 @@ void kl_thunk_init(void)
 		/* Nobody's yet, or the parent's: a forked child has no mappings. */
 	} while (state == (pid | BUSY) ||
 		 !atomic_compare_exchange_weak(&arena.state, &state, pid | BUSY));
-	arena.rw = arena.rx = NULL;
 	atomic_store(&arena.used, 0);
 	for (unsigned i = 0; i < HASH_SIZE; i++)
 		if (atomic_load_explicit(&arena.hash[i], memory_order_relaxed))
 			atomic_store_explicit(&arena.hash[i], 0, memory_order_relaxed);
-	atomic_store(&arena.state, pid | (map_arena() ? READY : REFUSED));
+	mapped = kl_code_map(&arena.code, "kvmlet-thunks", (size_t)SLOT * NR_SLOTS);
+	atomic_store(&arena.state, pid | (mapped ? READY : REFUSED));
 }
 
 static bool slot_is(uint32_t slot, const uint8_t *insn, unsigned len)
 {
-	const uint8_t *p = arena.rw + (size_t)slot * SLOT;
+	const uint8_t *p = arena.code.rw + (size_t)slot * SLOT;
 
 	return p[SLOT - 1] == len && !memcmp(p, insn, len);
 }
@@ -121,7 +85,7 @@ void *kl_thunk_get(const uint8_t *insn, unsigned len)
 						return NULL;
 				} while (!atomic_compare_exchange_weak(&arena.used, &slot,
 								       slot + 1));
-				p = arena.rw + (size_t)slot * SLOT;
+				p = arena.code.rw + (size_t)slot * SLOT;
 				memset(p, 0xcc, SLOT);
 				memcpy(p, insn, len);
 				p[len] = 0xc3;
@@ -132,7 +96,7 @@ void *kl_thunk_get(const uint8_t *insn, unsigned len)
 				found = mine;
 		}
 		if (slot_is(found - 1, insn, len))
-			return arena.rx + (size_t)(found - 1) * SLOT;
+			return arena.code.rx + (size_t)(found - 1) * SLOT;
 	}
 }
 

@@ -2,21 +2,13 @@
 /*
  * Memory for generated code, and what is common to all of it: the way in, and the ways out into C.
  *
- * A memfd mapped twice, as in thunk.c: what is writable is not executable. One per vCPU, so that
- * whoever changes code runs none of it.
+ * One per vCPU, so that whoever changes code runs none of it.
  *
  * In generated code rsp is as in any C function: handlers, gdb and longjmp find what they expect.
  */
-#include <sys/mman.h>
-#include <sys/syscall.h>
-
 #include "base/failpoint.h"
-#include "host/sys.h"
+#include "host/code_memory.h"
 #include "x86/xlate/emit.h"
-
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x10u
-#endif
 
 /*
  * Guest rAX leaves the host's to the flags, whose instructions want that; rSP cannot be in its own
@@ -61,42 +53,19 @@ static size_t map_size(const struct kl_xlate *x)
 
 void kl_xlate_unmap(struct kl_xlate *x)
 {
-	kl_sys_unmap(x->rw, map_size(x));
-	kl_sys_unmap(x->rx, map_size(x));
+	kl_code_unmap(&(struct kl_code_memory){x->rw, x->rx}, map_size(x));
 }
 
 bool kl_xlate_map(struct kl_xlate *x)
 {
-	size_t size = map_size(x);
-	long fd, rw, rx;
+	struct kl_code_memory m;
 
-	if (kl_failpoint("x86-xlate-code"))
+	if (kl_failpoint("x86-xlate-code") || !kl_code_map(&m, "kvmlet-code", map_size(x)))
 		return false;
-	fd = kl_sys(SYS_memfd_create, "kvmlet-code", MFD_CLOEXEC | MFD_EXEC);
-	if (fd < 0) /* before Linux 6.3 */
-		fd = kl_sys(SYS_memfd_create, "kvmlet-code", MFD_CLOEXEC);
-	if (fd < 0)
-		return false;
-	if (kl_sys(SYS_ftruncate, fd, size) < 0) {
-		kl_sys(SYS_close, fd);
-		return false;
-	}
-	rw = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	rx = kl_sys(SYS_mmap, 0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-	kl_sys(SYS_close, fd);
-	x->rw = rw < 0 && rw >= -4095 ? NULL : (uint8_t *)rw;
-	x->rx = rx < 0 && rx >= -4095 ? NULL : (uint8_t *)rx;
-	if (!x->rw || !x->rx) {
-		if (x->rw)
-			kl_sys(SYS_munmap, rw, size);
-		if (x->rx)
-			kl_sys(SYS_munmap, rx, size);
-		x->rw = x->rx = NULL;
-		return false;
-	}
-	kl_sys(SYS_madvise, rw, size, MADV_DONTFORK);
-	kl_sys(SYS_madvise, rx, size, MADV_DONTFORK);
-	x->generated = (struct kl_generated){(uint64_t)x->rx, (uint64_t)x->rx + size, way_out};
+	x->rw = m.rw;
+	x->rx = m.rx;
+	x->generated =
+		(struct kl_generated){(uint64_t)x->rx, (uint64_t)x->rx + map_size(x), way_out};
 	return true;
 }
 

@@ -19,6 +19,7 @@
 
 #include "base/config.h"
 #include "base/failpoint.h"
+#include "host/code_memory.h"
 #include "host/sys.h"
 #include "x86/xlate/xlate.h"
 
@@ -57,7 +58,7 @@ bool kl_xlate_wanted(void)
 #if KL_TSAN
 	return false;
 #else
-	return kl_config.translate;
+	return kl_config.translate && kl_code_may_change();
 #endif
 }
 
