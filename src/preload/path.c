@@ -5,6 +5,7 @@
  * the host has a /dev/kvm of its own, or when the kernel found nothing.
  */
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 
@@ -15,14 +16,15 @@
 
 /*
  * Copy the program's string, whatever the pointer is. No handler of ours may be installed
- * yet, so the kernel is asked whether the page can be read: rt_sigprocmask() copies the set
- * before it refuses @how.
+ * yet, so the kernel is asked whether the page can be read: a futex's word is, before anything
+ * else, and whatever it holds nobody waits.
  */
 static bool readable(const char *p)
 {
-	const void *word = (const void *)((uintptr_t)p & ~7ul);
+	static const struct timespec at_once;
+	const void *word = (const void *)((uintptr_t)p & ~3ul);
 
-	return kl_sys(SYS_rt_sigprocmask, -1, word, NULL, 8) != -EFAULT;
+	return kl_sys(SYS_futex, word, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, &at_once) != -EFAULT;
 }
 
 static long copy_string(const char *s, char *buf, size_t size)
