@@ -16,7 +16,7 @@
  *     the call goes on afterwards. A handler must not leave a call by longjmp or by ending the
  *     thread. Faults of its own go to the handlers of SIGSEGV and SIGBUS that were there when
  *     the first VM was created.
- *   - A thread's first access unblocks SIGSEGV, SIGBUS and SIGRTMAX for the thread, which the
+ *   - A thread's first access unblocks SIGSEGV, SIGBUS and SIGRTMAX-1 for the thread, which the
  *     library needs: a thread may be created with all signals blocked. It must not block them again
  *     later. The library looks again where an access meets a page that was not accessed
  *     before, or not since it was last changed; elsewhere memory that vanishes under a thread that
@@ -43,7 +43,7 @@ struct kvmlet_vm;
  * Create a VM without memory.
  *
  * The first VM of a process installs handlers for SIGSEGV and SIGBUS (chained to those that
- * are there) and for the signal SIGRTMAX. With KVMLET_TRACE=FILE in the environment, it starts a
+ * are there) and for the signal SIGRTMAX-1. With KVMLET_TRACE=FILE in the environment, it starts a
  * log that explains memory: what was invalidated by what, and which faults followed.
  *
  * @param vm  out: the VM

@@ -63,8 +63,8 @@ void kl_guard_abandon(void *uc);
 /* For whoever owns the process's handlers: true if the engine consumed the signal. */
 bool kl_guard_signal(int sig, siginfo_t *info, void *uc);
 
-/* The signal with which the engine interrupts its own vCPU threads. */
-#define KL_KICK_SIGNAL (SIGRTMAX)
+/* The signal with which the engine interrupts its own vCPU threads. SIGRTMAX is Valgrind's own. */
+#define KL_KICK_SIGNAL (SIGRTMAX - 1)
 /* Interrupt whatever guarded access thread @tid is blocked in. Any thread. */
 void kl_guard_kick(pid_t tid);
 
