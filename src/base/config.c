@@ -35,10 +35,16 @@ static void vcpu(const char *how)
 	size_t n = how ? strcspn(how, ":") : 0;
 	char *end = NULL;
 
-	kl_config.check = n == 5 && !strncmp(how, "check", n);
-	kl_config.translate = kl_config.check || (n == 9 && !strncmp(how, "translate", n));
+	kl_config.translate = true;
 	kl_config.translate_after = UINT_MAX;
-	if (!how || !how[n])
+	if (!n)
+		return;
+	kl_config.check = n == 5 && !strncmp(how, "check", n);
+	if (n == 6 && !strncmp(how, "interp", n))
+		kl_config.translate = false;
+	else if (!kl_config.check && (n != 9 || strncmp(how, "translate", n)))
+		kl_log(KL_LOG_WARN, "KVMLET_VCPU=%s: neither interp, translate nor check", how);
+	if (!how[n])
 		return;
 	kl_config.translate_after = (unsigned)strtoul(how + n + 1, &end, 10);
 	if (*end == ':') {
@@ -64,6 +70,6 @@ void kl_config_init(void)
 	kl_config.uffd_events = env_set("KVMLET_UFFD_EVENTS");
 	kl_config.eager_page_split = env_is("KVMLET_PARAMS", "kvm.eager_page_split=Y");
 	kl_config.abi_6_18 = env_is("KVMLET_ABI", "6.18");
-	vcpu(getenv("KVMLET_VCPU"));
 	kl_log_init();
+	vcpu(getenv("KVMLET_VCPU"));
 }

@@ -12,9 +12,9 @@
  *   KVMLET_UFFD_EVENTS=1  brackets from userfaultfd events, too
  *   KVMLET_KEEP_SECCOMP=1  install the program's seccomp filters
  *   KVMLET_ABI=6.18     also what Linux 6.18 has and 6.12 refuses
- *   KVMLET_VCPU=translate  64-bit guest code is translated (x86/xlate/) where it is used often;
- *                       translate:N: after N uses, for tests; interp: never;
- *                       check, check:N: translated code is compared with the interpreter;
+ *   KVMLET_VCPU=translate  (the default) 64-bit and flat 32-bit guest code that is used often is
+ *                       translated (x86/xlate/); translate:N: after N uses, for tests; interp:
+ *                       never; check, check:N: translated code is compared with the interpreter;
  *                       a second :N: so many KiB for decoded blocks, for tests
  */
 #pragma once
