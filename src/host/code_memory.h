@@ -18,9 +18,3 @@ struct kl_code_memory {
 /* False where the host gives none; then @m is zero. */
 bool kl_code_map(struct kl_code_memory *m, const char *name, size_t size) KL_MUST_CHECK;
 void kl_code_unmap(struct kl_code_memory *m, size_t size);
-
-/*
- * Whether code there may be replaced by other code. Valgrind translates what is in a file once,
- * unless it is told otherwise; what is written only once works there, too.
- */
-bool kl_code_may_change(void);

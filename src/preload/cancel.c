@@ -28,7 +28,7 @@ static void dispatch(int sig, siginfo_t *info, void *uc)
 	int saved = errno;
 
 	if (kl_engine_active())
-		kl_thread_defer_signal(sig, info, uc);
+		kl_signal_put_off(sig, info, uc);
 	else
 		((void (*)(int, siginfo_t *, void *))atomic_load(&libc_handler))(sig, info, uc);
 	errno = saved;

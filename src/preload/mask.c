@@ -50,14 +50,33 @@ void kl_exit_slow(const struct kl_entry *e)
 		change_mask(SIG_BLOCK, e->restore, NULL);
 }
 
+/* As when it is pending: once, if it is a standard signal. */
+void kl_park(const siginfo_t *info)
+{
+	struct kl_pl_thread *t = &kl_pl_self;
+
+	for (unsigned i = 0; i < t->nr_parked && info->si_signo < SIGRTMIN; i++)
+		if (t->parked[i].si_signo == info->si_signo)
+			return;
+	if (t->nr_parked < KL_ARRAY_SIZE(t->parked))
+		t->parked[t->nr_parked++] = *info;
+	else
+		kl_log(KL_LOG_WARN, "signal %d is lost: too many have come", info->si_signo);
+}
+
 void kl_parked_release(void)
 {
+	struct kl_pl_thread *t = &kl_pl_self;
 	int saved = errno;
 
-	while (kl_pl_self.nr_parked) {
-		siginfo_t info = kl_pl_self.parked[--kl_pl_self.nr_parked];
+	/* A handler may run meanwhile, and not come back. */
+	while (t->nr_parked) {
+		siginfo_t info = t->parked[0];
 
+		memmove(t->parked, t->parked + 1, --t->nr_parked * sizeof(info));
 		kl_signal_requeue(info.si_signo, &info);
+		/* Valgrind does not look what is pending after that call, but after this. */
+		kl_sys(SYS_rt_sigprocmask, SIG_BLOCK, NULL, NULL, 8);
 	}
 	errno = saved;
 }

@@ -64,12 +64,14 @@ struct kl_pl_thread {
 	unsigned char nr_parked;
 	uint64_t view;       /* guard signals that the program believes blocked */
 	long masked_child;   /* the vfork() child that has set its own mask */
-	siginfo_t parked[3]; /* program's guard signals that came inside the engine */
+	siginfo_t parked[8]; /* signals that came inside the engine and could not be blocked */
 };
 extern KL_TLS struct kl_pl_thread kl_pl_self;
 
 void kl_entry_slow(struct kl_entry *e);
 void kl_exit_slow(const struct kl_entry *e);
+/* In a handler: keep a signal until kl_parked_release(). */
+void kl_park(const siginfo_t *info);
 void kl_parked_release(void);
 
 KL_INLINE void kl_pl_enter(struct kl_entry *e)
@@ -101,6 +103,8 @@ void kl_mask_unexpose(uint64_t exposed);
 uint64_t kl_guard_signals(void);
 /* Send @sig to this thread as it came. */
 void kl_signal_requeue(int sig, siginfo_t *info);
+/* In a handler, when kl_engine_active(): the signal comes when the engine has been left. */
+void kl_signal_put_off(int sig, siginfo_t *info, void *uc);
 void kl_signals_take_over(void);
 void kl_signals_fork_lock(void);
 void kl_signals_fork_unlock(bool child);

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include "host/valgrind.h"
 #include "preload/preload.h"
 
 #define NSIG_MAX 65
@@ -545,14 +546,23 @@ static void deliver(int sig, siginfo_t *info, void *uc)
 	default_action(sig, info, uc);
 }
 
+void kl_signal_put_off(int sig, siginfo_t *info, void *uc)
+{
+	if (!kl_under_valgrind()) {
+		kl_thread_defer_signal(sig, info, uc);
+		return;
+	}
+	kl_park(info);
+	kl_thread_interrupt(uc);
+}
+
 /* A guard signal that is the program's own and must wait: it cannot stay blocked here. */
 static void park(int sig, siginfo_t *info, ucontext_t *uc)
 {
 	uint64_t bit = KL_SIGBIT(sig), m;
 
 	if (kl_engine_active()) {
-		if (kl_pl_self.nr_parked < KL_ARRAY_SIZE(kl_pl_self.parked))
-			kl_pl_self.parked[kl_pl_self.nr_parked++] = *info;
+		kl_park(info);
 		if (!(kl_pl_self.view & bit))
 			kl_thread_interrupt(uc);
 		return;
@@ -590,7 +600,7 @@ static void dispatch(int sig, siginfo_t *info, void *ucontext)
 			goto out;
 		}
 	} else if (kl_engine_active()) {
-		kl_thread_defer_signal(sig, info, uc);
+		kl_signal_put_off(sig, info, uc);
 		goto out;
 	}
 	errno = saved;

@@ -19,8 +19,8 @@
 
 #include "base/config.h"
 #include "base/failpoint.h"
-#include "host/code_memory.h"
 #include "host/sys.h"
+#include "host/valgrind.h"
 #include "x86/xlate/xlate.h"
 
 /* No less code is there for each; and what one block may have of them at most. */
@@ -58,7 +58,7 @@ bool kl_xlate_wanted(void)
 #if KL_TSAN
 	return false;
 #else
-	return kl_config.translate && kl_code_may_change();
+	return kl_config.translate && !kl_under_valgrind();
 #endif
 }
 
