@@ -174,13 +174,41 @@ static int protected(struct kl_vcpu *v, void (*fn)(struct kl_vcpu *))
 	return why;
 }
 
+/*
+ * INT3, INTO and INT1, which only code has that has written itself: here they end in #GP, as there
+ * is no IDT, and under the host's kernel in their own vectors.
+ */
+static bool trapped(struct kl_vcpu *v, struct outcome *o)
+{
+	const struct kl_op *op = v->cur_op;
+	unsigned vector;
+
+	if (v->exc.nr != KL_EXC_GP || !op)
+		return false;
+	if (op->fn == kl_op_int3)
+		vector = KL_EXC_BP;
+	else if (op->fn == kl_op_int1)
+		vector = KL_EXC_DB;
+	else if (op->fn == kl_op_into)
+		vector = KL_EXC_OF;
+	else
+		return false;
+	if ((v->exc.error & ~1u) != 8 * vector + 2)
+		return false;
+	o->vector = (int)vector;
+	v->rip = kl_next_rip(v, op);
+	return true;
+}
+
 /* The outcome, if an exception ends the instance. */
 static void exception(struct kl_vcpu *v, struct outcome *o)
 {
 	uint64_t way = v->rip - LEAVE;
+	bool trap = trapped(v, o);
 
-	o->vector = v->exc.nr;
-	o->error = v->exc.has_error ? v->exc.error : 0;
+	if (!trap)
+		o->vector = v->exc.nr;
+	o->error = v->exc.has_error && !trap ? v->exc.error : 0;
 	o->cr2 = v->exc.has_payload ? v->exc.payload : 0;
 	if (o->vector == KL_EXC_PF && o->cr2 == v->rip && way < 32 * NR_WAYS && !(way & 15) &&
 	    (way >= 16 * NR_WAYS) == (v->code_mode != KL_CODE64)) {
