@@ -64,6 +64,31 @@ static void run_count(struct env *e)
 	assert_int_equal((uint32_t)e->v->gpr[KL_RAX], 1000);
 }
 
+/* ---- state ---- */
+
+/* V4: what looks whether a quotient will do spoils the host's flags, which #DE shows. */
+static void flags_before_quotient(void **state)
+{
+	/* stc; dec qword [rsi]; idiv qword [rsi + 8]; hlt */
+	static const uint8_t code[] = {0xf9, 0x48, 0xff, 0x0e, 0x48, 0xf7, 0x7e, 0x08, 0xf4};
+	const uint64_t data = 0xc000,
+		       flags = KL_FL_CF | KL_FL_PF | KL_FL_AF | KL_FL_SF | KL_FL_RF | 2;
+	struct env *e = *state;
+
+	mode64(e, 0);
+	memcpy(e->mem + CODE, code, sizeof(code));
+	for (uint64_t i = 0; i < 5; i++) {
+		put64(e, data, 0);
+		put64(e, data + 8, i < 4); /* 0: #DE */
+		enter_at(e, CODE, STACK);
+		e->v->gpr[KL_RSI] = data;
+		assert_run(e, KVM_EXIT_HLT);
+		assert_int_equal(e->v->rip, i < 4 ? CODE + sizeof(code) : HANDLER(0) + 1);
+	}
+	assert_int_not_equal(xlate(e)->nr_translated, 0);
+	assert_int_equal(get64(e, e->v->gpr[KL_RSP] + 16), flags);
+}
+
 /* ---- faults ---- */
 
 static sigjmp_buf back;
@@ -426,6 +451,7 @@ static int setup_few_interp(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		T(flags_before_quotient, setup),
 		T(own_fault, setup),
 		T(no_code, setup),
 		T(no_lists, setup),

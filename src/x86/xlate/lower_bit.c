@@ -270,6 +270,7 @@ static bool divide(struct kl_translation *t, struct kl_t_op *o, bool sign)
 	_Static_assert((int)KL_RDX == (int)H_RDX, "where DIV wants it");
 	if (size < 4 || (mem ? !kl_t_can_address(t, o) : !kl_t_is_low(o->op.reg)))
 		return false;
+	kl_t_flags_clobber(t);
 	if (mem) {
 		kl_t_access(t, o, size, false);
 		kl_t_point(t);
@@ -277,7 +278,6 @@ static bool divide(struct kl_translation *t, struct kl_t_op *o, bool sign)
 		kl_t_forget_pointer(t);
 		s = H_S1;
 	} else {
-		kl_t_flags_clobber(t);
 		s = kl_t_use(t, GPR(o->op.reg), H_S1);
 	}
 	if (sign) {
