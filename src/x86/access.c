@@ -251,10 +251,11 @@ again:
 	if (first < len && !p[1].mmio && translate(v, lin2, access, mode, &p[1]))
 		goto again;
 	if (KL_UNLIKELY(v->check)) {
-		kl_check_access(v, lin, access, p[0].mmio || p[0].tracked, p[0].ptr, first);
+		bool once = p[0].mmio || p[0].tracked || p[1].mmio || p[1].tracked;
+
+		p[0].ptr = kl_check_access(v, access, once, first < len, p[0].ptr, first);
 		if (first < len)
-			kl_check_access(v, lin2, access, p[1].mmio || p[1].tracked, p[1].ptr,
-					len - first);
+			p[1].ptr = kl_check_access(v, access, once, true, p[1].ptr, len - first);
 	}
 	return first;
 }

@@ -37,7 +37,11 @@ struct kl_block {
 	uint64_t seen; /* the epoch in which it was compared while its page was live, or KL_STALE */
 	const uint8_t *own; /* the copy, padded to 16 bytes */
 	uint16_t nr_ops, nr_bytes;
-	uint16_t repeatable; /* xlate/check.c: ops from the first on, + 1; 0: not known */
+	/* xlate/check.c: ops from the first on, + 1, or 0: not known; no vectors; how often */
+	uint16_t repeatable;
+	bool general;
+	uint8_t differed;
+	uint32_t strings;    /* the same: a bit for each op that repeats */
 	uint16_t short_mask; /* less than 16 bytes: which of them count, or 0 at a page's end */
 	uint32_t until;      /* entries before the page is asked for */
 	kl_gfn_t gfn;

@@ -112,7 +112,7 @@ KL_INLINE void kl_note_store(struct kl_vcpu *v, const void *p)
  */
 KL_INLINE void *kl_mem_rmw(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	const struct kl_tlb_entry *e = kl_tlb_data(v, lin);
 	void *p;
 
 	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) && e->rtag == e->wtag &&
@@ -126,7 +126,7 @@ KL_INLINE void *kl_mem_rmw(struct kl_vcpu *v, uint64_t lin, unsigned size)
 /* Fault as a store of @size bytes would. */
 KL_INLINE void kl_mem_probe(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
-	if (KL_UNLIKELY(kl_tlb_entry(v, v->tlb_mode, lin)->wtag != (lin & KL_PAGE_MASK) ||
+	if (KL_UNLIKELY(kl_tlb_data(v, lin)->wtag != (lin & KL_PAGE_MASK) ||
 			(lin & ~KL_PAGE_MASK) + size > KL_PAGE_SIZE))
 		(void)kl_probe_writable(v, lin, size);
 }

@@ -96,17 +96,17 @@ static uint64_t room(const struct kl_op *op, uint64_t ea, uint64_t lin)
 static uint64_t movs_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 {
 	uint64_t src, dst;
-	struct kl_tlb_entry *s, *d;
+	const struct kl_tlb_entry *s, *d;
 	uint8_t *sp, *dp;
 
 	if ((v->rflags & KL_FL_DF) || n < 4 || !flat(v, op->seg) || !flat(v, KL_ES))
 		return 0;
 	src = src_lin(v, op, op->opsize);
-	s = kl_tlb_entry(v, v->tlb_mode, src);
+	s = kl_tlb_data(v, src);
 	if (s->rtag != (src & KL_PAGE_MASK))
 		return 0;
 	dst = dst_lin(v, op, op->opsize, true);
-	d = kl_tlb_entry(v, v->tlb_mode, dst);
+	d = kl_tlb_data(v, dst);
 	if (d->wtag != (dst & KL_PAGE_MASK))
 		return 0;
 	n = kl_min(n, room(op, reg_masked(v, KL_RSI, op), src));
@@ -123,13 +123,13 @@ static uint64_t movs_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 static uint64_t stos_run(struct kl_vcpu *v, const struct kl_op *op, uint64_t n)
 {
 	uint64_t dst, x = v->gpr[KL_RAX], bytes;
-	struct kl_tlb_entry *d;
+	const struct kl_tlb_entry *d;
 	uint8_t *dp;
 
 	if ((v->rflags & KL_FL_DF) || n < 4 || !flat(v, KL_ES))
 		return 0;
 	dst = dst_lin(v, op, op->opsize, true);
-	d = kl_tlb_entry(v, v->tlb_mode, dst);
+	d = kl_tlb_data(v, dst);
 	if (d->wtag != (dst & KL_PAGE_MASK))
 		return 0;
 	n = kl_min(n, room(op, reg_masked(v, KL_RDI, op), dst));
@@ -255,7 +255,7 @@ KL_INLINE void fault_first(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
 	uint64_t last = lin + size - 1;
 
-	if (KL_LIKELY(kl_tlb_entry(v, v->tlb_mode, lin)->rtag == (lin & KL_PAGE_MASK)) &&
+	if (KL_LIKELY(kl_tlb_data(v, lin)->rtag == (lin & KL_PAGE_MASK)) &&
 	    KL_LIKELY(!((lin ^ last) & KL_PAGE_MASK)))
 		return;
 	kl_probe(v, lin);

@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "base/config.h"
 #include "base/racepoint.h"
 #include "host/guard.h"
 #include "x86/control.h"
@@ -200,7 +199,7 @@ void kl_tlb_fill(struct kl_vcpu *v, uint64_t lin, enum kl_tlb_mode mode, const s
 	if (KL_UNLIKELY(mode == KL_TLB_ALIGNED))
 		ok &= KL_ACC_EXEC;
 	e->rtag = ok & KL_ACC_READ ? tag : none;
-	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable && !kl_config.check ? tag : none;
+	e->wtag = (ok & KL_ACC_WRITE) && w->dirty && writable ? tag : none;
 	if (access == KL_ACC_EXEC) {
 		e->xtag = tag;
 		v->tlb_gfn[mode][index] = w->gpa >> KL_PAGE_SHIFT;

@@ -261,7 +261,8 @@ struct kl_vcpu {
 	/* Integer state. */
 	uint64_t gpr[16] KL_CACHELINE;
 	/* Near to them, for translated code. */
-	struct kl_tlb_entry *tlb_now; /* tlb[tlb_mode] */
+	/* tlb[tlb_mode], or what has no tags (xlate/check.c) */
+	struct kl_tlb_entry *tlb_now;
 	/* xlate/xlate.h; and while translated 32-bit code runs: FS, GS have no limit */
 	struct kl_xlate_jump *jumps, *jumps32;
 	bool whole_fs, whole_gs;
@@ -560,9 +561,15 @@ KL_INLINE struct kl_tlb_entry *kl_tlb_entry(struct kl_vcpu *v, unsigned mode, ui
 	return &v->tlb[mode][kl_tlb_index(lin)];
 }
 
+/* For data, of the current mode. */
+KL_INLINE const struct kl_tlb_entry *kl_tlb_data(const struct kl_vcpu *v, uint64_t lin)
+{
+	return &v->tlb_now[kl_tlb_index(lin)];
+}
+
 KL_INLINE uint64_t kl_read(struct kl_vcpu *v, uint64_t lin, unsigned size)
 {
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	const struct kl_tlb_entry *e = kl_tlb_data(v, lin);
 
 	if (KL_LIKELY(e->rtag == (lin & KL_PAGE_MASK) &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE))
@@ -572,7 +579,7 @@ KL_INLINE uint64_t kl_read(struct kl_vcpu *v, uint64_t lin, unsigned size)
 
 KL_INLINE void kl_write(struct kl_vcpu *v, uint64_t lin, uint64_t val, unsigned size)
 {
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	const struct kl_tlb_entry *e = kl_tlb_data(v, lin);
 
 	if (KL_LIKELY(e->wtag == (lin & KL_PAGE_MASK) &&
 		      (lin & ~KL_PAGE_MASK) + size <= KL_PAGE_SIZE)) {

@@ -131,7 +131,7 @@ KL_INLINE void kl_store_words(void *dst, const void *src, unsigned n)
 /* Operands of vector instructions: through the TLB, without a call. @buf has 8 bytes or more. */
 KL_INLINE void kl_vec_read(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned size)
 {
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	const struct kl_tlb_entry *e = kl_tlb_data(v, lin);
 	uint64_t x;
 
 	if (size == 1 || size == 2 || size == 4 || size == 8) {
@@ -157,7 +157,7 @@ KL_INLINE void kl_vec_read(struct kl_vcpu *v, uint64_t lin, void *buf, unsigned 
 
 KL_INLINE void kl_vec_write(struct kl_vcpu *v, uint64_t lin, const void *buf, unsigned size)
 {
-	struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, lin);
+	const struct kl_tlb_entry *e = kl_tlb_data(v, lin);
 	uint64_t x = 0;
 
 	if (size == 1 || size == 2 || size == 4 || size == 8) {

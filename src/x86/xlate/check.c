@@ -2,43 +2,50 @@
 /*
  * KVMLET_VCPU=check: each translation is compared with the interpreter each time that it runs.
  *
- * The block's ops are executed by op->fn one by one, with all stores on the slow path, which logs
- * them: the TLB has write tags only while a translation runs. Memory and state are put back; the
- * translation runs, and stops where the interpreter did. Then registers, flags, vectors, the fault
- * and the bytes stored are the same, or the program is aborted with both states on stderr. What the
- * guest goes on with is the translation's.
+ * The block's ops are executed by op->fn one by one, without effect on memory: while v->tlb_now has
+ * no tags, each access goes by way of access.c, which puts a copy of the line in place of it
+ * (kl_check_access). Then registers are put back, and the translation runs and stops where the
+ * interpreter did. Registers, flags, vectors, the fault and the bytes stored must be the same, or
+ * the program is aborted with both states on stderr. The guest goes on with what the translation
+ * has done, which it has done once.
  *
- * Not executed twice, and so the end of what is compared in a block: system instructions, random
- * numbers, accesses to MMIO and to pages that are tracked or logged. What comes next in the block
- * is the interpreter's. A block is not compared while there are breakpoints; nor if a request, or a
- * host page that is not there, comes in between.
+ * Not executed by both, and so the end of what is compared in a block: system instructions, random
+ * numbers, accesses to MMIO and to pages that are tracked or logged, locked ones over a page's end,
+ * long string instructions. What comes next in the block is the interpreter's. A block is not
+ * compared while there are breakpoints; nor if a request, or a host page that is not there, comes
+ * in between.
  *
- * One vCPU of the process at a time does this. Other threads may write what it reads: a difference
- * counts if it is there ATTEMPTS times in a row.
+ * Others may write what a block reads: other vCPUs, devices, the program. So a difference counts
+ * only if all bytes that were read, and not written by the block itself, are still what the
+ * interpreter read, if nobody is seen to write what the block has stored, and if it is there
+ * ATTEMPTS times in a row, memory and registers being as before each time. What a block with locked
+ * instructions has stored is not put back, as others may have built upon it: such a block is wrong
+ * if it differs ONCE_ATTEMPTS times that it is entered, one after the other.
+ *
+ * Blocks that use general registers only have their vectors compared now and then.
  */
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <Zydis/Zydis.h>
 
-#include "host/guard.h"
+#include "host/sys.h"
 #include "x86/fast.h"
+#include "x86/xlate/copies.h"
 #include "x86/xlate/xlate.h"
 
-#define ATTEMPTS   10
-#define MAX_STORES 512
-#define X_SIZE     832 /* x87, SSE, AVX */
+#define ATTEMPTS      10
+#define ONCE_ATTEMPTS 100
+#define VECTORS_EACH  64
+
+#define X_SIZE 832 /* x87, SSE, AVX */
 _Static_assert(X_SIZE % 8 == 0, "whole words");
+
+/* Elements of a string: with more, the instruction is left out, which is interpreted anyway. */
+#define MAX_ELEMENTS 32
 
 /* Beside enum kl_leave: the op that runs is not to be executed twice. */
 #define LEAVE_OP 64
-
-struct store {
-	uint8_t *p;
-	uint64_t lin, len; /* lin: somewhere in the page */
-	uint8_t old[64], new[64];
-};
 
 struct state {
 	uint64_t gpr[16], rip, rflags, insn_count;
@@ -49,111 +56,47 @@ struct state {
 };
 
 struct kl_check {
-	bool logging;
-	unsigned stop, at; /* op that is not executed any more; that is */
-	bool broken_off;
-	unsigned nr;
-	struct store store[MAX_STORES];
+	unsigned stop, at;  /* op that is not executed any more; that is */
+	bool translated;    /* it is the translation that runs */
+	int why, why_xlate; /* 0, or how they ended early */
+	bool broken_off;    /* the interpreter would look at something else now */
+	bool locked;        /* one of the ops is */
+	bool vectors;       /* are compared, too */
+	unsigned blocks;
 	struct state start, interp, xlate;
 	jmp_buf outer;
+	struct kl_tlb_entry no_tags[KL_TLB_SIZE];
+	struct kl_copies copies;
 };
-
-static struct kl_check check;
-static atomic_flag busy = ATOMIC_FLAG_INIT;
 
 static bool requested(struct kl_vcpu *v)
 {
 	return atomic_load_explicit(&v->core.requests, memory_order_relaxed);
 }
 
-/* ---- stores ---- */
+/* ---- memory ---- */
 
-void kl_check_access(struct kl_vcpu *v, uint64_t lin, unsigned access, bool once, uint8_t *p,
-		     unsigned len)
+/* By a prefix, or without one. */
+static bool is_locked(const struct kl_op *op)
+{
+	return op && ((op->flags & KL_OPF_LOCK) || op->mnemonic == ZYDIS_MNEMONIC_XCHG);
+}
+
+uint8_t *kl_check_access(struct kl_vcpu *v, unsigned access, bool once, bool part, uint8_t *p,
+			 unsigned len)
 {
 	struct kl_check *c = v->check;
+	uint8_t *copy;
 
-	if (!c->logging)
-		return;
-	if (once)
+	if (c->translated)
+		return p;
+	if (once || (part && is_locked(v->cur_op)))
 		_longjmp(v->jmp, LEAVE_OP);
-	for (unsigned done = 0, n; access == KL_ACC_WRITE && done < len; done += n) {
-		struct store *s = &c->store[c->nr];
-
-		n = kl_min(len - done, (unsigned)sizeof(s->old));
-		if (c->nr == MAX_STORES)
-			_longjmp(v->jmp, LEAVE_OP);
-		kl_access_copy(s->old, p + done, n);
-		s->lin = lin;
-		s->p = p + done;
-		s->len = n;
-		c->nr++;
-	}
-}
-
-/* Again, whatever kicks it out. */
-static void copy(uint8_t *to, const uint8_t *from, uint64_t len)
-{
-	jmp_buf *outer = kl_self.guard;
-	jmp_buf here;
-
-	for (volatile unsigned tries = 0; tries < 100; tries++)
-		if (kl_guard_enter(&here) == KL_GUARD_NONE) {
-			kl_access_copy(to, from, len);
-			break;
-		}
-	kl_guard_leave(outer);
-}
-
-static void look_at_stores(struct kl_check *c)
-{
-	for (unsigned i = 0; i < c->nr; i++)
-		copy(c->store[i].new, c->store[i].p, c->store[i].len);
-}
-
-static void undo_stores(struct kl_check *c)
-{
-	for (unsigned i = c->nr; i-- > 0;)
-		copy(c->store[i].p, c->store[i].old, c->store[i].len);
-}
-
-static bool same_stores(struct kl_check *c, bool tell)
-{
-	bool same = true;
-
-	for (unsigned i = 0; i < c->nr; i++) {
-		struct store *s = &c->store[i];
-		uint8_t now[sizeof(s->new)];
-
-		copy(now, s->p, s->len);
-		if (!memcmp(now, s->new, s->len))
-			continue;
-		same = false;
-		for (unsigned k = 0; tell && k < s->len; k++)
-			if (now[k] != s->new[k])
-				fprintf(stderr, "  store %u, host %p: %02x, translated %02x\n", i,
-					(void *)(s->p + k), s->new[k], now[k]);
-	}
-	return same;
-}
-
-/* For the translation, which is to store without access.c's help. */
-static void give_tags(struct kl_vcpu *v, struct kl_check *c)
-{
-	for (unsigned i = 0; i < c->nr; i++) {
-		struct kl_tlb_entry *e = kl_tlb_entry(v, v->tlb_mode, c->store[i].lin);
-
-		if (e->rtag == (c->store[i].lin & KL_PAGE_MASK))
-			e->wtag = e->rtag;
-	}
-}
-
-static void take_tags(struct kl_vcpu *v, struct kl_check *c)
-{
-	v->stack_limit = 0;
-	for (unsigned i = 0; i < c->nr; i++)
-		kl_tlb_entry(v, v->tlb_mode, c->store[i].lin)->wtag =
-			kl_tlb_none(kl_tlb_index(c->store[i].lin));
+	c->locked |= is_locked(v->cur_op);
+	copy = kl_copies_lend(&c->copies, p, len, access == KL_ACC_WRITE);
+	if (!copy)
+		_longjmp(v->jmp, LEAVE_OP);
+	return copy;
 }
 
 /* ---- states ---- */
@@ -162,10 +105,44 @@ static void take_tags(struct kl_vcpu *v, struct kl_check *c)
  * Neither memcpy() nor memcmp(): they are the program's if it has its own, and the kernel's
  * selftests have some that go byte by byte.
  */
-static void copy_state(void *to, const void *from, size_t len)
+static void copy_words(void *to, const void *from, size_t len)
 {
 	len /= 8;
 	__asm__ volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(len) : : "memory");
+}
+
+/*
+ * One by one, as they were stored a moment ago: the processor is slow to make one load of two
+ * stores that it has not done with.
+ */
+static void copy_gprs(uint64_t *to, const uint64_t *from)
+{
+#pragma GCC unroll 16
+	for (unsigned i = 0; i < 16; i++) {
+		uint64_t x = from[i];
+
+		__asm__("" : "+r"(x)); /* not two at a time */
+		to[i] = x;
+	}
+}
+
+static bool same_gprs(const uint64_t *a, const uint64_t *b)
+{
+#pragma GCC unroll 16
+	for (unsigned i = 0; i < 16; i++)
+		if (a[i] != b[i])
+			return false;
+	return true;
+}
+
+/* All but the signal mask, which _setjmp() does not save. */
+static void copy_jmp(jmp_buf *to, const jmp_buf *from)
+{
+	enum { WORDS = offsetof(struct __jmp_buf_tag, __saved_mask) / 8 };
+
+#pragma GCC unroll 16
+	for (unsigned i = 0; i < WORDS; i++)
+		((uint64_t *)to)[i] = ((const uint64_t *)from)[i];
 }
 
 static bool same_words(const void *a, const void *b, size_t len)
@@ -178,43 +155,59 @@ static bool same_words(const void *a, const void *b, size_t len)
 	return !diff;
 }
 
-static void capture(const struct kl_vcpu *v, struct state *s)
+static void capture(const struct kl_vcpu *v, const struct kl_check *c, struct state *s)
 {
-	copy_state(s->gpr, v->gpr, sizeof(s->gpr));
+	copy_gprs(s->gpr, v->gpr);
 	s->rip = v->rip;
 	s->rflags = v->rflags;
 	s->insn_count = v->insn_count;
 	s->exc = v->exc;
 	s->int_shadow = v->int_shadow;
 	s->code_written = v->code_written;
-	copy_state(s->x, v->xsave, X_SIZE);
+	if (c->vectors)
+		copy_words(s->x, v->xsave, X_SIZE);
+}
+
+/* About to execute the first op. */
+static void at_start(struct kl_vcpu *v, struct kl_block *b)
+{
+	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
+	v->block = b;
+	v->cur_op = b->ops;
+	v->lazy = false;
 }
 
 /* As at the beginning of the block. */
-static void put_back(struct kl_vcpu *v, struct kl_block *b, const struct state *s)
+static void begin_again(struct kl_vcpu *v, struct kl_block *b, const struct kl_check *c)
 {
-	copy_state(v->gpr, s->gpr, sizeof(s->gpr));
+	const struct state *s = &c->start;
+
+	copy_gprs(v->gpr, s->gpr);
 	v->rip = s->rip;
 	v->rflags = s->rflags;
 	v->insn_count = s->insn_count;
 	v->exc = s->exc;
 	v->int_shadow = s->int_shadow;
 	v->code_written = s->code_written;
-	copy_state(v->xsave, s->x, X_SIZE);
-	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
+	if (c->vectors)
+		copy_words(v->xsave, s->x, X_SIZE);
+	at_start(v, b);
 }
 
-static bool same_exception(const struct state *a, const struct state *b)
+static bool same_exception(const struct kl_event_exception *a, const struct kl_event_exception *b)
 {
-	return a->exc.pending == b->exc.pending && a->exc.nr == b->exc.nr &&
-	       a->exc.error == b->exc.error && a->exc.payload == b->exc.payload;
+	return a->pending == b->pending && a->nr == b->nr && a->error == b->error &&
+	       a->payload == b->payload;
 }
 
-static bool same(const struct state *a, const struct state *b)
+/* Is the state the one that the interpreter came to? */
+static bool same(const struct kl_vcpu *v, const struct kl_check *c)
 {
-	return same_words(a->gpr, b->gpr, sizeof(a->gpr)) && a->rip == b->rip &&
-	       a->rflags == b->rflags && a->insn_count == b->insn_count && same_exception(a, b) &&
-	       same_words(a->x, b->x, X_SIZE);
+	const struct state *s = &c->interp;
+
+	return same_gprs(s->gpr, v->gpr) && s->rip == v->rip && s->rflags == v->rflags &&
+	       s->insn_count == v->insn_count && same_exception(&s->exc, &v->exc) &&
+	       (!c->vectors || same_words(s->x, v->xsave, X_SIZE));
 }
 
 static void print_state(const char *what, const struct state *s, int why)
@@ -229,8 +222,15 @@ static void print_state(const char *what, const struct state *s, int why)
 	fprintf(stderr, "\n");
 }
 
-static KL_NORETURN KL_COLD void differ(struct kl_vcpu *v, const struct kl_block *b,
-				       struct kl_check *c, int why, int why_xlate)
+static void make_decoder(ZydisDecoder *dec, const struct kl_block *b)
+{
+	if ((b->key & 3) == KL_CODE64)
+		ZydisDecoderInit(dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	else
+		ZydisDecoderInit(dec, ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
+}
+
+static KL_NORETURN KL_COLD void differ(const struct kl_block *b, struct kl_check *c)
 {
 	ZydisDecoder dec;
 	ZydisFormatter f;
@@ -238,7 +238,7 @@ static KL_NORETURN KL_COLD void differ(struct kl_vcpu *v, const struct kl_block 
 	ZydisDecodedOperand opnd[ZYDIS_MAX_OPERAND_COUNT];
 	char text[128];
 
-	ZydisDecoderInit(&dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	make_decoder(&dec, b);
 	ZydisFormatterInit(&f, ZYDIS_FORMATTER_STYLE_INTEL);
 	fprintf(stderr, "kvmlet: a translation differs from the interpreter, up to op %u:\n",
 		c->stop);
@@ -256,9 +256,9 @@ static KL_NORETURN KL_COLD void differ(struct kl_vcpu *v, const struct kl_block 
 		fprintf(stderr, "   %s\n", text);
 	}
 	print_state("before", &c->start, 0);
-	print_state("interpreter", &c->interp, why);
-	print_state("translation", &c->xlate, why_xlate);
-	for (unsigned i = 0; i < X_SIZE; i += 8)
+	print_state("interpreter", &c->interp, c->why);
+	print_state("translation", &c->xlate, c->why_xlate);
+	for (unsigned i = 0; c->vectors && i < X_SIZE; i += 8)
 		if (memcmp(c->interp.x + i, c->xlate.x + i, 8)) {
 			uint64_t x, y;
 
@@ -266,7 +266,7 @@ static KL_NORETURN KL_COLD void differ(struct kl_vcpu *v, const struct kl_block 
 			memcpy(&y, c->xlate.x + i, 8);
 			fprintf(stderr, "  xsave + %u: %016lx, translated %016lx\n", i, x, y);
 		}
-	(void)same_stores(c, true);
+	kl_copies_print(&c->copies);
 	abort();
 }
 
@@ -291,33 +291,66 @@ static bool repeatable(const struct kl_op *op)
 	return true;
 }
 
-static unsigned repeatable_ops(struct kl_block *b)
+/* Neither x87, MMX, SSE and AVX registers nor what controls them. */
+static bool is_general(const ZydisDecodedInstruction *in)
 {
-	unsigned n = 0;
-
-	if (KL_UNLIKELY(!b->repeatable)) {
-		while (n < b->nr_ops && repeatable(&b->ops[n]))
-			n++;
-		b->repeatable = (uint16_t)(n + 1);
+	switch (in->meta.isa_ext) {
+	case ZYDIS_ISA_EXT_BASE:
+	case ZYDIS_ISA_EXT_LONGMODE:
+	case ZYDIS_ISA_EXT_CET: /* ENDBR */
+	case ZYDIS_ISA_EXT_BMI1:
+	case ZYDIS_ISA_EXT_BMI2:
+	case ZYDIS_ISA_EXT_LZCNT:
+	case ZYDIS_ISA_EXT_MOVBE:
+	case ZYDIS_ISA_EXT_ADOX_ADCX:
+		return true;
+	default:
+		return false;
 	}
-	return b->repeatable - 1u;
 }
 
-static int run_interpreter(struct kl_vcpu *v, struct kl_block *b, struct kl_check *c)
+static KL_COLD void look_at_ops(struct kl_block *b)
 {
-	int why = _setjmp(v->jmp);
+	ZydisDecodedInstruction in;
+	ZydisDecoder dec;
+	unsigned n = 0;
+
+	while (n < b->nr_ops && repeatable(&b->ops[n]))
+		n++;
+	make_decoder(&dec, b);
+	b->general = true;
+	b->strings = 0;
+	for (unsigned i = 0; i < b->nr_ops; i++) {
+		const struct kl_op *op = &b->ops[i];
+
+		if (!ZYAN_SUCCESS(
+			    ZydisDecoderDecodeInstruction(&dec, NULL, op->bytes, op->len, &in)) ||
+		    !is_general(&in))
+			b->general = false;
+		else if (in.meta.category == ZYDIS_CATEGORY_STRINGOP &&
+			 (op->flags & (KL_OPF_REP | KL_OPF_REPNE)))
+			b->strings |= 1u << i;
+	}
+	b->repeatable = (uint16_t)(n + 1);
+}
+
+/* The ops up to c->stop, the one at c->at being executed. 0, or LEAVE_OP. */
+static int run_ops(struct kl_vcpu *v, struct kl_block *b, struct kl_check *c)
+{
 	enum kl_next r;
 
-	if (why)
-		return why;
 	for (c->at = 0; c->at < c->stop; c->at++) {
 		const struct kl_op *op = &b->ops[c->at];
 
 		v->cur_op = op;
 		v->rip = kl_fast_rip(v, op);
+		if ((b->strings >> c->at & 1) && v->gpr[KL_RCX] > MAX_ELEMENTS)
+			return LEAVE_OP;
 		r = op->fn(v, op);
-		if ((r & KL_STOP) || v->exit_pending || v->code_written)
+		if ((r & KL_STOP) || v->exit_pending || v->code_written) {
 			c->broken_off = true;
+			break;
+		}
 		if (r & KL_JUMPED) {
 			v->insn_count += c->at + 1;
 			v->block = NULL;
@@ -330,125 +363,164 @@ static int run_interpreter(struct kl_vcpu *v, struct kl_block *b, struct kl_chec
 	return 0;
 }
 
-static int run_translation(struct kl_vcpu *v, struct kl_block *b)
+/*
+ * The interpreter without effect on memory, and the translation. False: only the former, because
+ * of c->why, or because something came in between; nothing has happened.
+ */
+static bool run_both(struct kl_vcpu *v, struct kl_block *b, struct kl_check *c)
 {
-	int why = _setjmp(v->jmp);
+	uint64_t gen = v->code_gen;
+	int why;
 
-	if (why)
-		return why;
-	kl_fast_unsync(v);
-	kl_xlate_enter(v, b);
-	return 0;
+	c->copies.nr = 0;
+	c->copies.stored = c->locked = c->broken_off = c->translated = false;
+	v->tlb_now = c->no_tags;
+	why = _setjmp(v->jmp); /* for both */
+	if (!c->translated) {
+		if (!why)
+			why = run_ops(v, b, c);
+		v->tlb_now = v->tlb[v->tlb_mode];
+		kl_interp_settle(v);
+		c->why = why;
+		capture(v, c, &c->interp);
+		begin_again(v, b, c);
+		if ((why && why != KL_LEAVE_EXCEPTION) || c->broken_off || requested(v) ||
+		    v->code_gen != gen) {
+			v->exit_errno = 0; /* it comes again, or it does not */
+			return false;
+		}
+		c->translated = true;
+		kl_fast_unsync(v);
+		kl_xlate_enter(v, b);
+		why = 0;
+	}
+	kl_interp_settle(v);
+	c->why_xlate = why;
+	return true;
 }
 
-static void begin(struct kl_vcpu *v, struct kl_block *b, struct kl_check *c)
+static bool only_vcpu(const struct kl_vcpu *v)
 {
-	put_back(v, b, &c->start);
-	v->block = b;
-	v->cur_op = b->ops;
-	v->lazy = false;
+	return atomic_load_explicit(&v->core.vm->nr_vcpus, memory_order_relaxed) == 1;
 }
 
-/* 0, KL_LEAVE_EXCEPTION; or something else, and nothing has happened. */
+/*
+ * May memory be put back? Not what others may have built upon; nor is it known what the translation
+ * has stored where it has gone further than the interpreter.
+ */
+static bool repeats(const struct kl_vcpu *v, const struct kl_check *c)
+{
+	return !c->locked && (only_vcpu(v) || c->xlate.insn_count <= c->interp.insn_count);
+}
+
+/* They differ, and that may be because of what others did in between. */
+static bool excused(const struct kl_vcpu *v, struct kl_block *b, struct kl_check *c)
+{
+	if (kl_copies_same_read(&c->copies) != KL_ALL_TRUE || kl_copies_are_written(&c->copies))
+		return true;
+	return !repeats(v, c) && ++b->differed < ONCE_ATTEMPTS;
+}
+
+/*
+ * 0 or why the translation left, with what it did. KL_LEAVE_RESTART with v->block set: nothing
+ * has happened.
+ */
 static int compare(struct kl_vcpu *v, struct kl_block *b, struct kl_check *c)
 {
 	uint64_t gen = v->code_gen;
-	int why, why_xlate = 0;
-	unsigned done;
 
-	for (int n = 0; n < ATTEMPTS; n++) {
-		do {
-			begin(v, b, c);
-			c->nr = 0;
-			c->logging = true;
-			why = run_interpreter(v, b, c);
-			c->logging = false;
-			kl_interp_settle(v);
-			capture(v, &c->interp);
-			look_at_stores(c);
-			undo_stores(c);
-			if (why == LEAVE_OP)
-				c->stop = c->at;
-		} while (why == LEAVE_OP && c->stop && !requested(v));
-		begin(v, b, c);
-		if ((why && why != KL_LEAVE_EXCEPTION) || c->broken_off || requested(v) ||
-		    v->code_gen != gen)
-			return KL_LEAVE_RESTART;
-		give_tags(v, c);
-		why_xlate = run_translation(v, b);
-		take_tags(v, c);
-		kl_interp_settle(v);
-		capture(v, &c->xlate);
-		if (KL_LIKELY(why == why_xlate && same(&c->interp, &c->xlate) &&
-			      same_stores(c, false)))
-			return why;
-		if (requested(v) || v->code_gen != gen ||
-		    (why_xlate && why_xlate != KL_LEAVE_EXCEPTION)) {
-			undo_stores(c);
-			begin(v, b, c);
-			return KL_LEAVE_RESTART;
+	at_start(v, b);
+	for (unsigned n = 0;; n++) {
+		enum kl_looked stores;
+		unsigned done;
+		bool early;
+
+		while (!run_both(v, b, c)) {
+			if (c->why != LEAVE_OP || !c->at)
+				return KL_LEAVE_RESTART;
+			c->stop = c->at;
 		}
+		stores = kl_copies_same_stored(&c->copies);
+		if (KL_LIKELY(c->why == c->why_xlate && stores == KL_ALL_TRUE && same(v, c))) {
+			b->differed = 0;
+			return c->why;
+		}
+		capture(v, c, &c->xlate);
 		/* It may leave a block before any op: one that was executed, or has faulted. */
 		done = (unsigned)(c->xlate.insn_count - c->start.insn_count);
-		if (!why_xlate && done < c->stop &&
-		    c->xlate.insn_count < c->interp.insn_count + !!why) {
+		early = !c->why_xlate && done < c->stop &&
+			c->xlate.insn_count < c->interp.insn_count + !!c->why;
+		if (requested(v) || v->code_gen != gen || stores == KL_NOT_THERE ||
+		    (c->why_xlate && c->why_xlate != KL_LEAVE_EXCEPTION) || (early && c->locked) ||
+		    excused(v, b, c))
+			return c->why_xlate;
+		if (early) {
 			c->stop = done;
 			n--; /* and this is so less often than there are ops */
 		}
-		if (n + 1 < ATTEMPTS)
-			undo_stores(c);
+		if (!repeats(v, c) || n + 1 == ATTEMPTS)
+			differ(b, c);
+		if (kl_copies_undo(&c->copies) != KL_ALL_TRUE)
+			return c->why_xlate;
+		begin_again(v, b, c);
 	}
-	differ(v, b, c, why, why_xlate);
+}
+
+const size_t kl_check_size = sizeof(struct kl_check);
+
+/* NULL: there is no memory. */
+static struct kl_check *get(struct kl_vcpu *v)
+{
+	struct kl_xlate *x = v->blocks->xlate;
+
+	if (KL_UNLIKELY(!x->check)) {
+		x->check = kl_sys_map(sizeof(*x->check));
+		for (unsigned i = 0; x->check && i < KL_TLB_SIZE; i++) {
+			struct kl_tlb_entry *e = &x->check->no_tags[i];
+
+			e->rtag = e->wtag = e->xtag = kl_tlb_none(i);
+		}
+	}
+	return x->check;
 }
 
 const struct kl_op *kl_check_block(struct kl_vcpu *v, struct kl_block *b)
 {
-	struct kl_check *c = &check;
+	struct kl_check *c = get(v);
 	const struct kl_op *op;
-	int why = KL_LEAVE_RESTART;
+	int why;
 
-	if (v->bp.exec | v->bp.write | v->bp.access)
+	if ((v->bp.exec | v->bp.write | v->bp.access) || !c)
 		return b->run0(v, b->ops);
-	while (atomic_flag_test_and_set(&busy)) {
-		if (requested(v)) {
-			v->cur_op = b->ops;
-			return kl_fast_leave(v);
-		}
-		sched_yield();
-	}
+	if (KL_UNLIKELY(!b->repeatable))
+		look_at_ops(b);
+	c->stop = b->repeatable - 1u;
+	if (!c->stop)
+		return b->run0(v, b->ops);
 	kl_fast_sync(v, b->ops);
-	capture(v, &c->start);
-	c->broken_off = false;
-	c->stop = repeatable_ops(b);
-	begin(v, b, c);
-	if (c->stop) {
-		memcpy(c->outer, v->jmp, sizeof(c->outer));
-		v->check = c;
-		why = compare(v, b, c);
-		v->check = NULL;
-		memcpy(v->jmp, c->outer, sizeof(c->outer));
-		/* A jump that left the translation: what is executed next may be in this block. */
-		v->blocks->from = NULL;
-	}
-	op = &b->ops[c->stop];
-	if (why == 0 && (c->stop == b->nr_ops || v->rip != b->rip + op->offset)) {
-		atomic_flag_clear(&busy);
-		return NULL;
-	}
-	if (why == KL_LEAVE_EXCEPTION) {
-		atomic_flag_clear(&busy);
+	c->vectors = !b->general || !(++c->blocks % VECTORS_EACH);
+	capture(v, c, &c->start);
+	copy_jmp(&c->outer, &v->jmp);
+	v->check = c;
+	why = compare(v, b, c);
+	v->check = NULL;
+	copy_jmp(&v->jmp, &c->outer);
+	/* A jump that left the translation: what is executed next may be in this block. */
+	v->blocks->from = NULL;
+	op = b->ops;
+	if (why == 0) {
+		/* The interpreter goes on, where there is nothing that is compared. */
+		op += c->stop;
+		if (c->stop == b->nr_ops || v->rip != b->rip + op->offset)
+			return NULL;
+		v->insn_count -= c->stop;
+	} else if (!v->block) {
 		_longjmp(v->jmp, why);
 	}
-	/* The interpreter goes on, where there is nothing that is compared. */
-	if (why)
-		op = b->ops;
-	else
-		v->insn_count -= c->stop;
 	v->block = b;
 	v->cur_op = op;
 	v->code_page = (uint8_t *)((uint64_t)b->code & KL_PAGE_MASK);
 	kl_fast_unsync(v);
-	atomic_flag_clear(&busy);
 	return op == b->ops ? b->run0(v, op) : op;
 }
 

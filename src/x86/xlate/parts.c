@@ -77,6 +77,8 @@ static void unmap(struct kl_xlate *x)
 		kl_sys_unmap(x->lists, size_lists(x));
 	if (x->work)
 		kl_sys_unmap(x->work, kl_xlate_work_size);
+	if (x->check)
+		kl_sys_unmap(x->check, kl_check_size);
 	*x = (struct kl_xlate){.refused = true};
 }
 

@@ -32,6 +32,7 @@ void kl_xlate_prepare(struct kl_block *b)
 	b->pass = KL_STALE;
 	b->heat = 0;
 	b->repeatable = 0;
+	b->differed = 0;
 	b->brief = 0;
 	/* Its page, too, is asked for as soon. */
 	if (kl_config.translate_after < b->until)

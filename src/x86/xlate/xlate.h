@@ -8,7 +8,7 @@
  *   translate.c   one block: flags, edges, slow paths
  *   lower*.c      instructions, by family; what none of them takes is executed by op->fn
  *   runtime.c     what generated code calls
- *   check.c       translations compared with the interpreter
+ *   check.c       translations compared with the interpreter; copies.c: memory meanwhile
  *
  * Everything belongs to one vCPU and its thread.
  */
@@ -64,6 +64,7 @@ struct kl_xlate {
 	struct kl_xlate_jump *jumps; /* of 64-bit code, and behind them of 32-bit code */
 	bool refused;                /* no memory that can be executed */
 	struct kl_translation *work;
+	struct kl_check *check; /* of kl_check_size bytes; or NULL */
 	const struct kl_op *(*enter)(struct kl_vcpu *v, const void *host);
 	/* For generated code to call: all guest state in place, and back. */
 	const uint8_t *slow, *reenter, *edge, *indirect, *lend, *lend_avx;
@@ -89,10 +90,13 @@ kl_run_fn kl_xlate_first;
 const struct kl_op *kl_check_block(struct kl_vcpu *v, struct kl_block *b);
 /* v->check is set. @op is not to be executed. */
 bool kl_check_stops(const struct kl_vcpu *v, const struct kl_op *op);
-/* The same: memory is about to be accessed; @once: in a way that must not be repeated. May leave.
+/*
+ * The same: @len bytes of memory at @p are about to be accessed; @once: in a way that must not be
+ * repeated; @part: of an operand in two pages. Returns where to access them instead. May leave.
  */
-void kl_check_access(struct kl_vcpu *v, uint64_t lin, unsigned access, bool once, uint8_t *p,
-		     unsigned len);
+uint8_t *kl_check_access(struct kl_vcpu *v, unsigned access, bool once, bool part, uint8_t *p,
+			 unsigned len) KL_MUST_CHECK;
+extern const size_t kl_check_size;
 
 /* ---- inside ---- */
 
