@@ -484,35 +484,67 @@ static struct kl_check *get(struct kl_vcpu *v)
 	return x->check;
 }
 
+/* Is there anything to compare? */
+static bool comparable(struct kl_block *b)
+{
+	if (KL_UNLIKELY(!b->repeatable))
+		look_at_ops(b);
+	return b->repeatable > 1;
+}
+
+/* @b ended somewhere else than at the op behind those that were compared. */
+static bool went_away(const struct kl_vcpu *v, const struct kl_block *b, const struct kl_check *c)
+{
+	return c->stop == b->nr_ops || v->rip != b->rip + b->ops[c->stop].offset;
+}
+
+/* The block that is to be compared next, if it is found as quickly as by an indirect jump. */
+static struct kl_block *next_block(struct kl_vcpu *v)
+{
+	struct kl_block *b = NULL;
+
+	if (v->code_mode == KL_CODE64 && !v->blocks->stop)
+		b = kl_fast_find(v, v->rip);
+	return b && b->seen == v->code_epoch && b->host && b->ops[0].run == kl_xlate_first &&
+			       comparable(b)
+		       ? b
+		       : NULL;
+}
+
 const struct kl_op *kl_check_block(struct kl_vcpu *v, struct kl_block *b)
 {
 	struct kl_check *c = get(v);
 	const struct kl_op *op;
 	int why;
 
-	if ((v->bp.exec | v->bp.write | v->bp.access) || !c)
-		return b->run0(v, b->ops);
-	if (KL_UNLIKELY(!b->repeatable))
-		look_at_ops(b);
-	c->stop = b->repeatable - 1u;
-	if (!c->stop)
+	if ((v->bp.exec | v->bp.write | v->bp.access) || !c || !comparable(b))
 		return b->run0(v, b->ops);
 	kl_fast_sync(v, b->ops);
-	c->vectors = !b->general || !(++c->blocks % VECTORS_EACH);
-	capture(v, c, &c->start);
 	copy_jmp(&c->outer, &v->jmp);
 	v->check = c;
-	why = compare(v, b, c);
+	for (;;) {
+		struct kl_block *next;
+
+		v->code_written = false;
+		c->stop = b->repeatable - 1u;
+		c->vectors = !b->general || !(++c->blocks % VECTORS_EACH);
+		capture(v, c, &c->start);
+		why = compare(v, b, c);
+		/* A jump that left the translation: what is executed next may be in this block. */
+		v->blocks->from = NULL;
+		next = !why && went_away(v, b, c) ? next_block(v) : NULL;
+		if (!next)
+			break;
+		b = next;
+	}
 	v->check = NULL;
 	copy_jmp(&v->jmp, &c->outer);
-	/* A jump that left the translation: what is executed next may be in this block. */
-	v->blocks->from = NULL;
 	op = b->ops;
 	if (why == 0) {
 		/* The interpreter goes on, where there is nothing that is compared. */
-		op += c->stop;
-		if (c->stop == b->nr_ops || v->rip != b->rip + op->offset)
+		if (went_away(v, b, c))
 			return NULL;
+		op += c->stop;
 		v->insn_count -= c->stop;
 	} else if (!v->block) {
 		_longjmp(v->jmp, why);
