@@ -57,7 +57,9 @@ void kl_racepoint_arm(const char *name, int count)
 	pthread_mutex_lock(&lock);
 	if (p) {
 		p->to_park = count;
-		atomic_fetch_add(&kl_racepoints_on, 1);
+		if (!p->armed)
+			atomic_fetch_add(&kl_racepoints_on, 1);
+		p->armed = true;
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -97,7 +99,10 @@ void kl_racepoint_release(const char *name)
 	if (p) {
 		p->epoch++;
 		p->to_park = 0;
-		atomic_fetch_sub(&kl_racepoints_on, 1);
+		/* Else those armed next would never be looked at. */
+		if (p->armed)
+			atomic_fetch_sub(&kl_racepoints_on, 1);
+		p->armed = false;
 		pthread_cond_broadcast(&cond);
 	}
 	pthread_mutex_unlock(&lock);

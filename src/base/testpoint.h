@@ -16,7 +16,8 @@ struct kl_testpoint {
 	const char *name;
 	enum kl_testpoint_kind kind;
 	union {
-		struct { /* under the mutex of racepoint.c */
+		struct {            /* under the mutex of racepoint.c */
+			bool armed; /* counted in kl_racepoints_on */
 			int to_park;
 			int parked;
 			unsigned epoch; /* raised by release */

@@ -4,6 +4,7 @@
  * life of a VM (S2, N7). The step reports the errno, changes nothing, and works the second time.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +18,7 @@
 #include <cmocka.h>
 
 #include "base/pool.h"
+#include "base/racepoint.h"
 #include "host/await.h"
 #include "host/timer.h"
 #include "mem/dirty_ring.h"
@@ -413,10 +415,38 @@ static int teardown(void **state)
 	return 0;
 }
 
+static void *pass_racepoint(void *arg)
+{
+	racepoint("test-place");
+	return arg;
+}
+
+/* A racepoint works whatever was released before without being armed, or armed twice. */
+static void released_unarmed(void **state)
+{
+	pthread_t t;
+
+	(void)state;
+	if (!kl_racepoints_enabled())
+		skip();
+	kl_racepoint_release("test-place");
+	kl_racepoint_release("test-place");
+	for (int i = 0; i < 2; i++) {
+		kl_racepoint_arm("test-place", 1);
+		kl_racepoint_arm("test-place", 1);
+		assert_int_equal(pthread_create(&t, NULL, pass_racepoint, NULL), 0);
+		assert_true(kl_racepoint_wait("test-place", 10000));
+		kl_racepoint_release("test-place");
+		pthread_join(t, NULL);
+	}
+	pass_racepoint(NULL); /* and is off again */
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(nth_passage),
+		cmocka_unit_test(released_unarmed),
 		cmocka_unit_test_setup_teardown(fail_each_in_turn, setup, teardown),
 	};
 
