@@ -419,6 +419,7 @@ int kl_notifier_begin(struct kl_notifier_range *r)
 	round_to_pages(r);
 	range = encode(r->start, r->end);
 	cell = publish(nr_open < MAX_DEPTH ? range : 0);
+	racepoint("notifier-published");
 	if (KL_UNLIKELY(atomic_load(&seen.nr_updates))) { /* PAIR(notifier-cells) */
 		int ret = wait_for_updates(r, range, &cell);
 

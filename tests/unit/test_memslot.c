@@ -320,6 +320,35 @@ static void only_overlapping_ones_wait(void **state)
 	assert_null(kl_memslot_find(kl_memslots(vm, 0), 0));
 }
 
+/*
+ * S7, N4: a bracket has published its range, an update sees it and waits. The bracket sees the
+ * update, takes its range back to queue behind it, and must wake it: else each waits for the other.
+ */
+static void bracket_steps_back(void **state)
+{
+	struct bracket b = {.r = {.start = HVA, .end = HVA + PG, .may_block = true}};
+	struct kl_vm *vm = *state;
+	struct change c = {vm, 1};
+	pthread_t t, q;
+
+	if (!kl_racepoints_enabled())
+		skip();
+	assert_int_equal(set(vm, 0, 0, 0, PG, HVA), 0);
+	kl_racepoint_arm("notifier-published", 1);
+	pthread_create(&q, NULL, open_and_close, &b);
+	assert_true(kl_racepoint_wait("notifier-published", 10000));
+	/* Parked there it has the gate, which it gives up to wait. */
+	kl_racepoint_arm("notifier-update-waits", 1);
+	pthread_create(&t, NULL, delete_slot_0, &c);
+	assert_true(kl_racepoint_wait("notifier-update-waits", 10000));
+	kl_racepoint_release("notifier-update-waits");
+	kl_racepoint_release("notifier-published");
+	pthread_join(t, NULL);
+	pthread_join(q, NULL);
+	assert_int_equal(c.r, 0);
+	assert_int_equal(b.begun, 0);
+}
+
 /* A bracket that stays open until `step` is 2. */
 static void *open_and_hold(void *arg)
 {
@@ -520,6 +549,7 @@ int main(void)
 		T(reader_keeps_its_set),
 		T(update_waits_for_brackets),
 		T(only_overlapping_ones_wait),
+		T(bracket_steps_back),
 		T(cells_taken_meanwhile),
 		T(deep_nesting),
 		T(bracket_storm),
