@@ -300,6 +300,34 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 	return b;
 }
 
+static struct kl_single *single_of(struct kl_block_cache *c, uint64_t key)
+{
+	return &c->single[kl_block_hash(key) % KL_NR_SINGLES];
+}
+
+/* Was @s decoded from @lo and @hi, as far as its first @n bytes go? */
+static bool same_bytes(const struct kl_single *s, unsigned n, uint64_t lo, uint64_t hi)
+{
+	uint64_t mask[2];
+
+	kl_first_bytes(mask, n);
+	return !(((lo ^ s->lo) & mask[0]) | ((hi ^ s->hi) & mask[1]));
+}
+
+/*
+ * The instruction of which the first @n bytes are at @code, and then its page ends, has more: it
+ * had when it began so before. In a loop that goes on in another page that is each time.
+ */
+static bool known_to_cross(const struct kl_single *s, uint64_t key, const uint8_t *code, unsigned n)
+{
+	uint64_t bytes[2] = {0};
+
+	if (KL_LIKELY(n >= 15) || s->key != key || s->op.len <= n)
+		return false;
+	kl_access_copy(bytes, code, n);
+	return same_bytes(s, n, bytes[0], bytes[1]);
+}
+
 struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin,
 				   const uint8_t *code)
 {
@@ -320,6 +348,9 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 		break;
 	}
 	if (!b) {
+		if (known_to_cross(single_of(c, key), key, code,
+				   (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK))))
+			return NULL;
 		b = build(v, key, lin, code);
 		if (!b)
 			return NULL;
@@ -331,37 +362,30 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 	return b;
 }
 
-/* Do the first @len bytes of two 16-byte strings agree? */
-static bool same_bytes(const struct kl_single *s, uint64_t lo, uint64_t hi)
-{
-	uint64_t mask[2];
-
-	kl_first_bytes(mask, s->op.len);
-	return !(((lo ^ s->lo) & mask[0]) | ((hi ^ s->hi) & mask[1]));
-}
-
 /* The bytes at @lin and what they decode to, over a page boundary if need be. */
-static void decode_single(struct kl_vcpu *v, struct kl_single *s, uint64_t lin, const uint8_t *code,
-			  unsigned n)
+static void decode_single(struct kl_vcpu *v, struct kl_single *s, uint64_t key, uint64_t lin,
+			  const uint8_t *code, unsigned n)
 {
+	enum kl_code_mode mode = (enum kl_code_mode)v->code_mode;
+	bool crosses = known_to_cross(s, key, code, n);
+	struct kl_flag_use use;
 	uint8_t bytes[32] = {0};
-	struct kl_decode d;
 	uint64_t next;
 
 	/* Whatever leaves below finds no half-made entry. */
 	s->op.len = 0;
+	s->key = key;
 	kl_access_copy(bytes, code, n);
-	if (kl_decode_one(&d, &s->op, (enum kl_code_mode)v->code_mode, v->rip, bytes, n) ==
-	    KL_DECODE_TRUNCATED) {
+	if (crosses || !decode(v->blocks, &s->op, &use, mode, v->rip, bytes, n)) {
 		s->op.len = 0;
 		next = (lin | ~KL_PAGE_MASK) + 1;
-		if (v->code_mode != KL_CODE64)
+		if (mode != KL_CODE64)
 			next = (uint32_t)next;
 		code = kl_fetch_pointer(v, next);
 		if (!code)
 			code = kl_fetch_slow(v, next);
 		kl_access_copy(bytes + n, code, 16);
-		kl_decode_one(&d, &s->op, (enum kl_code_mode)v->code_mode, v->rip, bytes, n + 16);
+		(void)decode(v->blocks, &s->op, &use, mode, v->rip, bytes, n + 16);
 	}
 	memcpy(&s->lo, bytes, 8);
 	memcpy(&s->hi, bytes + 8, 8);
@@ -370,7 +394,7 @@ static void decode_single(struct kl_vcpu *v, struct kl_single *s, uint64_t lin, 
 const struct kl_op *kl_block_one(struct kl_vcpu *v)
 {
 	uint64_t lin = kl_code_lin(v), key = lin << 2 | v->code_mode;
-	struct kl_single *s = &v->blocks->single[kl_block_hash(key) % KL_NR_SINGLES];
+	struct kl_single *s = single_of(v->blocks, key);
 	unsigned n = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK));
 	const uint8_t *code = kl_fetch_pointer(v, lin);
 
@@ -384,10 +408,8 @@ const struct kl_op *kl_block_one(struct kl_vcpu *v)
 	if (v->code_mode != KL_CODE64 && v->rip > v->seg[KL_CS].limit)
 		kl_raise_error(v, KL_EXC_GP, 0);
 	if (s->key != key || !s->op.len || n < 16 ||
-	    !same_bytes(s, kl_load64(code), kl_load64(code + 8))) {
-		s->key = key;
-		decode_single(v, s, lin, code, n);
-	}
+	    !same_bytes(s, s->op.len, kl_load64(code), kl_load64(code + 8)))
+		decode_single(v, s, key, lin, code, n);
 	if (v->code_mode != KL_CODE64 && s->op.fn != kl_op_ud &&
 	    v->rip + s->op.len - 1 > v->seg[KL_CS].limit)
 		kl_raise_error(v, KL_EXC_GP, 0);

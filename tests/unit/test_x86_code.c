@@ -122,6 +122,34 @@ static void crossing(void **state)
 	assert_int_equal(e->v->gpr[KL_RBX], (uint64_t)ROUNDS * (ROUNDS + 1) / 2);
 }
 
+/* T8, M4: what went on in the next page becomes an instruction that ends before it. */
+static void crosses_no_more(void **state)
+{
+	/* add eax, 0x90909001, in two pages; dec ecx; jnz back; hlt */
+	static const uint8_t code[] = {0x05, 0x01, 0x90, 0x90, 0x90, 0xff, 0xc9, 0x75, 0xf7, 0xf4};
+	static const uint8_t inc[] = {0xff, 0xc0}; /* inc eax */
+	const uint64_t at = FUNC + 0xffe, entry = TABLES + 0x3000 + ((FUNC + 0x1000) >> 9);
+	struct env *e = *state;
+
+	mode64(e, 0);
+	memcpy(e->mem + at, code, sizeof(code));
+	enter_at(e, at, STACK);
+	e->v->gpr[KL_RCX] = ROUNDS;
+	assert_run(e, KVM_EXIT_HLT);
+	assert_int_equal(e->v->gpr[KL_RAX], (uint32_t)(0x90909001 * ROUNDS));
+	/* It needs no more of that page, and the next one does; and it needs it again. */
+	put64(e, entry, 0);
+	for (unsigned i = 0; i < 2; i++) {
+		memcpy(e->mem + at, i ? code : inc, 2);
+		enter_at(e, at, STACK);
+		kl_tlb_flush(e->v);
+		assert_vector(e, KL_EXC_PF);
+		assert_int_equal(e->v->cr2, FUNC + 0x1000);
+		assert_int_equal(get64(e, e->v->gpr[KL_RSP] + 8), at + (i ? 0 : 2));
+		assert_int_equal(e->v->gpr[KL_RAX], i ? 0 : 1);
+	}
+}
+
 /* T8, T5: a hot page whose slot goes and comes back with other memory. */
 static void slot_replaced(void **state)
 {
@@ -399,6 +427,7 @@ int main(void)
 		T(same_block),
 		T(next_page),
 		T(crossing),
+		T(crosses_no_more),
 		T(slot_replaced),
 		T(shared_memory),
 		T(cross),
