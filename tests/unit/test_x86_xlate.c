@@ -89,6 +89,25 @@ static void flags_before_quotient(void **state)
 	assert_int_equal(get64(e, e->v->gpr[KL_RSP] + 16), flags);
 }
 
+/* V4: no target is taken for what is in the table of targets where nothing is. */
+static void jumps_anywhere(void **state)
+{
+	/* jmp rax; hlt */
+	static const uint8_t code[] = {0xff, 0xe0, 0xf4};
+	static const uint64_t none[] = {1ull << 63, 1ull << 63 | 1, 1ull << 63 | 2, 1ull << 62};
+	struct env *e = *state;
+
+	mode64(e, 0);
+	memcpy(e->mem + CODE, code, sizeof(code));
+	for (unsigned i = 0; i < 5 + KL_ARRAY_SIZE(none); i++) {
+		enter_at(e, CODE, STACK);
+		e->v->gpr[KL_RAX] = i < 5 ? CODE + 2 : none[i - 5];
+		assert_run(e, KVM_EXIT_HLT);
+		assert_int_equal(e->v->rip, i < 5 ? CODE + 3 : HANDLER(KL_EXC_GP) + 1);
+	}
+	assert_int_not_equal(xlate(e)->nr_translated, 0);
+}
+
 /* ---- faults ---- */
 
 static sigjmp_buf back;
@@ -452,6 +471,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(flags_before_quotient, setup),
+		T(jumps_anywhere, setup),
 		T(own_fault, setup),
 		T(no_code, setup),
 		T(no_lists, setup),

@@ -94,9 +94,9 @@ static void forget_jumps(struct kl_xlate *x, uint32_t lo, uint32_t hi)
 	for (unsigned i = 0; i < NR_JUMPS; i++) {
 		struct kl_xlate_jump *j = &x->jumps[i];
 
-		/* An odd address that is not canonical: none. */
+		/* None: an address that is looked for in another entry. */
 		if (!j->host || (uint64_t)((const uint8_t *)j->host - x->rx) - lo < hi - lo)
-			*j = (struct kl_xlate_jump){.rip = 1ull << 63 | 1};
+			*j = (struct kl_xlate_jump){.rip = (i ^ 1ull) << 1};
 	}
 }
 

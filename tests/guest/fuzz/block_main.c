@@ -59,8 +59,17 @@ void native_crashed(int sig, siginfo_t *info, void *uc);
 /* A signal outside of native code: the engine's or the test's own. */
 void native_crashed(int sig, siginfo_t *info, void *uc)
 {
-	fprintf(stderr, "block-fuzz: signal %d at address %p: --seed %lu --only %lu, state %u\n",
-		sig, info->si_addr, opt.seed, current, current_state);
+	const ucontext_t *c = uc;
+	uint64_t rip = (uint64_t)c->uc_mcontext.gregs[REG_RIP];
+
+	fprintf(stderr,
+		"block-fuzz: signal %d at address %p, rip %lx: --seed %lu --only %lu, state %u\n",
+		sig, info->si_addr, rip, opt.seed, current, current_state);
+	/* It may be in code that is gone when the process is. */
+	if (rip)
+		for (unsigned i = 0; i < 16; i++)
+			fprintf(stderr, "%02x ", ((const uint8_t *)rip)[i]);
+	fprintf(stderr, "\n");
 	signal(sig, SIG_DFL);
 	_exit(3);
 }
