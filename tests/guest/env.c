@@ -241,6 +241,7 @@ void env_init(void)
 	v->efer = KL_EFER_LME | KL_EFER_LMA;
 	v->long_mode = true;
 	v->code_mode = KL_CODE64;
+	v->tlb_now = v->tlb[v->tlb_mode];
 	v->rflags = 2;
 	memcpy(v->xsave, &fcw, 2);
 	memcpy(v->xsave + 24, &mxcsr, 4);
