@@ -232,4 +232,4 @@ disk_args()
 }
 
 # What no guest's console may say
-complaints='BUG:|Oops|WARNING:|Call Trace|rcu.*(stall|self-detected)|soft lockup|hard LOCKUP|segfault|general protection|Kernel panic|unstable|I/O error|invalid opcode|hung_task|blocked for more than'
+complaints='BUG:|Oops|WARNING: CPU|Call Trace|rcu.*(stall|self-detected)|soft lockup|hard LOCKUP|segfault|general protection|Kernel panic|unstable|I/O error|invalid opcode|hung_task|blocked for more than'
