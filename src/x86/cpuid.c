@@ -497,7 +497,7 @@ static void derive(struct kl_vcpu *v)
 	v->has_x2apic = kl_guest_has(v, 1, 0, ECX, 21);
 	v->has_tsc_deadline = kl_guest_has(v, 1, 0, ECX, 24);
 	e = kl_x86_find_cpuid(v, 0, 0);
-	v->intel_compatible = e ? !vendor_is_amd(e) : kl_host_is_intel();
+	v->intel_compatible = !e || !vendor_is_amd(e);
 }
 
 void kl_cpuid_defaults(struct kl_vcpu *v)

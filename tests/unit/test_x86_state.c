@@ -202,6 +202,21 @@ static void msr_lists(void **state)
 	assert_int_equal(kl_x86_set_msr(e->v, 0xdeadbeef, 0), -EINVAL);
 }
 
+/* Without a CPUID that says AMD the guest is an Intel, on any host. */
+static void msr_of_no_vendor(void **state)
+{
+	struct env *e = *state;
+	struct kvm_cpuid_entry2 amd = {.ebx = 0x68747541, .edx = 0x69746e65, .ecx = 0x444d4163};
+	uint64_t val;
+
+	assert_int_equal(kl_x86_set_cpuid(e->v, NULL, 0), 0);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0000103, 1ull << 32 | 5), -EINVAL);
+	assert_int_equal(kl_x86_set_cpuid(e->v, &amd, 1), 0);
+	assert_int_equal(kl_x86_set_msr(e->v, 0xc0000103, 1ull << 32 | 5), 0);
+	assert_int_equal(kl_x86_get_msr(e->v, 0xc0000103, &val), 0);
+	assert_int_equal(val, 5);
+}
+
 static void msr_checks(void **state)
 {
 	static const struct {
@@ -764,6 +779,7 @@ int main(void)
 		TEST(cpuid_is_fixed_after_running),
 		TEST(cpuid_instruction),
 		TEST(msr_lists),
+		TEST(msr_of_no_vendor),
 		TEST(msr_checks),
 		TEST(tsc),
 		TEST(tsc_scaling),
