@@ -64,6 +64,14 @@ static void run_count(struct env *e)
 	assert_int_equal((uint32_t)e->v->gpr[KL_RAX], 1000);
 }
 
+static void rel32(uint8_t **p, const uint8_t *mem, uint64_t to)
+{
+	int32_t rel = (int32_t)(to - (uint64_t)(*p + 4 - mem));
+
+	memcpy(*p, &rel, 4);
+	*p += 4;
+}
+
 /* ---- state ---- */
 
 /* V4: what looks whether a quotient will do spoils the host's flags, which #DE shows. */
@@ -337,6 +345,87 @@ static void replaced(void **state)
 	}
 }
 
+#define FUNC_PAGE 0x8000ul
+#define END       0xb000ul
+
+/* jmp FUNC_PAGE; there @n nops; jmp END; there two hlt. */
+static void make_nops(struct env *e, unsigned n)
+{
+	uint8_t *p = e->mem + CODE;
+
+	*p++ = 0xe9;
+	rel32(&p, e->mem, FUNC_PAGE);
+	p = e->mem + FUNC_PAGE;
+	memset(p, 0x90, n);
+	p += n;
+	*p++ = 0xe9;
+	rel32(&p, e->mem, END);
+	memset(e->mem + END, 0xf4, 2);
+}
+
+static uint64_t where_it_ends(struct env *e)
+{
+	enter_at(e, CODE, STACK);
+	assert_run(e, KVM_EXIT_HLT);
+	return e->v->rip - 1;
+}
+
+/*
+ * T8: a block that is entered from a translation in a new epoch is compared, each byte of it,
+ * however long it is.
+ */
+static void compared_again(void **state)
+{
+	struct env *e = *state;
+
+	mode64(e, 0);
+	for (unsigned n = 0; n < 31; n++) {
+		make_nops(e, n);
+		for (unsigned i = 0; i < n + 2; i++) {
+			uint8_t *byte = e->mem + FUNC_PAGE + i, before = *byte;
+
+			for (unsigned k = 0; k < 4; k++)
+				assert_int_equal(where_it_ends(e), END);
+			*byte = i <= n ? 0xf4 : (uint8_t)(before + 1);
+			assert_int_equal(where_it_ends(e), i <= n ? FUNC_PAGE + i : END + 1);
+			*byte = before;
+		}
+	}
+	assert_true(xlate(e)->nr_translated > 31);
+}
+
+/* The same, if the page's memory has gone without notice: nothing is executed, and it comes back.
+ */
+static void compared_with_nothing(void **state)
+{
+	struct env *e = *state;
+	int fd = memfd_create("code", 0), r;
+
+	assert_int_equal(ftruncate(fd, KL_PAGE_SIZE), 0);
+	assert_ptr_equal(mmap(e->mem + FUNC_PAGE, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_FIXED, fd, 0),
+			 e->mem + FUNC_PAGE);
+	mode64(e, 0);
+	make_nops(e, 20);
+	for (unsigned k = 0; k < 4; k++)
+		assert_int_equal(where_it_ends(e), END);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	enter_at(e, CODE, STACK);
+	r = env_run(e);
+	assert_int_equal(r, -EFAULT);
+	assert_int_equal(e->v->rip, FUNC_PAGE);
+	/* Nor is that fault taken for another's: three nops; mov al, [rbx]; jmp. */
+	env_code(e, 0x90, 0x90, 0x90, 0x8a, 0x03, 0xeb, 0xf9);
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RBX] = P_MMIO;
+	assert_run(e, KVM_EXIT_MMIO);
+	assert_int_equal(ftruncate(fd, KL_PAGE_SIZE), 0);
+	make_nops(e, 10);
+	for (unsigned k = 0; k < 4; k++)
+		assert_int_equal(where_it_ends(e), END);
+	close(fd);
+}
+
 /* ---- more code than there is room for ---- */
 
 #define FUNCS    0x110000ul
@@ -347,14 +436,6 @@ static void replaced(void **state)
 static uint32_t addend(unsigned i)
 {
 	return i * 2654435761u >> 4;
-}
-
-static void rel32(uint8_t **p, const uint8_t *mem, uint64_t to)
-{
-	int32_t rel = (int32_t)(to - (uint64_t)(*p + 4 - mem));
-
-	memcpy(*p, &rel, 4);
-	*p += 4;
 }
 
 /*
@@ -478,6 +559,8 @@ int main(void)
 		T(pass_wraps, setup),
 		T(taken_off, setup),
 		T(replaced, setup),
+		T(compared_again, setup),
+		T(compared_with_nothing, setup),
 		T(blocks_evicted, setup_few_blocks),
 		T(code_evicted, setup_little_code),
 	};

@@ -21,6 +21,9 @@
 
 #define KL_T_MAX_OPS 33
 #define KL_T_REFS    6
+#define KL_T_AGAIN   (2 * KL_T_MAX_OPS)
+/* Of 8 bytes, in the longest block. */
+#define KL_T_COMPARES 30
 
 struct kl_t_op {
 	struct kl_decode d; /* of op */
@@ -65,9 +68,12 @@ struct kl_translation {
 	bool host, mem; /* where flags are */
 	struct {
 		uint32_t at;
-		unsigned op;
-	} point[KL_T_MAX_OPS * 8];
+		unsigned op; /* of the versions, or KL_T_AGAIN */
+	} point[KL_T_MAX_OPS * 8 + KL_T_COMPARES];
 	unsigned nr_points;
+	/* Jumps from where memory is compared to the call of kl_xlate_reenter(). */
+	uint8_t *again[KL_T_COMPARES + 4];
+	unsigned nr_again;
 	struct {
 		uint8_t *field;
 		const struct kl_op *op;

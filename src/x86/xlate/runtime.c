@@ -149,18 +149,23 @@ static bool requested(struct kl_vcpu *v)
 	return atomic_load_explicit(&v->core.requests, memory_order_relaxed);
 }
 
+/* An access of generated code that has faulted has not happened, and does not now. */
+static void leave_if_landed(void)
+{
+	int why = kl_self.landed;
+
+	if (KL_LIKELY(!why))
+		return;
+	kl_self.landed = 0;
+	_longjmp(*kl_self.guard, why);
+}
+
 struct kl_xlate_to kl_xlate_slow(struct kl_vcpu *v, const struct kl_op *op)
 {
 	bool lent, avx;
 
 	in_block(v, kl_block_of(op), op);
-	if (KL_UNLIKELY(kl_self.landed)) {
-		int why = kl_self.landed;
-
-		/* Its access has not happened, and does not now. */
-		kl_self.landed = 0;
-		_longjmp(*kl_self.guard, why);
-	}
+	leave_if_landed();
 	if (KL_UNLIKELY(v->check) && kl_check_stops(v, op)) {
 		kl_fast_leave(v);
 		return leave;
@@ -253,10 +258,16 @@ struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b)
 	struct kl_xlate_to to = leave;
 
 	in_block(v, b, b->ops);
+	leave_if_landed();
 	if (KL_LIKELY(!requested(v))) {
+		bool moved = b->gen != v->code_gen;
+
 		if (!still_mapped(v, b)) {
 			if (b->gen == KL_STALE)
 				to = instead(v, b);
+		} else if (moved && kl_code_live(b->page)) {
+			/* It compares by itself, and if that fails comes back here. */
+			return (struct kl_xlate_to){.host = b->host};
 		} else if (b->seen == v->code_epoch ||
 			   (kl_block_verify(v, b) && b->seen == v->code_epoch)) {
 			b->pass = pass_now(v);

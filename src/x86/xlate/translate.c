@@ -2,10 +2,11 @@
 /*
  * A block's translation.
  *
- *	entry	mov rax, [&block->pass]; cmp rax, [requests, pass]; jne reenter
+ *	entry	mov rax, [&block->pass]; cmp rax, [requests, pass]; jne again
  *	op 0	...
  *	op n	...
  *	edge	add [insn_count], n; jmp to the next block's entry, or to the edge's way out
+ *	again	is memory what it was? pass for this epoch and jmp to op 0, or call reenter
  *	then, out of line, for each op that has one, its slow path:
  *		mov rax, op; call slow; get the flags if the next op wants them; jmp behind it
  *	and for each edge that is not linked: mov rax, op; call edge; where the jump is
@@ -266,11 +267,16 @@ void kl_t_aligned(struct kl_translation *t, unsigned size)
 	t->aligned_at = t->ptr.disp;
 }
 
+static void point(struct kl_translation *t, unsigned op)
+{
+	t->point[t->nr_points].at = (uint32_t)(kl_here(&t->e) - t->x->rx);
+	t->point[t->nr_points++].op = op;
+}
+
 void kl_t_point(struct kl_translation *t)
 {
 	t->at->nr_points++;
-	t->point[t->nr_points].at = (uint32_t)(kl_here(&t->e) - t->x->rx);
-	t->point[t->nr_points++].op = (unsigned)(t->at - t->version[0]);
+	point(t, (unsigned)(t->at - t->version[0]));
 }
 
 /* ---- edges ---- */
@@ -394,9 +400,70 @@ static void way_out(struct kl_translation *t, unsigned i)
 	kl_e32(e, (uint32_t)(field - t->x->rw));
 }
 
-static void out_of_line(struct kl_translation *t)
+/* Memory's @size bytes at H_S1 + @at are those that the block was made of, or to the way out. */
+static void compare(struct kl_translation *t, unsigned at, unsigned size)
 {
-	uint32_t slow[2 * KL_T_MAX_OPS];
+	uint64_t x = 0;
+
+	memcpy(&x, t->b->own + at, size);
+	kl_e_imm(&t->e, H_S0, x);
+	point(t, KL_T_AGAIN);
+	kl_e_rm(&t->e, 0x3b, size, H_S0, KL_AT(H_S1, (int32_t)at));
+	t->again[t->nr_again++] = kl_e_jcc(&t->e, 5);
+}
+
+static void compare_all(struct kl_translation *t)
+{
+	unsigned n = t->b->nr_bytes, size = n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+
+	for (unsigned at = 0; at + size < n; at += size)
+		compare(t, at, size);
+	compare(t, n - size, size);
+}
+
+/*
+ * kl_xlate_reenter() without a call, for what is usual in a new epoch: the page is mapped where it
+ * was, is live, and holds what it did. In this order, as kl_block_verify().
+ */
+static uint32_t enter_again(struct kl_translation *t, uint8_t *field, const uint8_t *first)
+{
+	const uint64_t b = (uint64_t)(uintptr_t)t->b;
+	struct kl_emit *e = &t->e;
+	uint32_t at;
+
+	t->nr_again = 0;
+	kl_e_bind(e, field);
+	kl_e_imm(e, H_S1, b);
+	kl_e_load(e, H_S0, KL_CTX(code_gen));
+	kl_e_rm(e, 0x3b, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, gen)));
+	t->again[t->nr_again++] = kl_e_jcc(e, 5);
+	kl_e_rm(e, 0x8b, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, page)));
+	kl_e_rr(e, 0x85, 8, H_S0, H_S0);
+	t->again[t->nr_again++] = kl_e_jcc(e, 4);
+	kl_e_alu_mi(e, 7, 4, KL_AT(H_S0, offsetof(struct kl_code_page, state)), KL_CODE_LIVE);
+	t->again[t->nr_again++] = kl_e_jcc(e, 5);
+	kl_e_rm(e, 0x8b, 8, H_S1, KL_AT(H_S1, offsetof(struct kl_block, code)));
+	compare_all(t);
+	kl_e_imm(e, H_S1, b);
+	kl_e_load(e, H_S0, KL_CTX(code_epoch));
+	kl_e_rm(e, 0x89, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, seen)));
+	/* No request: half of the word. */
+	kl_e_load(e, H_S0, KL_CTX(core.requests));
+	kl_e_rr(e, 0x85, 4, H_S0, H_S0);
+	t->again[t->nr_again++] = kl_e_jcc(e, 5);
+	kl_e_rm(e, 0x89, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, pass)));
+	kl_e_bind_to(e, kl_e_jmp(e), first);
+	at = (uint32_t)(kl_here(e) - t->x->rx);
+	for (unsigned i = 0; i < t->nr_again; i++)
+		kl_e_bind(e, t->again[i]);
+	kl_e_imm(e, H_S0, b);
+	kl_e_call(e, t->x->reenter);
+	return at;
+}
+
+static void out_of_line(struct kl_translation *t, uint32_t reenter)
+{
+	uint32_t slow[2 * KL_T_MAX_OPS + 1];
 	struct kl_t_op *ops = t->version[0]; /* of both */
 	struct kl_emit *e = &t->e;
 
@@ -419,11 +486,25 @@ static void out_of_line(struct kl_translation *t)
 	}
 	for (unsigned i = 0; i < t->nr_edges; i++)
 		way_out(t, i);
+	slow[KL_T_AGAIN] = reenter;
 	for (unsigned i = 0; i < t->nr_points; i++)
 		kl_xlate_add_point(t->x, t->point[i].at, slow[t->point[i].op]);
 }
 
 /* ---- a block ---- */
+
+/* Into H_S0, by the shorter of two instructions if the block is near the vCPU. */
+static void load_pass(struct kl_translation *t)
+{
+	int64_t at = (int64_t)((uint64_t)(uintptr_t)&t->b->pass - (uint64_t)(uintptr_t)t->v->gpr) -
+		     KL_BIAS;
+	struct kl_emit *e = &t->e;
+
+	if (at == (int32_t)at)
+		kl_e_load(e, H_S0, (int32_t)at);
+	else
+		kl_e8(e, 0x48), kl_e8(e, 0xa1), kl_e64(e, (uint64_t)(uintptr_t)&t->b->pass);
+}
 
 static bool decode(struct kl_translation *t)
 {
@@ -524,9 +605,10 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 {
 	struct kl_translation *t = x->work;
 	struct kl_emit *e = &t->e;
-	const uint8_t *entry;
+	const uint8_t *entry, *first;
+	uint32_t reenter;
 	unsigned lowered;
-	uint8_t *reenter;
+	uint8_t *again;
 
 	t->v = v;
 	t->x = x;
@@ -541,24 +623,21 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	if (t->shared)
 		memcpy(t->version[1], t->version[0], t->nr * sizeof(t->ops[0]));
 	entry = kl_here(e);
-	kl_e8(e, 0x48), kl_e8(e, 0xa1), kl_e64(e, (uint64_t)(uintptr_t)&b->pass);
-	kl_e_rm(e, 0x3b, 8, H_S0,
-		KL_AT(H_CTX, (int32_t)offsetof(struct kl_vcpu, core.requests) -
-				     (int32_t)offsetof(struct kl_vcpu, gpr) - KL_BIAS));
-	reenter = kl_e_jcc(e, 5);
+	load_pass(t);
+	kl_e_rm(e, 0x3b, 8, H_S0, KL_AT(H_CTX, KL_CTX(core.requests)));
+	again = kl_e_jcc(e, 5);
+	first = kl_here(e);
 	lowered = make(t);
 	if (lowered < SLOW_COST * (t->nr - lowered))
 		return false;
-	kl_e_bind(e, reenter);
-	kl_e_imm(e, H_S0, (uint64_t)(uintptr_t)b);
-	kl_e_call(e, x->reenter);
+	reenter = enter_again(t, again, first);
 	if (t->shared) {
 		t->ops = t->version[1];
 		t->sharing = false;
 		t->plain = kl_here(e);
 		make(t);
 	}
-	out_of_line(t);
+	out_of_line(t, reenter);
 	while ((uint64_t)e->p & 15)
 		kl_e8(e, 0xcc);
 	x->used = (uint32_t)(e->p - x->rw);
