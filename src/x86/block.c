@@ -10,7 +10,7 @@
  * All blocks live in one arena, which is filled part by part. When all parts are full, the blocks
  * of one go, chosen at random: if there is more hot code than room, some of it is then still there
  * when its turn comes again, however regularly it comes. No block is running then, and what points
- * to one is cleared before its memory is used again: the hash and the table before it, the links of
+ * to one is cleared before its memory is used again: both tables by key, the links of
  * blocks in other parts, the jump that wants to be linked, and translations (xlate/parts.c). A
  * block to be asked for (ask) has been answered before another is looked for.
  */
@@ -29,6 +29,8 @@
 #define MAX_BYTES 224
 /* Behind a conditional jump a block goes on as long as it is short: all of it is compared. */
 #define MAX_BYTES_BEHIND_JUMP 32
+/* Of the arena: four blocks or so. */
+#define BYTES_PER_SET 4096u
 
 static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
 {
@@ -93,15 +95,60 @@ static uint8_t *part_at(const struct kl_block_cache *c, unsigned i)
 	return c->arena + (size_t)i * c->part_size;
 }
 
-/* The blocks in @part, those that cannot be found any more included. */
-#define for_each_block(b, c, part)                                             \
-	for (struct kl_block *b = (struct kl_block *)(void *)part_at(c, part); \
-	     (uint8_t *)b < part_at(c, part) + (c)->used[part];                \
-	     b = (struct kl_block *)(void *)((uint8_t *)b + block_size(b->nr_ops, b->nr_bytes)))
-
-static struct kl_block **chain_of(struct kl_block_cache *c, uint64_t key)
+/* Of as many sets as there is a power of two up to @n. */
+static unsigned set_mask(size_t n)
 {
-	return &c->hash[kl_block_hash(key) % KL_BLOCK_HASH];
+	unsigned sets = KL_BLOCK_SETS;
+
+	while (sets > 1 && sets > n)
+		sets /= 2;
+	return sets - 1;
+}
+
+static struct kl_block_way *set_of(struct kl_block_cache *c, uint64_t key)
+{
+	return c->sets[kl_block_hash(key) & c->set_mask];
+}
+
+/* Bits that kl_block_hash() has not. */
+static uint32_t tag_of(uint64_t key)
+{
+	return (uint32_t)((key >> 2) * 0x9e3779b97f4a7c15ull >> 8);
+}
+
+static uint32_t place_of(const struct kl_block_cache *c, const struct kl_block *b)
+{
+	return (uint32_t)(((const uint8_t *)b - c->arena) / 8) + 1;
+}
+
+static struct kl_block *block_at(const struct kl_block_cache *c, uint32_t at)
+{
+	return (struct kl_block *)(void *)(c->arena + (at - 1) * 8ul);
+}
+
+/* Where the block with @key is found, or NULL. */
+static struct kl_block_way *find(struct kl_block_cache *c, uint64_t key)
+{
+	struct kl_block_way *set = set_of(c, key);
+	uint32_t tag = tag_of(key);
+
+	for (struct kl_block_way *w = set; w < set + KL_BLOCK_WAYS; w++)
+		if (w->tag == tag && w->at && block_at(c, w->at)->key == key)
+			return w;
+	return NULL;
+}
+
+/* There is none with its key. If the set is full another is not found any more. */
+static void insert(struct kl_block_cache *c, const struct kl_block *b)
+{
+	struct kl_block_way *set = set_of(c, b->key), *w = set;
+	uint32_t tag = tag_of(b->key);
+
+	while (w < set + KL_BLOCK_WAYS && w->at)
+		w++;
+	if (w == set + KL_BLOCK_WAYS)
+		w = set + (tag >> 16) % KL_BLOCK_WAYS;
+	*w = (struct kl_block_way){tag, place_of(c, b)};
 }
 
 /* Of ops in @part, those to [@start, @start + @len) of the arena. */
@@ -141,17 +188,13 @@ static void evict(struct kl_block_cache *c, unsigned part)
 #define GOES(b) ((const uint8_t *)(b) >= lo && (const uint8_t *)(b) < hi)
 
 	for (unsigned i = 0; i < KL_BLOCK_FRONT; i++)
-		if (GOES(c->front[i]))
-			c->front[i] = NULL;
-	for_each_block (b, c, part) {
-		struct kl_block **link = chain_of(c, b->key);
-
-		/* If it can still be found */
-		while (*link && *link != b)
-			link = &(*link)->next;
-		if (*link)
-			*link = b->next;
-	}
+		if (GOES(c->front[i].b))
+			c->front[i].b = NULL;
+	/* All of it, in order, is less than a look at each block in the part. */
+	for (unsigned i = 0; i <= c->set_mask; i++)
+		for (unsigned k = 0; k < KL_BLOCK_WAYS; k++)
+			if (c->sets[i][k].at && GOES(block_at(c, c->sets[i][k].at)))
+				c->sets[i][k].at = 0;
 	for (unsigned i = 0; i < KL_BLOCK_PARTS; i++)
 		if (i != part)
 			drop_links(c, i, (uint64_t)part * c->part_size / 8, c->part_size / 8);
@@ -183,6 +226,7 @@ static struct kl_block *room(struct kl_block_cache *c, size_t size)
 {
 	if (!c->arena) {
 		c->part_size = kl_config.block_part ? kl_config.block_part : KL_BLOCK_PART;
+		c->set_mask = set_mask(arena_size(c) / BYTES_PER_SET);
 		c->arena = kl_sys_map(arena_size(c));
 		c->links = c->arena ? kl_sys_map(links_size(c)) : NULL;
 		if (c->arena && !c->links) {
@@ -332,20 +376,19 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 				   const uint8_t *code)
 {
 	struct kl_block_cache *c = v->blocks;
-	struct kl_block **link = chain_of(c, key), *b;
+	struct kl_block_way *w = find(c, key);
+	struct kl_block *b = NULL;
 
-	for (; (b = *link); link = &b->next) {
-		if (b->key != key)
-			continue;
+	if (w) {
+		b = block_at(c, w->at);
 		b->gen = KL_STALE;
 		b->code = code;
-		if (kl_block_same(b))
-			break;
-		b->pass = KL_STALE;
-		*link = b->next; /* its memory comes back with the part's */
-		c->nr_stale++;
-		b = NULL;
-		break;
+		if (!kl_block_same(b)) {
+			b->pass = KL_STALE;
+			w->at = 0; /* its memory comes back with the part's */
+			c->nr_stale++;
+			b = NULL;
+		}
 	}
 	if (!b) {
 		if (known_to_cross(single_of(c, key), key, code,
@@ -354,11 +397,9 @@ struct kl_block *kl_block_get_slow(struct kl_vcpu *v, uint64_t key, uint64_t lin
 		b = build(v, key, lin, code);
 		if (!b)
 			return NULL;
-		link = chain_of(c, key);
-		b->next = *link;
-		*link = b;
+		insert(c, b);
 	}
-	c->front[kl_block_hash(key) % KL_BLOCK_FRONT] = b;
+	c->front[kl_block_hash(key) % KL_BLOCK_FRONT] = (struct kl_block_front){key, b};
 	return b;
 }
 

@@ -24,8 +24,7 @@
 
 struct kl_block {
 	uint64_t key;
-	uint64_t rip;          /* where it starts, linear */
-	struct kl_block *next; /* in its hash chain */
+	uint64_t rip; /* where it starts, linear */
 	const uint8_t *code;
 	uint64_t gen;
 	/* The translation of xlate/, or NULL; what lets it be entered; the first op's run without.
@@ -60,12 +59,25 @@ struct kl_single {
 };
 #define KL_NR_SINGLES 16
 
-#define KL_BLOCK_FRONT 2048
-#define KL_BLOCK_HASH  65536
+/* Where blocks are found: by key in a direct-mapped table, and behind it in sets of so many. */
+#define KL_BLOCK_FRONT 16384u
+#define KL_BLOCK_SETS  32768u
+#define KL_BLOCK_WAYS  8u
+
+struct kl_block_front {
+	uint64_t key;
+	struct kl_block *b; /* or NULL */
+};
+
+/* What is looked for is not there most often: that is seen here, without a look at any block. */
+struct kl_block_way {
+	uint32_t tag;
+	uint32_t at; /* in 8 bytes from the arena's start, + 1; or 0: none */
+};
 
 /* Blocks are in this many parts of the arena; about 3 MiB of guest code in all. */
 #define KL_BLOCK_PARTS 8u
-#define KL_BLOCK_PART  (8u << 20)
+#define KL_BLOCK_PART  (16u << 20)
 
 /* Both in 8 bytes from the arena's start. */
 struct kl_block_link {
@@ -73,8 +85,9 @@ struct kl_block_link {
 };
 
 struct kl_block_cache {
-	struct kl_block *front[KL_BLOCK_FRONT]; /* direct-mapped, before the hash */
-	struct kl_block *hash[KL_BLOCK_HASH];
+	struct kl_block_way sets[KL_BLOCK_SETS][KL_BLOCK_WAYS];
+	unsigned set_mask; /* of those that are used */
+	struct kl_block_front front[KL_BLOCK_FRONT];
 	uint8_t *arena;
 	unsigned part; /* that is being filled */
 	uint32_t part_size, used[KL_BLOCK_PARTS];
@@ -118,6 +131,13 @@ KL_INLINE uint64_t kl_code_lin(const struct kl_vcpu *v)
 KL_INLINE unsigned kl_block_hash(uint64_t key)
 {
 	return (unsigned)((key >> 2) * 0x9e3779b97f4a7c15ull >> 40);
+}
+
+KL_INLINE struct kl_block *kl_block_in_front(const struct kl_block_cache *c, uint64_t key)
+{
+	const struct kl_block_front *f = &c->front[kl_block_hash(key) % KL_BLOCK_FRONT];
+
+	return f->key == key ? f->b : NULL;
 }
 
 bool kl_block_same_short(const struct kl_block *b);
@@ -185,7 +205,7 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 	const uint8_t *code = kl_fetch_pointer(v, lin);
 	kl_gfn_t gfn;
 	bool live;
-	struct kl_block *b = c->front[kl_block_hash(key) % KL_BLOCK_FRONT];
+	struct kl_block *b = kl_block_in_front(c, key);
 
 	if (KL_UNLIKELY(!code)) {
 		v->cur_op = NULL;
@@ -196,14 +216,14 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 	v->code_page = (uint8_t *)((uint64_t)code & KL_PAGE_MASK);
 	gfn = kl_fetch_gfn(v, lin);
 	live = false;
-	if (KL_LIKELY(b && b->key == key)) {
+	if (KL_LIKELY(b)) {
 		/* What it was true of may come back (tlb.h), but not with this pointer. */
 		b->gen = KL_STALE;
 		b->code = code;
 		/* Before the comparison, as in kl_block_verify(). */
 		live = kl_code_live(b->page) && b->gfn == gfn;
 	}
-	if (KL_UNLIKELY(!b || b->key != key || !kl_block_same(b))) {
+	if (KL_UNLIKELY(!b || !kl_block_same(b))) {
 		live = false;
 		b = kl_block_get_slow(v, key, lin, code);
 		if (!b)

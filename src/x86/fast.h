@@ -129,10 +129,10 @@ KL_INLINE const struct kl_op *kl_fast_jump(struct kl_vcpu *v, const struct kl_op
 KL_INLINE struct kl_block *kl_fast_find_in(struct kl_vcpu *v, uint64_t rip, unsigned mode)
 {
 	uint64_t key = rip << 2 | mode;
-	struct kl_block *b = v->blocks->front[kl_block_hash(key) % KL_BLOCK_FRONT];
+	struct kl_block *b = kl_block_in_front(v->blocks, key);
 
 	/* The key alone has not all bits. */
-	return kl_fast_may_enter(v, b) && b->key == key && b->rip == rip ? b : NULL;
+	return kl_fast_may_enter(v, b) && b->rip == rip ? b : NULL;
 }
 
 KL_INLINE struct kl_block *kl_fast_find(struct kl_vcpu *v, uint64_t rip)

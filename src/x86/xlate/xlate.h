@@ -27,8 +27,8 @@
 /* What is common; then that many parts, of this size unless kl_config has another. */
 #define KL_XLATE_COMMON 4096u
 #define KL_XLATE_PARTS  16u
-#define KL_XLATE_PART   (1u << 20)
-#define KL_XLATE_JUMPS  2048u
+#define KL_XLATE_PART   (2u << 20)
+#define KL_XLATE_JUMPS  8192u
 
 /* Where returns and indirect jumps went. The target checks itself (see kl_block.pass). */
 struct kl_xlate_jump {
