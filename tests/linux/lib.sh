@@ -231,5 +231,6 @@ disk_args()
 	qemu+=(-drive "id=files,file=$2,format=raw,if=none${3:+,$3}" -device "virtio-blk-$bus,drive=files")
 }
 
-# What no guest's console may say
-complaints='BUG:|Oops|WARNING: CPU|Call Trace|rcu.*(stall|self-detected)|soft lockup|hard LOCKUP|segfault|general protection|Kernel panic|unstable|I/O error|invalid opcode|hung_task|blocked for more than'
+# What no guest's console may say. ("TSC unstable due to TSCs unsynchronized" it says wherever
+# an AMD without constant_tsc has a second processor.)
+complaints='BUG:|Oops|WARNING: CPU|Call Trace|rcu.*(stall|self-detected)|soft lockup|hard LOCKUP|segfault|general protection|Kernel panic|unstable (because|due to c)|I/O error|invalid opcode|hung_task|blocked for more than'
