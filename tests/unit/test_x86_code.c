@@ -225,24 +225,11 @@ SNIPPET(c_writer,
 	".Lgood: inc ecx\ncmp ecx, 10001\njne .Lnext_round\n"
 	"mov dword ptr [rdi], -1\n.Lbad: hlt");
 
-struct side {
-	struct env e;
-	int r;
-};
-
-static void *run_thread(void *arg)
+static void start_waiter(struct env *e, pthread_t *t)
 {
-	struct side *s = arg;
-
-	s->r = env_run(&s->e);
-	return NULL;
-}
-
-static void start_waiter(struct side *s, pthread_t *t)
-{
-	enter_at(&s->e, CODE, STACK);
-	s->e.v->gpr[KL_RDI] = WORDS;
-	pthread_create(t, NULL, run_thread, s);
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RDI] = WORDS;
+	pthread_create(t, NULL, env_thread, e);
 }
 
 /* T8: one vCPU changes what the other runs, and tells it; without anything that serialises. */
@@ -251,33 +238,31 @@ static void cross(void **state)
 	struct env *e = *state;
 	struct kvm_sregs sregs;
 	struct kvm_cpuid_entry2 cpuid[100];
-	struct side a, b;
+	struct env b;
 	pthread_t t[2];
 	int n = kl_x86_supported_cpuid(cpuid, 100);
 
 	mode64(e, 0);
-	a.e = b.e = *e;
-	assert_int_equal(kl_x86_vcpu_create(e->vm, 1, &b.e.v), 0);
-	assert_int_equal(kl_x86_set_cpuid(b.e.v, cpuid, (unsigned)n), 0);
+	b = *e;
+	assert_int_equal(kl_x86_vcpu_create(e->vm, 1, &b.v), 0);
+	assert_int_equal(kl_x86_set_cpuid(b.v, cpuid, (unsigned)n), 0);
 	kl_x86_get_sregs(e->v, &sregs);
-	assert_int_equal(kl_x86_set_sregs(b.e.v, &sregs), 0);
+	assert_int_equal(kl_x86_set_sregs(b.v, &sregs), 0);
 	PUT(e, CODE, c_wait);
 	PUT(e, CODE2, c_writer);
 	put_function(e, 0);
-	b.e.v->mp_state = KVM_MP_STATE_RUNNABLE;
-	enter_at(&b.e, CODE2, STACK - 0x800);
-	b.e.v->gpr[KL_RDI] = WORDS;
-	b.e.v->gpr[KL_RSI] = FUNC;
-	start_waiter(&a, &t[0]);
-	pthread_create(&t[1], NULL, run_thread, &b);
-	pthread_join(t[1], NULL);
+	b.v->mp_state = KVM_MP_STATE_RUNNABLE;
+	enter_at(&b, CODE2, STACK - 0x800);
+	b.v->gpr[KL_RDI] = WORDS;
+	b.v->gpr[KL_RSI] = FUNC;
+	start_waiter(e, &t[0]);
+	pthread_create(&t[1], NULL, env_thread, &b);
+	assert_int_equal(env_join(t[1]), 0);
 	set_word(e, FLAG, (uint32_t)-1);
-	pthread_join(t[0], NULL);
-	assert_int_equal(a.r, 0);
-	assert_int_equal(b.r, 0);
-	assert_int_equal(b.e.v->gpr[KL_RCX], ROUNDS + 1);
+	assert_int_equal(env_join(t[0]), 0);
+	assert_int_equal(b.v->gpr[KL_RCX], ROUNDS + 1);
 	kl_notifier_remove_vm(&e->vm->mem);
-	kl_x86_vcpu_destroy(b.e.v);
+	kl_x86_vcpu_destroy(b.v);
 }
 
 /* The program: reads FUNC's operand from a file into guest memory. */
@@ -316,13 +301,12 @@ static void wait_for_ack(struct env *e, uint32_t round)
 /* T8: the program loads code, and the guest polls. */
 static void program_polled(struct env *e)
 {
-	struct side a = {.e = *e};
 	int fd = new_file();
 	unsigned wrong = 0;
 	pthread_t t;
 
 	put_function(e, 0);
-	start_waiter(&a, &t);
+	start_waiter(e, &t);
 	for (uint32_t i = 1; i <= WARM + ROUNDS; i++) {
 		load_function(e, fd, operand(i));
 		set_word(e, FLAG, i);
@@ -330,8 +314,7 @@ static void program_polled(struct env *e)
 		wrong += word(e, RESULT) != operand(i);
 	}
 	set_word(e, FLAG, (uint32_t)-1);
-	pthread_join(t, NULL);
-	assert_int_equal(a.r, 0);
+	assert_int_equal(env_join(t), 0);
 	assert_int_equal(wrong, 0);
 	assert_true(kl_track_is(&e->vm->mem, 0, FUNC >> 12)); /* it was about trusted code */
 	kl_sys_close(fd);
@@ -370,7 +353,6 @@ SNIPPET(c_nmi, "push rax\nmov eax, [rdi]\nmov r9d, eax\n"
 static void program_interrupts(void **state)
 {
 	struct env *e = *state;
-	struct side a = {.e = *e};
 	int fd = new_file();
 	unsigned wrong = 0;
 	pthread_t t;
@@ -380,8 +362,8 @@ static void program_interrupts(void **state)
 	PUT(e, CODE, c_main);
 	PUT(e, HANDLER(2), c_nmi);
 	put_function(e, 0);
-	a.e.v->gpr[KL_RDI] = WORDS;
-	pthread_create(&t, NULL, run_thread, &a);
+	e->v->gpr[KL_RDI] = WORDS;
+	pthread_create(&t, NULL, env_thread, e);
 	for (uint32_t i = 1; i <= WARM + ROUNDS; i++) {
 		load_function(e, fd, operand(i));
 		set_word(e, FLAG, i);
@@ -390,8 +372,7 @@ static void program_interrupts(void **state)
 		wrong += word(e, RESULT) != operand(i);
 	}
 	set_word(e, STOP, 1);
-	pthread_join(t, NULL);
-	assert_int_equal(a.r, 0);
+	assert_int_equal(env_join(t), 0);
 	assert_int_equal(wrong, 0);
 	assert_true(kl_track_is(&e->vm->mem, 0, FUNC >> 12));
 	kl_sys_close(fd);

@@ -418,11 +418,6 @@ static void vanished_stack_in_delivery(void **state)
 	assert_vector(e, 6);
 }
 
-static void *run_thread(void *arg)
-{
-	return (void *)(intptr_t)env_run(arg);
-}
-
 /* With an interrupt controller HLT sleeps in KVM_RUN; an NMI wakes it, a flush does not. */
 static void hlt_with_irqchip_waits(void **state)
 {
@@ -433,7 +428,7 @@ static void hlt_with_irqchip_waits(void **state)
 	env_code(e, 0xf4);
 	mode64(e, 0);
 	memcpy(e->mem + HANDLER(2), (uint8_t[]){0xe6, 0x55}, 2); /* out 0x55, al */
-	assert_int_equal(pthread_create(&t, NULL, run_thread, e), 0);
+	assert_int_equal(pthread_create(&t, NULL, env_thread, e), 0);
 	while (!atomic_load(&e->v->core.sleeping))
 		sched_yield();
 	assert_int_equal(atomic_load(&e->v->mp_state), KVM_MP_STATE_HALTED);
@@ -458,7 +453,7 @@ static void hlt_without_exit_waits(void **state)
 	mode64(e, 0);
 	e->vm->disabled_exits |= KVM_X86_DISABLE_EXITS_HLT;
 	memcpy(e->mem + HANDLER(2), (uint8_t[]){0xe6, 0x55}, 2); /* out 0x55, al */
-	assert_int_equal(pthread_create(&t, NULL, run_thread, e), 0);
+	assert_int_equal(pthread_create(&t, NULL, env_thread, e), 0);
 	while (!atomic_load(&e->v->core.sleeping))
 		sched_yield();
 	kl_x86_nmi(e->v);

@@ -500,14 +500,9 @@ static void handler(struct env *e, unsigned n)
 		assert_int_equal((e)->v->exit.io.port, n); \
 	} while (0)
 
-static void *run_thread(void *arg)
-{
-	return (void *)(intptr_t)env_run(arg);
-}
-
 static void start(struct env *e, pthread_t *t)
 {
-	assert_int_equal(pthread_create(t, NULL, run_thread, e), 0);
+	assert_int_equal(pthread_create(t, NULL, env_thread, e), 0);
 }
 
 static void finish(struct env *e, pthread_t t, unsigned n)

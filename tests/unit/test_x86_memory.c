@@ -502,11 +502,6 @@ static void linear_addresses_wrap(void **state)
 	munmap(top, 0x4000);
 }
 
-static void *run_guest(void *arg)
-{
-	return (void *)(intptr_t)env_run(arg);
-}
-
 /*
  * M6: a vCPU that blocks while it sets an accessed bit in a page table (userfaultfd has the page
  * write-protected) can be called out of guest mode, like one that blocks in a store.
@@ -534,7 +529,7 @@ static void blocked_in_page_table(void **state)
 	env_code(e, 0x48, 0xff, 0x04, 0x25, 0, 0, 2, 0, 0x80, 0x3c, 0x25, 0, 8, 2, 0, 0, 0x74, 0xee,
 		 0x8a, 0x04, 0x25, 0, 0x10, 2, 0, 0xf4);
 	mode64(e, 0);
-	pthread_create(&t, NULL, run_guest, e);
+	pthread_create(&t, NULL, env_thread, e);
 	while (!__atomic_load_n((uint64_t *)(e->mem + A), __ATOMIC_RELAXED))
 		sched_yield();
 	assert_int_equal(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
@@ -573,7 +568,7 @@ static void memory_appears_under_exchange(void **state)
 	if (kl_racepoints_enabled()) {
 		kl_racepoint_arm("rmw-no-pointer", 1);
 		kl_racepoint_arm("write-translated", 1);
-		pthread_create(&t, NULL, run_guest, e);
+		pthread_create(&t, NULL, env_thread, e);
 		assert_true(kl_racepoint_wait("rmw-no-pointer", 10000));
 		assert_int_equal(env_slot(e, 1, 0, MMIO_GPA, KL_PAGE_SIZE, page), 0);
 		kl_racepoint_release("rmw-no-pointer");

@@ -411,24 +411,10 @@ static void tables_replaced(void **state)
 
 /* ---- two threads ---- */
 
-struct side {
-	struct env e;
-	int r;
-};
-
-static void *run_thread(void *arg)
-{
-	struct side *s = arg;
-
-	s->r = env_run(&s->e);
-	return NULL;
-}
-
 /* T8: the entry is written after CR3 is, and before what was put away is read. */
 static void changed_during_load(void **state)
 {
 	struct env *e = *state;
-	struct side s;
 	pthread_t t;
 
 	if (!kl_racepoints_enabled())
@@ -441,15 +427,13 @@ static void changed_during_load(void **state)
 	enter_at(e, CODE, STACK);
 	e->v->gpr[KL_RBX] = LIN;
 	e->v->gpr[KL_RCX] = TABLES;
-	s.e = *e;
 	kl_racepoint_arm("tlb-takes-back", 1);
-	pthread_create(&t, NULL, run_thread, &s);
+	pthread_create(&t, NULL, env_thread, e);
 	assert_true(kl_racepoint_wait("tlb-takes-back", 10000));
 	__atomic_store_n((uint64_t *)(void *)(e->mem + entry_at(TABLES, 1)), NEW | P | W | U,
 			 __ATOMIC_RELAXED);
 	kl_racepoint_release("tlb-takes-back");
-	pthread_join(t, NULL);
-	assert_int_equal(s.r, 0);
+	assert_int_equal(env_join(t), 0);
 	assert_int_equal((uint8_t)e->v->gpr[KL_RAX], 0x22);
 }
 
@@ -487,7 +471,6 @@ static void load_entry(struct env *e, int fd, uint32_t round)
 static void rounds(struct env *e, bool interrupt)
 {
 	int fd = kl_sys_memfd("entry", 4096, 0);
-	struct side s = {.e = *e};
 	unsigned wrong = 0;
 	pthread_t t;
 
@@ -495,7 +478,7 @@ static void rounds(struct env *e, bool interrupt)
 	set_word(e, FLAG, 0);
 	set_word(e, ACK, 0);
 	set_word(e, STOP, 0);
-	pthread_create(&t, NULL, run_thread, &s);
+	pthread_create(&t, NULL, env_thread, e);
 	for (uint32_t i = 1; i <= ROUNDS; i++) {
 		load_entry(e, fd, i);
 		set_word(e, FLAG, i);
@@ -506,8 +489,7 @@ static void rounds(struct env *e, bool interrupt)
 		wrong += (uint8_t)word(e, RESULT) != (i % 3 ? 0x11 : 0x22);
 	}
 	set_word(e, interrupt ? STOP : FLAG, (uint32_t)-1);
-	pthread_join(t, NULL);
-	assert_int_equal(s.r, 0);
+	assert_int_equal(env_join(t), 0);
 	assert_int_equal(wrong, 0);
 	kl_sys_close(fd);
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -283,6 +284,20 @@ static inline int env_run(struct env *e)
 	r = kl_x86_run(e->v);
 	kl_engine_leave();
 	return r;
+}
+
+/* The same as a thread, and its result. */
+static inline void *env_thread(void *e)
+{
+	return (void *)(intptr_t)env_run(e);
+}
+
+static inline int env_join(pthread_t t)
+{
+	void *result;
+
+	pthread_join(t, &result);
+	return (int)(intptr_t)result;
 }
 
 /* The next instruction alone, and no event. -1: done, an exit included; else the exception. */
