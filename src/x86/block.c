@@ -25,12 +25,11 @@
 #include "x86/thunk.h"
 #include "x86/xlate/xlate.h"
 
-#define MAX_OPS   32
-#define MAX_BYTES 224
+#define MAX_OPS 32
 /* Behind a conditional jump a block goes on as long as it is short: all of it is compared. */
 #define MAX_BYTES_BEHIND_JUMP 32
-/* Of the arena: four blocks or so. */
-#define BYTES_PER_SET 4096u
+/* Of the arena: three blocks or so. */
+#define BYTES_PER_SET 2048u
 
 static size_t block_size(unsigned nr_ops, unsigned nr_bytes)
 {
@@ -107,10 +106,9 @@ static unsigned set_mask(size_t n)
 
 static struct kl_block_way *set_of(struct kl_block_cache *c, uint64_t key)
 {
-	return c->sets[kl_block_hash(key) & c->set_mask];
+	return c->sets[kl_block_hash(key) >> 2 & c->set_mask];
 }
 
-/* Bits that kl_block_hash() has not. */
 static uint32_t tag_of(uint64_t key)
 {
 	return (uint32_t)((key >> 2) * 0x9e3779b97f4a7c15ull >> 8);
@@ -138,17 +136,22 @@ static struct kl_block_way *find(struct kl_block_cache *c, uint64_t key)
 	return NULL;
 }
 
+static unsigned random_below(struct kl_block_cache *c, unsigned n)
+{
+	c->random = c->random * 6364136223846793005 + 1442695040888963407;
+	return (unsigned)(c->random >> 33) % n;
+}
+
 /* There is none with its key. If the set is full another is not found any more. */
 static void insert(struct kl_block_cache *c, const struct kl_block *b)
 {
 	struct kl_block_way *set = set_of(c, b->key), *w = set;
-	uint32_t tag = tag_of(b->key);
 
 	while (w < set + KL_BLOCK_WAYS && w->at)
 		w++;
 	if (w == set + KL_BLOCK_WAYS)
-		w = set + (tag >> 16) % KL_BLOCK_WAYS;
-	*w = (struct kl_block_way){tag, place_of(c, b)};
+		w = set + random_below(c, KL_BLOCK_WAYS);
+	*w = (struct kl_block_way){tag_of(b->key), place_of(c, b)};
 }
 
 /* Of ops in @part, those to [@start, @start + @len) of the arena. */
@@ -214,8 +217,7 @@ static void next_part(struct kl_block_cache *c)
 	while (i < KL_BLOCK_PARTS && c->used[(c->part + i) % KL_BLOCK_PARTS])
 		i++;
 	if (i == KL_BLOCK_PARTS) {
-		c->random = c->random * 6364136223846793005 + 1442695040888963407;
-		i = 1 + (unsigned)(c->random >> 33) % (KL_BLOCK_PARTS - 1);
+		i = 1 + random_below(c, KL_BLOCK_PARTS - 1);
 		evict(c, (c->part + i) % KL_BLOCK_PARTS);
 	}
 	c->part = (c->part + i) % KL_BLOCK_PARTS;
@@ -294,13 +296,13 @@ static struct kl_block *build(struct kl_vcpu *v, uint64_t key, uint64_t lin, con
 {
 	struct kl_block_cache *c = v->blocks;
 	unsigned avail = (unsigned)(KL_PAGE_SIZE - (lin & ~KL_PAGE_MASK)), len = 0, n = 0;
-	uint8_t bytes[MAX_BYTES + 16] = {0};
+	uint8_t bytes[KL_BLOCK_MAX_BYTES + 16] = {0};
 	struct kl_flag_use use[MAX_OPS];
 	struct kl_block *b;
 	uint8_t *own;
 
-	avail = kl_min(avail, (unsigned)MAX_BYTES);
-	b = room(c, block_size(MAX_OPS, MAX_BYTES));
+	avail = kl_min(avail, (unsigned)KL_BLOCK_MAX_BYTES);
+	b = room(c, block_size(MAX_OPS, KL_BLOCK_MAX_BYTES));
 	if (!b)
 		return NULL;
 	kl_access_copy(bytes, code, avail);

@@ -16,6 +16,8 @@
 #include "x86/debug.h"
 #include "x86/insn.h"
 
+#define KL_BLOCK_MAX_BYTES 224u
+
 /* A generation and an epoch that never are: links to the block are to be made anew; compare. */
 #define KL_STALE UINT64_MAX
 
@@ -61,7 +63,7 @@ struct kl_single {
 
 /* Where blocks are found: by key in a direct-mapped table, and behind it in sets of so many. */
 #define KL_BLOCK_FRONT 16384u
-#define KL_BLOCK_SETS  32768u
+#define KL_BLOCK_SETS  65536u
 #define KL_BLOCK_WAYS  8u
 
 struct kl_block_front {
@@ -75,7 +77,7 @@ struct kl_block_way {
 	uint32_t at; /* in 8 bytes from the arena's start, + 1; or 0: none */
 };
 
-/* Blocks are in this many parts of the arena; about 3 MiB of guest code in all. */
+/* Blocks are in this many parts of the arena; about 7 MiB of guest code in all. */
 #define KL_BLOCK_PARTS 8u
 #define KL_BLOCK_PART  (16u << 20)
 
@@ -128,9 +130,16 @@ KL_INLINE uint64_t kl_code_lin(const struct kl_vcpu *v)
 						    : (uint32_t)(v->seg[KL_CS].base + v->rip);
 }
 
-KL_INLINE unsigned kl_block_hash(uint64_t key)
+/*
+ * What lies in one page of code lies together in the tables, too, in 256 places: a small guest
+ * touches little of them.
+ */
+KL_INLINE uint32_t kl_block_hash(uint64_t key)
 {
-	return (unsigned)((key >> 2) * 0x9e3779b97f4a7c15ull >> 40);
+	uint64_t page = key >> (KL_PAGE_SHIFT + 2);
+	uint32_t offset = (uint32_t)(key >> 2) & (KL_PAGE_SIZE - 1);
+
+	return (uint32_t)(page * 0x9e3779b97f4a7c15ull >> 40) << 8 | offset * 0x9e3779b1u >> 24;
 }
 
 KL_INLINE struct kl_block *kl_block_in_front(const struct kl_block_cache *c, uint64_t key)
@@ -224,6 +233,8 @@ KL_INLINE struct kl_block *kl_block_get(struct kl_vcpu *v)
 		live = kl_code_live(b->page) && b->gfn == gfn;
 	}
 	if (KL_UNLIKELY(!b || !kl_block_same(b))) {
+		if (b)
+			b->pass = KL_STALE;
 		live = false;
 		b = kl_block_get_slow(v, key, lin, code);
 		if (!b)

@@ -135,6 +135,8 @@ void kl_interp_run(struct kl_vcpu *v)
 	kl_self.generated = (const struct kl_generated *)c->xlate;
 	c->stepping = c->stop = false;
 	c->from = NULL;
+	if (c->ask)
+		c->ask->until = 1; /* a request came first: the next time, then */
 	c->ask = NULL;
 	if (!v->same_epoch)
 		kl_code_new_epoch(v);

@@ -242,13 +242,6 @@ static void *write_code(void *arg)
 	return NULL;
 }
 
-static void *run_vcpu(void *arg)
-{
-	struct env *e = ((struct writer *)arg)->e;
-
-	return (void *)(intptr_t)env_run(e);
-}
-
 /*
  * T8: somebody has written a page and has not told the vCPUs yet; somebody else sees that it is
  * dead, and takes it off. A block in it goes on, gets an entry of its TLB by which it may write the
@@ -260,7 +253,8 @@ static void taken_off(void **state)
 	/* mov [rsi], rax; test ecx, ecx; jz 1f; mov bl, [rdi]; mov [rdi], dl; 1: mov al, 0; hlt */
 	static const uint8_t code[] = {0x48, 0x89, 0x06, 0x85, 0xc9, 0x74, 0x04,
 				       0x8a, 0x1f, 0x88, 0x17, 0xb0, 0,    0xf4};
-	struct writer vcpu = {.e = e}, writer = {.e = e};
+	struct writer writer = {.e = e};
+	pthread_t vcpu;
 	/* mov [CODE + 0x900], al; hlt */
 	static const uint8_t touch[] = {0x88, 0x04, 0x25, 0, 0x19, 0, 0, 0xf4};
 	struct kvm_sregs sregs;
@@ -271,7 +265,7 @@ static void taken_off(void **state)
 			     .rsi = ALIAS - 4,
 			     .rdi = ALIAS + CODE + 12,
 			     .rdx = 7};
-	void *result;
+	int result;
 
 	if (!kl_racepoints_enabled())
 		skip();
@@ -293,7 +287,7 @@ static void taken_off(void **state)
 	r.rcx = 1;
 	kl_x86_set_regs(e->v, &r);
 	kl_racepoint_arm("split-store", 1);
-	pthread_create(&vcpu.thread, NULL, run_vcpu, &vcpu);
+	pthread_create(&vcpu, NULL, env_thread, e);
 	assert_true(kl_racepoint_wait("split-store", 10000));
 	kl_racepoint_arm("code-killed", 1);
 	pthread_create(&writer.thread, NULL, write_code, &writer);
@@ -307,10 +301,10 @@ static void taken_off(void **state)
 	enter_at(&other, 0xb000, STACK0);
 	assert_run(&other, KVM_EXIT_HLT);
 	kl_racepoint_release("split-store");
-	pthread_join(vcpu.thread, &result);
+	result = env_join(vcpu);
 	kl_racepoint_release("code-killed");
 	pthread_join(writer.thread, NULL);
-	assert_null(result);
+	assert_int_equal(result, 0);
 	assert_int_equal(e->v->exit.reason, KVM_EXIT_HLT);
 	assert_int_equal((uint8_t)e->v->gpr[KL_RAX], 7);
 	kl_notifier_remove_vm(&e->vm->mem);
@@ -347,51 +341,157 @@ static void replaced(void **state)
 
 #define FUNC_PAGE 0x8000ul
 #define END       0xb000ul
+#define MAX_ADDS  32u
 
-/* jmp FUNC_PAGE; there @n nops; jmp END; there two hlt. */
-static void make_nops(struct env *e, unsigned n)
+/* What a run has come to, in a number. */
+static uint64_t outcome_with(struct env *e, uint64_t rsi)
+{
+	enter_at(e, CODE, STACK);
+	e->v->gpr[KL_RSI] = rsi;
+	assert_run(e, KVM_EXIT_HLT);
+	return e->v->rip + (e->v->gpr[KL_RAX] << 24) + (e->v->gpr[KL_RSP] << 12);
+}
+
+static uint64_t outcome(struct env *e)
+{
+	return outcome_with(e, 0);
+}
+
+static uint8_t *put_jmp(struct env *e, uint8_t *p, uint64_t to)
+{
+	*p++ = 0xe9;
+	rel32(&p, e->mem, to);
+	return p;
+}
+
+/* call FUNC_PAGE; jmp END; there hlt. Returns FUNC_PAGE's memory. */
+static uint8_t *make_caller(struct env *e)
 {
 	uint8_t *p = e->mem + CODE;
 
-	*p++ = 0xe9;
+	*p++ = 0xe8;
 	rel32(&p, e->mem, FUNC_PAGE);
-	p = e->mem + FUNC_PAGE;
-	memset(p, 0x90, n);
-	p += n;
-	*p++ = 0xe9;
-	rel32(&p, e->mem, END);
-	memset(e->mem + END, 0xf4, 2);
+	put_jmp(e, p, END);
+	memset(e->mem + END - 0x1000, 0xf4, 0x2000);
+	return e->mem + FUNC_PAGE;
 }
 
-static uint64_t where_it_ends(struct env *e)
+/* Each byte of the block in FUNC_PAGE is changed, and does what it does then. */
+static void change_each(struct env *e, const uint8_t *change, unsigned len)
 {
-	enter_at(e, CODE, STACK);
-	assert_run(e, KVM_EXIT_HLT);
-	return e->v->rip - 1;
+	uint64_t before = outcome(e);
+
+	for (unsigned at = 0; at < len; at++) {
+		for (unsigned k = 0; k < 4; k++)
+			assert_int_equal(outcome(e), before);
+		e->mem[FUNC_PAGE + at] ^= change[at];
+		assert_int_not_equal(outcome(e), before);
+		e->mem[FUNC_PAGE + at] ^= change[at];
+	}
 }
 
 /*
  * T8: a block that is entered from a translation in a new epoch is compared, each byte of it,
- * however long it is.
+ * however long it is. What a byte is changed to is a hlt, or another number.
  */
 static void compared_again(void **state)
 {
+	static const uint8_t add[] = {0x05, 0x11, 0x22, 0x33, 0x44}, /* add eax, 0x44332211 */
+		add_change[] = {0x05 ^ 0xf4, 1, 1, 1, 1},
+			     jmp_change[] = {0xe9 ^ 0xf4, 1, 0x10, 0x20, 1};
+	uint8_t change[5 * MAX_ADDS + 5];
 	struct env *e = *state;
+	uint8_t *func;
 
 	mode64(e, 0);
+	func = make_caller(e);
+	memset(func, 0xf4, 0x100);
+	*func = 0xc3; /* ret */
+	change_each(e, (uint8_t[]){0xc3 ^ 0xf4}, 1);
+	func[0] = 0xeb, func[1] = 0x40; /* jmp +0x40 */
+	change_each(e, (uint8_t[]){0xeb ^ 0xf4, 1}, 2);
 	for (unsigned n = 0; n < 31; n++) {
-		make_nops(e, n);
-		for (unsigned i = 0; i < n + 2; i++) {
-			uint8_t *byte = e->mem + FUNC_PAGE + i, before = *byte;
-
-			for (unsigned k = 0; k < 4; k++)
-				assert_int_equal(where_it_ends(e), END);
-			*byte = i <= n ? 0xf4 : (uint8_t)(before + 1);
-			assert_int_equal(where_it_ends(e), i <= n ? FUNC_PAGE + i : END + 1);
-			*byte = before;
-		}
+		memset(func, 0x90, n); /* nops */
+		memset(change, 0x90 ^ 0xf4, n);
+		put_jmp(e, func + n, END);
+		memcpy(change + n, jmp_change, 5);
+		change_each(e, change, n + 5);
 	}
-	assert_true(xlate(e)->nr_translated > 31);
+	for (unsigned n = 0; n < MAX_ADDS - 1; n++) {
+		memcpy(func + 5ul * n, add, 5);
+		memcpy(change + 5ul * n, add_change, 5);
+		put_jmp(e, func + 5ul * n + 5, END);
+		memcpy(change + 5ul * n + 5, jmp_change, 5);
+		change_each(e, change, 5 * n + 10);
+	}
+	assert_true(xlate(e)->nr_translated > 60);
+}
+
+/* Its page is another in the guest, with the same bytes or with others. */
+static void compared_where_mapped(void **state)
+{
+	const uint64_t pte = TABLES + 0x3000 + 8 * (FUNC_PAGE >> KL_PAGE_SHIFT);
+	struct env *e = *state;
+	uint64_t before;
+	uint8_t *func;
+
+	mode64(e, 0);
+	func = make_caller(e);
+	put_jmp(e, e->mem + CODE, FUNC_PAGE); /* no access to the stack, for that leaves */
+	memset(func, 0x90, 10);
+	put_jmp(e, func + 10, END);
+	before = outcome(e);
+	for (unsigned k = 0; k < 4; k++)
+		assert_int_equal(outcome(e), before);
+	for (unsigned round = 0; round < 4; round++) {
+		uint64_t was = get64(e, pte), other = 0xc000 + round * KL_PAGE_SIZE;
+		unsigned same = round % 2;
+
+		memcpy(e->mem + other, func, 32);
+		if (!same)
+			e->mem[other + 5] = 0xf4;
+		put64(e, pte, (was & 0xfff) | other);
+		kl_tlb_flush(e->v);
+		if (same) { /* it is found there by the interpreter, which knows nothing of the page
+			     */
+			enter_at(e, FUNC_PAGE, STACK);
+			assert_run(e, KVM_EXIT_HLT);
+		}
+		for (unsigned k = 0; k < 4; k++)
+			assert_int_equal(outcome(e) == before, same);
+		put64(e, pte, was);
+		kl_tlb_flush(e->v);
+		for (unsigned k = 0; k < 4; k++)
+			assert_int_equal(outcome(e), before);
+	}
+}
+
+/* Its page is not tracked any more: a store into the block would not be noticed. */
+static void compared_if_live(void **state)
+{
+	/* mov byte [rsi], 0xf4; 12 nops */
+	static const uint8_t code[] = {0xc6, 0x06, 0xf4, 0x90, 0x90, 0x90, 0x90, 0x90,
+				       0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90};
+	struct env *e = *state;
+	uint64_t before;
+	uint8_t *func;
+
+	mode64(e, 0);
+	func = make_caller(e);
+	put_jmp(e, e->mem + CODE, FUNC_PAGE);
+	memcpy(func, code, sizeof(code));
+	put_jmp(e, func + sizeof(code), END);
+	before = outcome_with(e, 0xd000);
+	for (unsigned k = 0; k < 4; k++)
+		assert_int_equal(outcome_with(e, 0xd000), before);
+	assert_true(kl_track_is(&e->vm->mem, 0, FUNC_PAGE >> KL_PAGE_SHIFT));
+	/* Written too often: nobody asks for the page, and it gets into the TLB for writes. */
+	for (unsigned k = 0; k < 8; k++)
+		assert_int_equal(outcome_with(e, FUNC_PAGE + 0x900), before);
+	assert_false(kl_track_is(&e->vm->mem, 0, FUNC_PAGE >> KL_PAGE_SHIFT));
+	/* The block changes itself. */
+	(void)outcome_with(e, FUNC_PAGE + 10);
+	assert_int_equal(e->v->rip, FUNC_PAGE + 11);
 }
 
 /* The same, if the page's memory has gone without notice: nothing is executed, and it comes back.
@@ -399,20 +499,24 @@ static void compared_again(void **state)
 static void compared_with_nothing(void **state)
 {
 	struct env *e = *state;
-	int fd = memfd_create("code", 0), r;
+	int fd = memfd_create("code", 0);
+	uint64_t before;
+	uint8_t *func;
 
 	assert_int_equal(ftruncate(fd, KL_PAGE_SIZE), 0);
 	assert_ptr_equal(mmap(e->mem + FUNC_PAGE, KL_PAGE_SIZE, PROT_READ | PROT_WRITE,
 			      MAP_SHARED | MAP_FIXED, fd, 0),
 			 e->mem + FUNC_PAGE);
 	mode64(e, 0);
-	make_nops(e, 20);
+	func = make_caller(e);
+	memset(func, 0x90, 20);
+	put_jmp(e, func + 20, END);
+	before = outcome(e);
 	for (unsigned k = 0; k < 4; k++)
-		assert_int_equal(where_it_ends(e), END);
+		assert_int_equal(outcome(e), before);
 	assert_int_equal(ftruncate(fd, 0), 0);
 	enter_at(e, CODE, STACK);
-	r = env_run(e);
-	assert_int_equal(r, -EFAULT);
+	assert_int_equal(env_run(e), -EFAULT);
 	assert_int_equal(e->v->rip, FUNC_PAGE);
 	/* Nor is that fault taken for another's: three nops; mov al, [rbx]; jmp. */
 	env_code(e, 0x90, 0x90, 0x90, 0x8a, 0x03, 0xeb, 0xf9);
@@ -420,9 +524,10 @@ static void compared_with_nothing(void **state)
 	e->v->gpr[KL_RBX] = P_MMIO;
 	assert_run(e, KVM_EXIT_MMIO);
 	assert_int_equal(ftruncate(fd, KL_PAGE_SIZE), 0);
-	make_nops(e, 10);
+	func = make_caller(e);
+	put_jmp(e, func, END);
 	for (unsigned k = 0; k < 4; k++)
-		assert_int_equal(where_it_ends(e), END);
+		assert_int_equal(outcome(e), before);
 	close(fd);
 }
 
@@ -560,6 +665,8 @@ int main(void)
 		T(taken_off, setup),
 		T(replaced, setup),
 		T(compared_again, setup),
+		T(compared_where_mapped, setup),
+		T(compared_if_live, setup),
 		T(compared_with_nothing, setup),
 		T(blocks_evicted, setup_few_blocks),
 		T(code_evicted, setup_little_code),

@@ -22,8 +22,8 @@
 #define KL_T_MAX_OPS 33
 #define KL_T_REFS    6
 #define KL_T_AGAIN   (2 * KL_T_MAX_OPS)
-/* Of 8 bytes, in the longest block. */
-#define KL_T_COMPARES 30
+/* Of 8 bytes, the last of which may be some again. */
+#define KL_T_COMPARES (KL_BLOCK_MAX_BYTES / 8 + 1)
 
 struct kl_t_op {
 	struct kl_decode d; /* of op */
@@ -72,7 +72,7 @@ struct kl_translation {
 	} point[KL_T_MAX_OPS * 8 + KL_T_COMPARES];
 	unsigned nr_points;
 	/* Jumps from where memory is compared to the call of kl_xlate_reenter(). */
-	uint8_t *again[KL_T_COMPARES + 4];
+	uint8_t *again[KL_T_COMPARES + 4]; /* and requests, gen, page, live */
 	unsigned nr_again;
 	struct {
 		uint8_t *field;

@@ -268,8 +268,7 @@ struct kl_xlate_to kl_xlate_reenter(struct kl_vcpu *v, struct kl_block *b)
 		} else if (moved && kl_code_live(b->page)) {
 			/* It compares by itself, and if that fails comes back here. */
 			return (struct kl_xlate_to){.host = b->host};
-		} else if (b->seen == v->code_epoch ||
-			   (kl_block_verify(v, b) && b->seen == v->code_epoch)) {
+		} else if (kl_block_verify(v, b) && b->seen == v->code_epoch) {
 			b->pass = pass_now(v);
 			return (struct kl_xlate_to){.host = b->host};
 		}

@@ -6,7 +6,7 @@
  *	op 0	...
  *	op n	...
  *	edge	add [insn_count], n; jmp to the next block's entry, or to the edge's way out
- *	again	is memory what it was? pass for this epoch and jmp to op 0, or call reenter
+ *	again	is memory what it was? pass for this epoch and jmp to the entry, or call reenter
  *	then, out of line, for each op that has one, its slow path:
  *		mov rax, op; call slow; get the flags if the next op wants them; jmp behind it
  *	and for each edge that is not linked: mov rax, op; call edge; where the jump is
@@ -422,10 +422,12 @@ static void compare_all(struct kl_translation *t)
 }
 
 /*
- * kl_xlate_reenter() without a call, for what is usual in a new epoch: the page is mapped where it
- * was, is live, and holds what it did. In this order, as kl_block_verify().
+ * kl_xlate_reenter() without a call, for what is usual in a new epoch: there is no request, the
+ * page is mapped where it was, is live, and holds what it did. In this order, as there: a page that
+ * has gone is not touched while a request waits, and what is written after the look at live is
+ * reported.
  */
-static uint32_t enter_again(struct kl_translation *t, uint8_t *field, const uint8_t *first)
+static uint32_t enter_again(struct kl_translation *t, uint8_t *field, const uint8_t *entry)
 {
 	const uint64_t b = (uint64_t)(uintptr_t)t->b;
 	struct kl_emit *e = &t->e;
@@ -433,6 +435,8 @@ static uint32_t enter_again(struct kl_translation *t, uint8_t *field, const uint
 
 	t->nr_again = 0;
 	kl_e_bind(e, field);
+	kl_e_alu_mi(e, 7, 4, KL_AT(H_CTX, KL_CTX(core.requests)), 0);
+	t->again[t->nr_again++] = kl_e_jcc(e, 5);
 	kl_e_imm(e, H_S1, b);
 	kl_e_load(e, H_S0, KL_CTX(code_gen));
 	kl_e_rm(e, 0x3b, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, gen)));
@@ -447,12 +451,11 @@ static uint32_t enter_again(struct kl_translation *t, uint8_t *field, const uint
 	kl_e_imm(e, H_S1, b);
 	kl_e_load(e, H_S0, KL_CTX(code_epoch));
 	kl_e_rm(e, 0x89, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, seen)));
-	/* No request: half of the word. */
-	kl_e_load(e, H_S0, KL_CTX(core.requests));
-	kl_e_rr(e, 0x85, 4, H_S0, H_S0);
-	t->again[t->nr_again++] = kl_e_jcc(e, 5);
+	/* As it is without requests: the entry sees if there has come one. */
+	kl_e_rm(e, 0x8b, 4, H_S0, KL_AT(H_CTX, KL_CTX(core.pass)));
+	kl_e_rr(e, 0xc1, 8, 4, H_S0), kl_e8(e, 32);
 	kl_e_rm(e, 0x89, 8, H_S0, KL_AT(H_S1, offsetof(struct kl_block, pass)));
-	kl_e_bind_to(e, kl_e_jmp(e), first);
+	kl_e_bind_to(e, kl_e_jmp(e), entry);
 	at = (uint32_t)(kl_here(e) - t->x->rx);
 	for (unsigned i = 0; i < t->nr_again; i++)
 		kl_e_bind(e, t->again[i]);
@@ -605,7 +608,7 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 {
 	struct kl_translation *t = x->work;
 	struct kl_emit *e = &t->e;
-	const uint8_t *entry, *first;
+	const uint8_t *entry;
 	uint32_t reenter;
 	unsigned lowered;
 	uint8_t *again;
@@ -626,11 +629,10 @@ bool kl_xlate_translate(struct kl_vcpu *v, struct kl_xlate *x, struct kl_block *
 	load_pass(t);
 	kl_e_rm(e, 0x3b, 8, H_S0, KL_AT(H_CTX, KL_CTX(core.requests)));
 	again = kl_e_jcc(e, 5);
-	first = kl_here(e);
 	lowered = make(t);
 	if (lowered < SLOW_COST * (t->nr - lowered))
 		return false;
-	reenter = enter_again(t, again, first);
+	reenter = enter_again(t, again, entry);
 	if (t->shared) {
 		t->ops = t->version[1];
 		t->sharing = false;
