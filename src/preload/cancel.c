@@ -7,6 +7,7 @@
  * signal in the same call. So it is made to install it for a thread that is there for nothing
  * else, and the kernel's action is replaced before the program's thread is cancelled.
  */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <semaphore.h>
 
@@ -64,6 +65,19 @@ static void *victim(void *sem)
 	return NULL;
 }
 
+typedef int create_fn(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+/*
+ * A sanitizer's runtime, ours or the program's, comes before this library, and must know of each
+ * thread in which code of its own runs: ThreadSanitizer's ends the program otherwise.
+ */
+static create_fn *creator(void)
+{
+	create_fn *theirs = (create_fn *)dlsym(RTLD_DEFAULT, "__interceptor_pthread_create");
+
+	return theirs ? theirs : REAL(pthread_create);
+}
+
 static void make_libc_install(void)
 {
 	uint64_t all = ~0ull, old;
@@ -75,7 +89,7 @@ static void make_libc_install(void)
 		return;
 	sem_init(&sem, 0, 0);
 	kl_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, 8);
-	if (!REAL(pthread_create)(&t, &attr, victim, &sem)) {
+	if (!creator()(&t, &attr, victim, &sem)) {
 		REAL(pthread_cancel)(t);
 		sem_post(&sem);
 		kl_sys(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, 8);
