@@ -149,10 +149,16 @@ void kl_raise_not_canonical(struct kl_vcpu *v, uint64_t lin)
 	const struct kl_op *op = v->cur_op;
 	bool stack = op && (op->flags & KL_OPF_STACK);
 
-	/* CALL [m], PUSH [m], POP [m] have one of each. BT's operand may lie anywhere. */
-	if (op && (op->flags & KL_OPF_MEM) &&
-	    (!stack || lin - kl_seg_linear(v, op->seg, kl_ea(v, op), 1, false) < 8))
-		stack = op->seg == KL_SS;
+	/*
+	 * CALL [m], PUSH [m], POP [m] have one of each. BT's operand may lie anywhere. Not by
+	 * kl_seg_linear(), which raises what is wrong with the other.
+	 */
+	if (op && (op->flags & KL_OPF_MEM)) {
+		uint64_t mem = kl_ea(v, op) + (op->seg >= KL_FS ? v->seg[op->seg].base : 0);
+
+		if (!stack || lin - mem < 8)
+			stack = op->seg == KL_SS;
+	}
 	kl_raise_error(v, stack ? KL_EXC_SS : KL_EXC_GP, 0);
 }
 

@@ -672,6 +672,19 @@ static void offset_is_canonical(void **state)
 	}
 }
 
+/* POP's first operand is the stack: whatever is wrong with the other, #SS comes first. */
+static void pop_from_nowhere(void **state)
+{
+	struct env *e = *state;
+
+	/* pop fs:[rsp + r9 * 8 + 0x4c] */
+	env_code(e, 0x64, 0x4a, 0x8f, 0x44, 0xcc, 0x4c);
+	mode64(e, 3); /* #SS has a stack of its own there */
+	e->v->gpr[KL_RSP] = 0x215b4108a8346920;
+	e->v->gpr[KL_R9] = -23ul;
+	assert_vector(e, 12);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, env_setup, env_teardown)
@@ -692,6 +705,7 @@ int main(void)
 		TEST(alignment_check),
 		TEST(linear_addresses_wrap),
 		TEST(offset_is_canonical),
+		TEST(pop_from_nowhere),
 		TEST(blocked_in_page_table),
 		TEST(memory_appears_under_exchange),
 	};
