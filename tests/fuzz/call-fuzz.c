@@ -173,8 +173,12 @@ static long create_vm(struct vm *vm, unsigned long cmd, uint64_t type)
 	if (!shared) /* else it stays as it is: others run in it */
 		fill_memory(vm->memory);
 	set_memory(vm, fd);
-	if (atomic_exchange(&vm->fd, fd) >= 0 && !shared)
+	/* Another thread has made one in between. */
+	fd = atomic_exchange(&vm->fd, fd);
+	if (fd >= 0 && !shared)
 		abort();
+	if (fd >= 0)
+		close(fd);
 	return 0;
 }
 
