@@ -231,6 +231,13 @@ disk_args()
 	qemu+=(-drive "id=files,file=$2,format=raw,if=none${3:+,$3}" -device "virtio-blk-$bus,drive=files")
 }
 
-# What no guest's console may say. ("TSC unstable due to TSCs unsynchronized" it says wherever
-# an AMD without constant_tsc has a second processor.)
-complaints='BUG:|Oops|WARNING: CPU|Call Trace|rcu.*(stall|self-detected)|soft lockup|hard LOCKUP|segfault|general protection|Kernel panic|unstable (because|due to c)|I/O error|invalid opcode|hung_task|blocked for more than'
+# What no guest's console may say, but for what Linux says of many an AMD: of its speculation, and, where it
+# has no constant_tsc, of a second processor's TSC, without looking at it
+complaints='BUG:|Oops|WARNING:|Call Trace|rcu.*(stall|self-detected)|soft lockup|hard LOCKUP|segfault|general protection|Kernel panic|unstable|I/O error|invalid opcode|hung_task|blocked for more than'
+harmless='Speculative Return Stack Overflow: WARNING: See|TSC unstable due to TSCs unsynchronized'
+
+# complaint LOG [MORE]: the first line with a complaint, or with what matches MORE
+complaint()
+{
+	grep -a -v -E "$harmless" "$1" | grep -a -E -m 1 "${2:+$2|}$complaints" | tr -d '\r'
+}

@@ -98,7 +98,7 @@ live_until()
 live_right()
 {
 	local line
-	line=$(grep -a -E -m 1 "WRONG|$complaints" "$log" | tr -d '\r')
+	line=$(complaint "$log" WRONG)
 	[ -z "$line" ] || { why=$line; return 1; }
 }
 
